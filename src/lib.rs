@@ -1,0 +1,7 @@
+//! Drop-in replacement for the C library libvfio-user.
+//!
+//! C device code calls in through a thin C skin; bytes come in through one
+//! transport; everything between is plain Rust that knows neither sockets nor
+//! C. The rooms, from the street to the cellar; each uses only those below it.
+
+pub mod wire;

@@ -1,0 +1,104 @@
+//! The error type of the whole library: a Linux errno, which is what both the
+//! protocol and the C API speak.
+//!
+//! Unlike `nix::errno::Errno` it can hold any number: a device callback may
+//! fail with a value far above the defined ones, and that value goes to the
+//! client unchanged.
+
+use std::fmt;
+use std::io;
+use std::num::NonZeroI32;
+
+/// A Linux errno. Never zero.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(NonZeroI32);
+
+/// What every fallible function of the library returns.
+pub type Result<T, E = Errno> = std::result::Result<T, E>;
+
+macro_rules! known {
+    ($($name:ident),* $(,)?) => {
+        impl Errno {
+            $(
+                #[doc = concat!("`", stringify!($name), "` of errno(3).")]
+                pub const $name: Errno = Errno::new(libc::$name);
+            )*
+        }
+
+        impl fmt::Debug for Errno {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                $(if *self == Errno::$name { return f.write_str(stringify!($name)); })*
+                write!(f, "errno {}", self.0)
+            }
+        }
+    };
+}
+
+known!(
+    EACCES,
+    EADDRINUSE,
+    EAGAIN,
+    EBADF,
+    EBUSY,
+    ECONNRESET,
+    EEXIST,
+    EFAULT,
+    EINTR,
+    EINVAL,
+    EIO,
+    EMFILE,
+    ENAMETOOLONG,
+    ENODEV,
+    ENOENT,
+    ENOMEM,
+    ENOMSG,
+    ENOSPC,
+    ENOTCONN,
+    ENOTRECOVERABLE,
+    ENOTSUP,
+    ENOTTY,
+    EPERM,
+    EPIPE,
+    EPROTO,
+    ETOOMANYREFS,
+);
+
+impl Errno {
+    /// The errno with this number; 0, which is no error, counts as `EINVAL`.
+    pub const fn new(number: i32) -> Errno {
+        match NonZeroI32::new(number) {
+            Some(n) => Errno(n),
+            None => Errno::new(libc::EINVAL),
+        }
+    }
+
+    /// The number, as it goes into `errno` and onto the wire.
+    pub const fn number(self) -> i32 {
+        self.0.get()
+    }
+
+    /// The calling thread's `errno`.
+    pub fn last() -> Errno {
+        Errno::new(io::Error::last_os_error().raw_os_error().unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&io::Error::from_raw_os_error(self.number()), f)
+    }
+}
+
+impl std::error::Error for Errno {}
+
+impl From<nix::errno::Errno> for Errno {
+    fn from(e: nix::errno::Errno) -> Errno {
+        Errno::new(e as i32)
+    }
+}
+
+impl From<io::Error> for Errno {
+    fn from(e: io::Error) -> Errno {
+        Errno::new(e.raw_os_error().unwrap_or(libc::EIO))
+    }
+}

@@ -1,0 +1,162 @@
+//! Regions: information, access, and the descriptors behind them.
+
+use bitflags::bitflags;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+bitflags! {
+    /// Flags of [`RegionInfo`].
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct RegionInfoFlags: u32 {
+        /// `VFIO_REGION_INFO_FLAG_READ`
+        const READ = 1;
+        /// `VFIO_REGION_INFO_FLAG_WRITE`
+        const WRITE = 2;
+        /// `VFIO_REGION_INFO_FLAG_MMAP`: a descriptor comes with the reply.
+        const MMAP = 4;
+        /// `VFIO_REGION_INFO_FLAG_CAPS`: a capability list follows.
+        const CAPS = 8;
+    }
+}
+
+/// `struct vfio_region_info`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct RegionInfo {
+    /// Room for the reply; in the reply, the room that a full one takes.
+    pub argsz: u32,
+    /// [`RegionInfoFlags`].
+    pub flags: u32,
+    /// The region.
+    pub index: u32,
+    /// Offset of the first capability in the reply, or 0.
+    pub cap_offset: u32,
+    /// Size of the region in bytes.
+    pub size: u64,
+    /// Where the region starts in the descriptor sent with the reply.
+    pub offset: u64,
+}
+
+/// `struct vfio_info_cap_header`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct CapHeader {
+    /// Which capability.
+    pub id: u16,
+    /// Its version.
+    pub version: u16,
+    /// Offset of the next one, or 0.
+    pub next: u32,
+}
+
+impl CapHeader {
+    /// `VFIO_REGION_INFO_CAP_SPARSE_MMAP`
+    pub const SPARSE_MMAP: u16 = 1;
+}
+
+/// `struct vfio_region_info_cap_sparse_mmap` without its areas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct SparseMmap {
+    /// Id [`CapHeader::SPARSE_MMAP`].
+    pub header: CapHeader,
+    /// How many areas follow.
+    pub nr_areas: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// `struct vfio_region_sparse_mmap_area`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct SparseArea {
+    /// Offset from the start of the region in bytes.
+    pub offset: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Fixed part of `VFIO_USER_REGION_READ` and `VFIO_USER_REGION_WRITE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct RegionAccess {
+    /// Offset into the region in bytes.
+    pub offset: u64,
+    /// The region.
+    pub region: u32,
+    /// Bytes.
+    pub count: u32,
+}
+
+/// Head of a `VFIO_USER_REGION_WRITE_MULTI`; also its whole reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct WriteMultiHead {
+    /// Number of entries; in the reply, of writes done.
+    pub wr_cnt: u64,
+}
+
+/// One write of a `VFIO_USER_REGION_WRITE_MULTI`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct WriteMultiEntry {
+    /// Offset into the region in bytes.
+    pub offset: u64,
+    /// The region.
+    pub region: u32,
+    /// Bytes, 8 at the most.
+    pub count: u32,
+    /// The bytes, the rest unused.
+    pub data: [u8; 8],
+}
+
+/// Request, and head of the reply, of `VFIO_USER_DEVICE_GET_REGION_IO_FDS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct RegionIoFds {
+    /// Room for the reply; in the reply, the room that a full one takes.
+    pub argsz: u32,
+    /// Zero.
+    pub flags: u32,
+    /// The region.
+    pub index: u32,
+    /// Zero; in the reply, the number of entries of the region.
+    pub count: u32,
+}
+
+/// Kinds of [`IoFdEntry`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoFdType {
+    /// An eventfd that a write to the region's range signals.
+    Ioeventfd = 0,
+    /// The same with a shadow of the written value in memory.
+    IoeventfdShadow = 2,
+}
+
+/// `vfio_user_sub_region_ioeventfd_t`: one entry of the reply to
+/// `VFIO_USER_DEVICE_GET_REGION_IO_FDS`, 48 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct IoFdEntry {
+    /// Offset into the region in bytes.
+    pub gpa_offset: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Which of the reply's descriptors; `u32::MAX` for none.
+    pub fd_index: u32,
+    /// An [`IoFdType`].
+    pub kind: u32,
+    /// `KVM_IOEVENTFD_FLAG_*`.
+    pub flags: u32,
+    /// Which of the reply's descriptors holds the shadow.
+    pub shadow_mem_fd_index: u32,
+    /// Where in it.
+    pub shadow_offset: u64,
+    /// The value that signals, with `KVM_IOEVENTFD_FLAG_DATAMATCH`.
+    pub datamatch: u64,
+}
+
+impl IoFdEntry {
+    /// [`fd_index`](Self::fd_index) of an entry whose descriptor doesn't come
+    /// with the reply.
+    pub const NO_FD: u32 = u32::MAX;
+}
