@@ -1,0 +1,168 @@
+//! Interrupts: the eventfds that a client assigned to each type's vectors.
+//!
+//! Assigning and closing happens on the thread that runs the context;
+//! triggering, on any thread.
+
+mod eventfd;
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use parking_lot::RwLock;
+
+use crate::wire::{Errno, Result};
+pub use eventfd::Eventfd;
+
+/// Interrupt types of a PCI device, by their index on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // the names are those of the PCI specification
+pub enum IrqType {
+    Intx = 0,
+    Msi = 1,
+    Msix = 2,
+    Err = 3,
+    Req = 4,
+}
+
+impl IrqType {
+    /// How many there are.
+    pub const COUNT: usize = 5;
+
+    /// The type with this index, or `EINVAL`.
+    pub fn from_index(index: u32) -> Result<IrqType> {
+        match index {
+            0 => Ok(IrqType::Intx),
+            1 => Ok(IrqType::Msi),
+            2 => Ok(IrqType::Msix),
+            3 => Ok(IrqType::Err),
+            4 => Ok(IrqType::Req),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+/// A type's vectors.
+#[derive(Debug, Default)]
+struct Vectors {
+    count: AtomicU32,
+    /// Only vectors with an eventfd are in it: what a client can make the
+    /// server store is bounded by the descriptors that it sends.
+    assigned: RwLock<BTreeMap<u32, Eventfd>>,
+}
+
+/// All interrupts of a device.
+#[derive(Debug)]
+pub struct Irqs {
+    types: [Vectors; IrqType::COUNT],
+    ready: AtomicBool,
+}
+
+impl Default for Irqs {
+    /// One ERR and one REQ vector, and none of the others.
+    fn default() -> Irqs {
+        let irqs = Irqs { types: Default::default(), ready: AtomicBool::new(false) };
+        irqs.set_count(IrqType::Err, 1);
+        irqs.set_count(IrqType::Req, 1);
+        irqs
+    }
+}
+
+impl Irqs {
+    fn of(&self, kind: IrqType) -> &Vectors {
+        let [intx, msi, msix, err, req] = &self.types;
+        match kind {
+            IrqType::Intx => intx,
+            IrqType::Msi => msi,
+            IrqType::Msix => msix,
+            IrqType::Err => err,
+            IrqType::Req => req,
+        }
+    }
+
+    /// From now on, vectors can be triggered.
+    pub fn make_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    /// Sets how many vectors a type has.
+    pub fn set_count(&self, kind: IrqType, count: u32) {
+        self.of(kind).count.store(count, Ordering::Relaxed);
+    }
+
+    /// How many vectors a type has.
+    pub fn count(&self, kind: IrqType) -> u32 {
+        self.of(kind).count.load(Ordering::Relaxed)
+    }
+
+    /// Assigns eventfds to the vectors from `start` on, in place of those they
+    /// had. `EINVAL` if one of the descriptors is no eventfd; then none is
+    /// assigned and all are closed.
+    pub fn assign(&self, kind: IrqType, start: u32, fds: Vec<OwnedFd>) -> Result<()> {
+        let eventfds = fds.into_iter().map(Eventfd::new).collect::<Result<Vec<_>>>()?;
+        let mut replaced = Vec::new();
+        {
+            let mut assigned = self.of(kind).assigned.write();
+            for (vector, eventfd) in (start..=u32::MAX).zip(eventfds) {
+                replaced.extend(assigned.insert(vector, eventfd));
+            }
+        }
+        drop(replaced);
+        Ok(())
+    }
+
+    /// Closes the eventfds of `count` vectors from `start` on.
+    pub fn close_range(&self, kind: IrqType, start: u32, count: u32) {
+        let mut assigned = self.of(kind).assigned.write();
+        assigned.retain(|vector, _| !(start..start.saturating_add(count)).contains(vector));
+    }
+
+    /// Closes all eventfds of a type.
+    pub fn close(&self, kind: IrqType) {
+        self.of(kind).assigned.write().clear();
+    }
+
+    /// Closes all eventfds.
+    pub fn close_all(&self) {
+        for vectors in &self.types {
+            vectors.assigned.write().clear();
+        }
+    }
+
+    /// Triggers those of `count` vectors from `start` on that have an eventfd
+    /// and for which `wanted` (given the position in the range) is true.
+    pub fn trigger_range(
+        &self,
+        kind: IrqType,
+        start: u32,
+        count: u32,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        let assigned = self.of(kind).assigned.read();
+        for (vector, eventfd) in assigned.range(start..start.saturating_add(count)) {
+            if wanted(vector.saturating_sub(start) as usize) {
+                eventfd.trigger()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Triggers a vector of the type that is in use: the first of MSI-X, MSI
+    /// and INTx that has any eventfd assigned. Any thread may call this.
+    ///
+    /// `EINVAL` if no type has so many vectors, or before [`make_ready`](Self::make_ready);
+    /// `ENOENT` if the vector has no eventfd; `EAGAIN` if its counter is full.
+    pub fn trigger(&self, vector: u32) -> Result<()> {
+        let most = self.types.iter().map(|t| t.count.load(Ordering::Relaxed)).max();
+        if !self.ready.load(Ordering::Acquire) || most.is_none_or(|most| vector >= most) {
+            return Err(Errno::EINVAL);
+        }
+        for kind in [IrqType::Msix, IrqType::Msi, IrqType::Intx] {
+            let assigned = self.of(kind).assigned.read();
+            if !assigned.is_empty() {
+                return assigned.get(&vector).ok_or(Errno::ENOENT)?.trigger();
+            }
+        }
+        Err(Errno::ENOENT)
+    }
+}

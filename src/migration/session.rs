@@ -1,0 +1,83 @@
+//! The state that a device is in.
+
+use std::cell::Cell;
+
+use super::fsm;
+use crate::wire::{DeviceState, Errno, Result};
+
+/// A device's migration state. It is held by value and never borrowed, so a
+/// callback may look at it, or change it, while a path is walked.
+#[derive(Debug)]
+pub struct Session {
+    state: Cell<DeviceState>,
+}
+
+impl Default for Session {
+    /// A device runs.
+    fn default() -> Session {
+        Session { state: Cell::new(DeviceState::Running) }
+    }
+}
+
+impl Session {
+    /// The state.
+    pub fn state(&self) -> DeviceState {
+        self.state.get()
+    }
+
+    /// The device was reset, or migration was set up: it runs.
+    pub fn reset(&self) {
+        self.state.set(DeviceState::Running);
+    }
+
+    /// Goes to the state with this number. `step` is called for each state on
+    /// the way and brings the device there; after that the step counts as
+    /// done.
+    ///
+    /// `EINVAL` if there is no way, without a step. If a step fails its errno
+    /// is the result and the state is that of the last step that was done,
+    /// except that `ENOTRECOVERABLE` says that the device cannot be brought
+    /// back into any valid state: that is ERROR, which only a reset leaves.
+    pub fn request(&self, number: u32, mut step: impl FnMut(DeviceState) -> Result<()>) -> Result<()> {
+        let target = DeviceState::from_number(number).ok_or(Errno::EINVAL)?;
+        let path = fsm::path(self.state.get(), target).ok_or(Errno::EINVAL)?;
+        for state in path {
+            match step(*state) {
+                Ok(()) => self.state.set(*state),
+                Err(errno) => {
+                    if errno == Errno::ENOTRECOVERABLE {
+                        self.state.set(DeviceState::Error);
+                    }
+                    return Err(errno);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads migration data: `read` is given the number of bytes wanted, and
+    /// says how many there are. `EINVAL` unless state is being saved, or if it
+    /// claims to have more than was asked for.
+    pub fn read(&self, size: usize, read: impl FnOnce(usize) -> Result<usize>) -> Result<usize> {
+        if !fsm::is_saving(self.state.get()) {
+            return Err(Errno::EINVAL);
+        }
+        match read(size)? {
+            count if count <= size => Ok(count),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Writes migration data: `write` is given all of it and says how many
+    /// bytes it took. `EINVAL` unless the device is resuming, or if it did not
+    /// take everything.
+    pub fn write(&self, size: usize, write: impl FnOnce() -> Result<usize>) -> Result<()> {
+        if self.state.get() != DeviceState::Resuming {
+            return Err(Errno::EINVAL);
+        }
+        match write()? {
+            count if count == size => Ok(()),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! One socket of a connection with what came in on it.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use super::buffer::Pool;
+use super::receive::Receiver;
+use crate::wire::Result;
+
+/// How much unread data is taken out of a socket before it is closed.
+const DRAIN_MAX: usize = 16 << 20;
+
+/// A socket and its receiver.
+#[derive(Debug)]
+pub struct Channel {
+    socket: OwnedFd,
+    /// What came in.
+    pub receiver: Receiver,
+}
+
+impl Channel {
+    pub fn new(socket: OwnedFd, pool: &mut Pool) -> Result<Channel> {
+        Ok(Channel { socket, receiver: Receiver::new(pool)? })
+    }
+
+    pub fn socket(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Drop for Channel {
+    /// A server that closes the socket while something lies unread resets the
+    /// peer (and QEMU then aborts), so that is taken out first.
+    fn drop(&mut self) {
+        let socket = self.socket();
+        self.receiver.drain(socket, DRAIN_MAX);
+    }
+}

@@ -1,0 +1,102 @@
+//! The listening socket.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::wire::{Errno, Result};
+
+/// A listening UNIX stream socket. Dropping it removes its path, if that is
+/// still the one that was bound here.
+#[derive(Debug)]
+pub struct Listener {
+    socket: OwnedFd,
+    // Held for what it does when it goes.
+    _path: Option<BoundPath>,
+}
+
+#[derive(Debug)]
+struct BoundPath {
+    path: PathBuf,
+    dev: u64,
+    ino: u64,
+}
+
+impl Listener {
+    /// Binds to `path`, at most 107 bytes, and listens. With `nonblocking`,
+    /// accepting does not wait.
+    ///
+    /// The whole address is handed to the kernel, so that an empty path gives
+    /// an (abstract) name of NULs.
+    pub fn bind(path: &[u8], nonblocking: bool) -> Result<Listener> {
+        // SAFETY: zeros are a valid sockaddr_un.
+        let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        if path.len() >= address.sun_path.len() {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        for (to, from) in address.sun_path.iter_mut().zip(path) {
+            *to = *from as libc::c_char;
+        }
+        let nonblock = if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
+        // SAFETY: no pointers.
+        let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | nonblock, 0) };
+        if fd < 0 {
+            return Err(Errno::last());
+        }
+        // SAFETY: just made, and nobody else knows of it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let size = size_of_val(&address) as libc::socklen_t;
+        // SAFETY: address is a whole sockaddr_un of that size.
+        if unsafe { libc::bind(fd, (&raw const address).cast(), size) } < 0 {
+            return Err(Errno::last());
+        }
+        let path = (!path.is_empty()).then(|| BoundPath::new(Path::new(OsStr::from_bytes(path))));
+        let listener = Listener { socket, _path: path.flatten() };
+        // SAFETY: no pointers.
+        if unsafe { libc::listen(fd, 0) } < 0 {
+            return Err(Errno::last());
+        }
+        Ok(listener)
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    /// Accepts a client that waits; `EAGAIN` if the socket is non-blocking and
+    /// none does.
+    pub fn accept(&self) -> Result<OwnedFd> {
+        // SAFETY: null pointers: the peer's address is not wanted.
+        let fd = unsafe {
+            libc::accept4(self.socket(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+        };
+        match fd {
+            // SAFETY: just made, and nobody else knows of it.
+            0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            _ => Err(Errno::last()),
+        }
+    }
+}
+
+impl BoundPath {
+    fn new(path: &Path) -> Option<BoundPath> {
+        let found = std::fs::symlink_metadata(path).ok()?;
+        let path = path.to_owned();
+        Some(BoundPath { path, dev: found.dev(), ino: found.ino() })
+    }
+}
+
+impl Drop for BoundPath {
+    fn drop(&mut self) {
+        let same = std::fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| found.dev() == self.dev && found.ino() == self.ino);
+        if same {
+            // Nobody is there to be told of a failure.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! A received message.
+
+use std::os::fd::OwnedFd;
+
+use super::buffer::Buffer;
+use crate::wire::Header;
+
+/// A whole message. It owns its bytes and its descriptors: nothing that is
+/// received later moves or closes them.
+#[derive(Debug)]
+pub struct Message {
+    /// Its header, as received.
+    pub header: Header,
+    /// Descriptors that came with it. They are closed when they are not taken.
+    pub fds: Vec<OwnedFd>,
+    /// The kernel could not hand over all descriptors that were sent.
+    pub fds_cut: bool,
+    pub(super) buffer: Buffer,
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+impl Message {
+    /// What follows the header. It starts at a multiple of 8.
+    pub fn payload(&self) -> &[u8] {
+        self.buffer.range(self.start, self.end)
+    }
+
+    /// What follows the header, for a callback that may write to it.
+    pub fn payload_mut(&mut self) -> &mut [u8] {
+        self.buffer.range_mut(self.start, self.end)
+    }
+
+    /// The same message in a buffer of just its size, for one that has to
+    /// wait. (If there is no memory for that, it stays where it is.)
+    pub(super) fn compacted(mut self) -> Message {
+        let payload = self.buffer.range(self.start, self.end);
+        if let Ok(mut small) = Buffer::new(payload.len()) {
+            small.range_mut(0, payload.len()).copy_from_slice(payload);
+            (self.start, self.end) = (0, payload.len());
+            self.buffer = small;
+        }
+        self
+    }
+
+    /// The buffer, for its next use.
+    pub fn into_buffer(self) -> Buffer {
+        self.buffer
+    }
+}
+
+/// What stands next in the stream.
+#[derive(Debug)]
+pub enum Next {
+    /// A whole message.
+    Message(Message),
+    /// A header that is answered with `EINVAL`. The body that it announces is
+    /// dropped as it arrives.
+    Refused(Header),
+    /// A header whose size is no size of a message, so that nothing is known
+    /// of where the next one starts. It is answered, then the connection is
+    /// lost.
+    Unfollowable(Header),
+    /// No whole message yet.
+    Nothing,
+}

@@ -1,0 +1,27 @@
+//! The transport: listening, accepting, framing, descriptors, gathering of
+//! replies, and the second socket for the server's own commands.
+//!
+//! It knows headers and sizes, not what a command means. A [`Connection`] is
+//! a main [`Channel`](channel::Channel) with a [`Sender`](send::Sender) for
+//! replies, and perhaps a twin channel. Bytes are received ahead into one
+//! reusable buffer; a message that is taken from it owns its payload, so that
+//! whatever a callback makes the connection do meanwhile cannot move the bytes
+//! that the callback looks at.
+
+mod buffer;
+mod channel;
+mod connection;
+mod control;
+mod listener;
+mod message;
+mod poller;
+mod receive;
+mod reply;
+mod send;
+
+pub use buffer::{Buffer, Pool};
+pub use connection::{Awaited, Connection, Received, Sent};
+pub use listener::Listener;
+pub use message::{Message, Next};
+pub use poller::{Interest, Poller};
+pub use reply::Reply;

@@ -1,0 +1,94 @@
+//! The descriptor that a caller may poll.
+//!
+//! An epoll descriptor, which is itself readable when one of the sockets is
+//! ready, or when the eventfd says that something was left behind which no
+//! socket tells of: messages that were received and not executed, a lost
+//! connection that no call has reported.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollOp};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::wire::{Errno, Result};
+
+/// What makes the descriptor readable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interest {
+    /// A socket, and whether room to write is meant instead of something to
+    /// read.
+    pub socket: Option<(RawFd, bool)>,
+    /// It is readable in any case.
+    pub left_behind: bool,
+}
+
+/// The descriptor, and what it is set to. Setting it to what it is set to
+/// already costs nothing.
+#[derive(Debug)]
+pub struct Poller {
+    epoll: Epoll,
+    event: EventFd,
+    set: Interest,
+}
+
+impl Poller {
+    /// A descriptor that is not readable.
+    pub fn new() -> Result<Poller> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
+        Ok(Poller { epoll, event, set: Interest::default() })
+    }
+
+    /// The descriptor.
+    pub fn fd(&self) -> RawFd {
+        self.epoll.0.as_raw_fd()
+    }
+
+    /// Makes it readable for `interest`. The socket it was set to before, if
+    /// it is another one, must still be open.
+    pub fn set(&mut self, interest: Interest) -> Result<()> {
+        if interest.socket != self.set.socket {
+            let (old, new) = (self.set.socket, interest.socket);
+            match (old, new) {
+                (Some((old, _)), Some((fd, write))) if old == fd => {
+                    self.control(EpollOp::EpollCtlMod, fd, write)?;
+                }
+                _ => {
+                    self.forget_socket();
+                    if let Some((fd, write)) = new {
+                        self.control(EpollOp::EpollCtlAdd, fd, write)?;
+                    }
+                }
+            }
+            self.set.socket = new;
+        }
+        if interest.left_behind != self.set.left_behind {
+            match interest.left_behind {
+                true => self.event.write(1).map(drop)?,
+                false => self.event.read().map(drop)?,
+            }
+            self.set.left_behind = interest.left_behind;
+        }
+        Ok(())
+    }
+
+    /// The socket is about to be closed.
+    pub fn forget_socket(&mut self) {
+        if let Some((fd, _)) = self.set.socket.take() {
+            // SAFETY: the descriptor is open, or epoll refuses it, which is
+            // all the same here; it is only used for this call.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            let _ = self.epoll.delete(fd);
+        }
+    }
+
+    fn control(&self, op: EpollOp, fd: RawFd, write: bool) -> Result<()> {
+        let flags = if write { EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
+        let mut event = libc::epoll_event { events: flags.bits() as u32, u64: 1 };
+        // SAFETY: event is valid for the call; a descriptor that is not open
+        // is refused by the kernel.
+        let done = unsafe { libc::epoll_ctl(self.epoll.0.as_fd().as_raw_fd(), op as i32, fd, &mut event) };
+        if done < 0 { Err(Errno::last()) } else { Ok(()) }
+    }
+}

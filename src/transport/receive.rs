@@ -1,0 +1,350 @@
+//! Receiving: bytes come in as many at a time as there are, messages go out
+//! one by one.
+//!
+//! Bytes are read into one standard buffer. A small message is copied out of
+//! it, so that the next ones can go on being read behind it; a middling one
+//! takes the whole buffer along if that moves fewer bytes; one that doesn't fit
+//! is collected in a buffer of its own, into which the kernel then writes
+//! directly.
+//!
+//! Descriptors belong to the message that holds the last byte of the read that
+//! they came with: the kernel ends a read behind the send that carried them.
+
+use std::collections::VecDeque;
+use std::os::fd::{OwnedFd, RawFd};
+
+use super::buffer::{Buffer, Pool, STANDARD};
+use super::control::{self, Header as SocketHeader};
+use super::message::{Message, Next};
+use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE};
+use crate::wire::{Errno, Header, Result, take};
+
+/// Descriptors of one read.
+#[derive(Debug)]
+struct Batch {
+    /// Position in the stream of the last byte of that read.
+    at: u64,
+    fds: Vec<OwnedFd>,
+    cut: bool,
+}
+
+/// A message that is too large for the buffer.
+#[derive(Debug)]
+struct Large {
+    header: Header,
+    /// Bytes of it, header included, that have arrived: they stand in
+    /// `buffer`, the payload at its start.
+    have: usize,
+    buffer: Buffer,
+}
+
+impl Large {
+    fn size(&self) -> usize {
+        self.header.msg_size as usize
+    }
+}
+
+/// One direction of a socket: what came in and is not used yet.
+#[derive(Debug)]
+pub struct Receiver {
+    buffer: Buffer,
+    /// Bytes `head..tail` of the buffer have arrived and are not used.
+    head: usize,
+    tail: usize,
+    large: Option<Large>,
+    /// Bytes of a refused message that are still to be dropped.
+    skip: usize,
+    /// Bytes received and bytes used since the connection began.
+    received: u64,
+    used: u64,
+    batches: VecDeque<Batch>,
+    /// The peer will send no more.
+    ended: bool,
+    socket_header: Box<SocketHeader>,
+}
+
+impl Receiver {
+    pub fn new(pool: &mut Pool) -> Result<Receiver> {
+        Ok(Receiver {
+            buffer: pool.take(STANDARD)?,
+            head: 0,
+            tail: 0,
+            large: None,
+            skip: 0,
+            received: 0,
+            used: 0,
+            batches: VecDeque::new(),
+            ended: false,
+            socket_header: SocketHeader::new(),
+        })
+    }
+
+    /// Whether the peer has ended its side, or the socket failed.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether nothing of the next message has arrived.
+    pub fn at_boundary(&self) -> bool {
+        self.large.is_none() && self.skip == 0 && self.head == self.tail
+    }
+
+    /// Bytes of the next message that have arrived, and that message's size if
+    /// its header has.
+    pub fn partial(&self) -> (usize, Option<usize>) {
+        match &self.large {
+            Some(large) => (large.have, Some(large.size())),
+            None => (self.tail.saturating_sub(self.head), self.peek().map(|header| header.msg_size as usize)),
+        }
+    }
+
+    /// Whether a call of [`next`](Self::next) would give something.
+    pub fn has_next(&self) -> bool {
+        if let Some(large) = &self.large {
+            return large.have >= large.size();
+        }
+        if self.skip > 0 {
+            return false;
+        }
+        match self.peek() {
+            None => false,
+            Some(header) => {
+                let size = header.msg_size as usize;
+                judge(&header).is_err() || size <= self.tail.saturating_sub(self.head)
+            }
+        }
+    }
+
+    /// Whether there is room to receive into. There always is, unless the
+    /// buffer is full of whole messages.
+    pub fn has_room(&self) -> bool {
+        !self.ended && (self.large.is_some() || self.head > 0 || self.tail < self.buffer.len())
+    }
+
+    /// Makes ready for a `recvmsg` by somebody else, whose outcome
+    /// [`finish`](Self::finish) is to be told. Until then, nothing else may be
+    /// done with the receiver.
+    pub fn prepare(&mut self) -> *mut libc::msghdr {
+        if self.head == self.tail {
+            (self.head, self.tail) = (0, 0);
+        } else if self.head > 0 && self.tail == self.buffer.len() {
+            self.compact();
+        }
+        let capacity = self.buffer.len();
+        let rest = control::piece_mut(self.buffer.range_mut(self.tail, capacity));
+        let first = match &mut self.large {
+            Some(large) => {
+                let (from, to) =
+                    (large.have.saturating_sub(HEADER_SIZE), large.size().saturating_sub(HEADER_SIZE));
+                control::piece_mut(large.buffer.range_mut(from, to))
+            }
+            None => control::piece_mut(&mut []),
+        };
+        self.socket_header.prepare([first, rest])
+    }
+
+    /// Takes over what a `recvmsg` brought: `count` bytes, 0 for the end.
+    pub fn finish(&mut self, count: usize) {
+        let mut fds = Vec::new();
+        let cut = self.socket_header.collect(&mut fds);
+        if count == 0 {
+            self.ended = true;
+            return;
+        }
+        self.received = self.received.saturating_add(count as u64);
+        let mut rest = count;
+        if let Some(large) = &mut self.large {
+            let part = rest.min(large.size().saturating_sub(large.have));
+            large.have = large.have.saturating_add(part);
+            rest = rest.saturating_sub(part);
+        }
+        self.tail = self.tail.saturating_add(rest).min(self.buffer.len());
+        if !fds.is_empty() || cut {
+            self.batches.push_back(Batch { at: self.received.saturating_sub(1), fds, cut });
+        }
+        self.drop_skipped();
+    }
+
+    /// The socket failed in a way that ends the connection.
+    pub fn fail(&mut self) {
+        self.ended = true;
+    }
+
+    /// Receives once: `Ok(true)` if bytes or the end came, `Ok(false)` if the
+    /// call would have had to wait (which it does without `MSG_DONTWAIT` in
+    /// `flags`).
+    pub fn receive(&mut self, socket: RawFd, flags: libc::c_int) -> Result<bool> {
+        let message = self.prepare();
+        // SAFETY: the header that `prepare` made, and all it points to, belong
+        // to self, which nobody else can touch during the call.
+        let count = unsafe { libc::recvmsg(socket, message, flags | libc::MSG_CMSG_CLOEXEC) };
+        match usize::try_from(count) {
+            Ok(count) => self.finish(count),
+            Err(_) => match Errno::last() {
+                Errno::EAGAIN => return Ok(false),
+                Errno::ECONNRESET => self.fail(),
+                errno => return Err(errno),
+            },
+        }
+        Ok(true)
+    }
+
+    /// The next thing in the stream. `admit` judges headers whose size makes
+    /// sense; what it refuses is dropped, body and descriptors.
+    pub fn next(&mut self, pool: &mut Pool, admit: impl Fn(&Header) -> bool) -> Result<Next> {
+        if let Some(large) = &self.large {
+            if large.have < large.size() {
+                return Ok(Next::Nothing);
+            }
+            return Ok(self.take_large());
+        }
+        if self.skip > 0 {
+            return Ok(Next::Nothing);
+        }
+        let Some(header) = self.peek() else {
+            return Ok(Next::Nothing);
+        };
+        let size = match judge(&header) {
+            Err(_) => return Ok(Next::Unfollowable(header)),
+            Ok(size) => size,
+        };
+        if !admit(&header) {
+            self.skip = size;
+            self.drop_skipped();
+            return Ok(Next::Refused(header));
+        }
+        let have = self.tail.saturating_sub(self.head);
+        if size <= have {
+            return self.take_whole(header, size, pool).map(Next::Message);
+        }
+        if size > self.buffer.len() {
+            self.start_large(header, size, pool)?;
+        } else if self.head.saturating_add(size) > self.buffer.len() {
+            self.compact();
+        }
+        Ok(Next::Nothing)
+    }
+
+    /// The next header, if the whole of it has arrived.
+    fn peek(&self) -> Option<Header> {
+        let (header, _) = take::<Header>(self.buffer.range(self.head, self.tail)).ok()?;
+        Some(header)
+    }
+
+    /// Takes a whole message of `size` bytes from the buffer.
+    fn take_whole(&mut self, header: Header, size: usize, pool: &mut Pool) -> Result<Message> {
+        let (start, end) = (self.head.saturating_add(HEADER_SIZE), self.head.saturating_add(size));
+        let behind = self.tail.saturating_sub(end);
+        let aligned = self.head.is_multiple_of(size_of::<u64>());
+        let other = pool.take(STANDARD)?;
+        let (buffer, start, end) = if aligned && behind < size {
+            // Cheaper to leave it where it is and to move what follows.
+            let whole = std::mem::replace(&mut self.buffer, other);
+            copy(&mut self.buffer, whole.range(end, self.tail));
+            (self.head, self.tail) = (0, behind);
+            (whole, start, end)
+        } else {
+            let mut own = other;
+            copy(&mut own, self.buffer.range(start, end));
+            self.head = end;
+            (own, 0, end.saturating_sub(start))
+        };
+        self.used = self.used.saturating_add(size as u64);
+        let (fds, fds_cut) = self.take_fds();
+        Ok(Message { header, fds, fds_cut, buffer, start, end })
+    }
+
+    /// From now on the message at `head` is collected in a buffer of its own.
+    fn start_large(&mut self, header: Header, size: usize, pool: &mut Pool) -> Result<()> {
+        let mut buffer = pool.take(size)?;
+        let arrived = self.buffer.range(self.head.saturating_add(HEADER_SIZE), self.tail);
+        copy(&mut buffer, arrived);
+        let have = self.tail.saturating_sub(self.head);
+        (self.head, self.tail) = (0, 0);
+        self.large = Some(Large { header, have, buffer });
+        Ok(())
+    }
+
+    fn take_large(&mut self) -> Next {
+        let Some(large) = self.large.take() else {
+            return Next::Nothing;
+        };
+        let size = large.size();
+        self.used = self.used.saturating_add(size as u64);
+        let (fds, fds_cut) = self.take_fds();
+        let end = size.saturating_sub(HEADER_SIZE);
+        Next::Message(Message { header: large.header, fds, fds_cut, buffer: large.buffer, start: 0, end })
+    }
+
+    /// Descriptors that belong to what has been used.
+    fn take_fds(&mut self) -> (Vec<OwnedFd>, bool) {
+        let (mut fds, mut cut) = (Vec::new(), false);
+        while self.batches.front().is_some_and(|batch| batch.at < self.used) {
+            if let Some(batch) = self.batches.pop_front() {
+                cut |= batch.cut;
+                if fds.is_empty() {
+                    fds = batch.fds;
+                } else {
+                    fds.extend(batch.fds);
+                }
+            }
+        }
+        (fds, cut)
+    }
+
+    /// Drops what has arrived of a refused message, with its descriptors.
+    fn drop_skipped(&mut self) {
+        if self.skip == 0 {
+            return;
+        }
+        let part = self.skip.min(self.tail.saturating_sub(self.head));
+        self.skip = self.skip.saturating_sub(part);
+        self.head = self.head.saturating_add(part);
+        self.used = self.used.saturating_add(part as u64);
+        drop(self.take_fds());
+    }
+
+    /// Moves what is there to the start of the buffer.
+    fn compact(&mut self) {
+        let (head, tail) = (self.head, self.tail.min(self.buffer.len()));
+        if head <= tail {
+            self.buffer.bytes_mut().copy_within(head..tail, 0);
+            (self.head, self.tail) = (0, tail - head);
+        }
+    }
+
+    /// Takes everything out of the socket, up to `most` bytes, and drops it
+    /// with its descriptors, so that closing does not reset the peer. Never
+    /// waits.
+    pub fn drain(&mut self, socket: RawFd, most: usize) {
+        let mut taken = 0usize;
+        while taken < most {
+            self.batches.clear();
+            self.large = None;
+            self.skip = 0;
+            (self.head, self.tail) = (0, 0);
+            match self.receive(socket, libc::MSG_DONTWAIT) {
+                Ok(true) if !self.ended => taken = taken.saturating_add(self.tail.max(1)),
+                Err(Errno::EINTR) => {}
+                _ => break,
+            }
+        }
+        self.batches.clear();
+        self.ended = true;
+    }
+}
+
+/// The size of a message, if it can be one.
+fn judge(header: &Header) -> Result<usize> {
+    match header.msg_size as usize {
+        size @ HEADER_SIZE..=MAX_MESSAGE_SIZE => Ok(size),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// Copies `from` to the start of `to`.
+fn copy(to: &mut Buffer, from: &[u8]) {
+    if let Some(to) = to.bytes_mut().get_mut(..from.len()) {
+        to.copy_from_slice(from);
+    }
+}
