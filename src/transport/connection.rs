@@ -167,6 +167,11 @@ impl Connection {
         self.pool.put(message.into_buffer());
     }
 
+    /// Takes the buffer of a reply that nobody wants.
+    pub fn discard(&mut self, reply: Reply) {
+        self.pool.put(reply.into_buffer());
+    }
+
     /// A reply with room for `capacity` bytes of payload.
     pub fn new_reply(&mut self, capacity: usize) -> Result<Reply> {
         Reply::with_capacity(capacity, &mut self.pool)

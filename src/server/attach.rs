@@ -1,0 +1,216 @@
+//! Accepting a client and agreeing on how to talk: `vfu_attach_ctx`.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::unistd::{SysconfVar, sysconf};
+
+use super::Context;
+use super::context::Phase;
+use super::log::log;
+use super::step::{Event, Step, Wait};
+use crate::transport::{Connection, Message, Next, Received, Reply, Sent};
+use crate::wire::capabilities::{ClientCapabilities, ServerCapabilities};
+use crate::wire::limits::{HEADER_SIZE, MAX_DMA_MAPS};
+use crate::wire::{self, Command, Errno, MessageType, Result, Version, take};
+
+impl Context {
+    /// See `vfu_attach_ctx`.
+    pub fn attach_step(&self, event: Event) -> Step {
+        if self.busy.get() || self.attached() {
+            return Step::Fail(Errno::EINVAL);
+        }
+        let _busy = self.enter();
+        let step = match event {
+            Event::Start if self.phase.get() == Phase::Idle => self.accept(),
+            Event::Start => self.negotiate(),
+            Event::Done(outcome) if self.phase.get() == Phase::Idle => match outcome {
+                // SAFETY: the outcome of a Wait::Accept: a descriptor that was
+                // made just now and that nobody else knows of.
+                Ok(fd) => self.begin(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+                Err(errno) => Step::Fail(errno),
+            },
+            Event::Done(outcome) => {
+                match self.with_connection(|connection| connection.finish_receive(outcome)) {
+                    Some(Ok(())) => self.negotiate(),
+                    Some(Err(Errno::EINTR)) => Step::Fail(Errno::EINTR),
+                    Some(Err(errno)) => self.end_negotiation(errno),
+                    None => Step::Fail(Errno::ENOTCONN),
+                }
+            }
+        };
+        if !matches!(step, Step::Wait(_)) {
+            self.update_poller();
+        }
+        step
+    }
+
+    fn accept(&self) -> Step {
+        if !self.nonblocking {
+            return Step::Wait(Wait::Accept(self.listener.socket()));
+        }
+        match self.listener.accept() {
+            Ok(socket) => self.begin(socket),
+            Err(errno) => Step::Fail(errno),
+        }
+    }
+
+    fn begin(&self, socket: OwnedFd) -> Step {
+        match Connection::new(socket) {
+            Ok(connection) => {
+                *self.connection.borrow_mut() = Some(connection);
+                self.phase.set(Phase::Negotiating);
+                self.loss_unreported.set(false);
+                self.negotiate()
+            }
+            Err(errno) => Step::Fail(errno),
+        }
+    }
+
+    /// Goes on until the version message is there, answered or refused.
+    fn negotiate(&self) -> Step {
+        loop {
+            match self.version_message() {
+                Ok(Some(message)) => return self.agree(message),
+                Ok(None) => {}
+                Err(errno) => return self.end_negotiation(errno),
+            }
+            if !self.nonblocking {
+                let prepared = self.with_connection(|c| (c.socket(), c.prepare_receive()));
+                return match prepared {
+                    Some((fd, message)) => Step::Wait(Wait::Receive { fd, message }),
+                    None => Step::Fail(Errno::ENOTCONN),
+                };
+            }
+            match self.with_connection(|connection| connection.receive()) {
+                Some(Ok(Received::Something)) => {}
+                Some(Ok(Received::Nothing)) => return Step::Fail(Errno::EAGAIN),
+                Some(Err(Errno::EINTR)) => return Step::Fail(Errno::EINTR),
+                Some(Err(errno)) => return self.end_negotiation(errno),
+                None => return Step::Fail(Errno::ENOTCONN),
+            }
+        }
+    }
+
+    fn end_negotiation(&self, errno: Errno) -> Step {
+        log!(self, LOG_ERR, "negotiation with the client failed: {errno}");
+        self.close_connection();
+        Step::Fail(errno)
+    }
+
+    /// The first message, once it is complete, if it is a version message.
+    fn version_message(&self) -> Result<Option<Message>> {
+        let next = self.with_connection(|connection| {
+            let is_version = |header: &wire::Header| {
+                header.message_type() == Some(MessageType::Command)
+                    && header.cmd == Command::Version as u16
+            };
+            let next = connection.next(is_version)?;
+            if let (Next::Nothing, true) = (&next, connection.ended()) {
+                return Err(match connection.partial().0 {
+                    0 | HEADER_SIZE => Errno::ENOMSG,
+                    _ => Errno::ECONNRESET,
+                });
+            }
+            Ok(next)
+        });
+        match next.ok_or(Errno::ENOTCONN)?? {
+            Next::Nothing => Ok(None),
+            Next::Message(message) => Ok(Some(message)),
+            Next::Unfollowable(_) => Err(Errno::EINVAL),
+            Next::Refused(header) => {
+                if header.message_type() == Some(MessageType::Command) {
+                    self.answer_version(&header, Err(Errno::EINVAL));
+                }
+                Err(Errno::EINVAL)
+            }
+        }
+    }
+
+    /// Judges the version message, answers it, and lets the client in.
+    fn agree(&self, mut message: Message) -> Step {
+        let with_fds = !message.fds.is_empty() || message.fds_cut;
+        message.fds.clear();
+        let answer = match with_fds {
+            true => Err(Errno::EINVAL),
+            false => self.version_reply(message.payload()),
+        };
+        let header = message.header;
+        self.with_connection(|connection| connection.recycle(message));
+        let outcome = answer.as_ref().map(drop).map_err(|errno| *errno);
+        match (self.answer_version(&header, answer), outcome) {
+            (_, Err(errno)) => self.end_negotiation(errno),
+            (Sent::Lost, Ok(())) => self.end_negotiation(Errno::ECONNRESET),
+            (Sent::All | Sent::Stuck, Ok(())) => {
+                self.phase.set(Phase::Attached);
+                log!(self, LOG_DEBUG, "client attached");
+                Step::Return { value: 0, errno: None }
+            }
+        }
+    }
+
+    /// Sends the answer to a version message; it is answered even if it says
+    /// that it need not be.
+    fn answer_version(&self, header: &wire::Header, answer: Result<Reply>) -> Sent {
+        let sent = self.with_connection(|connection| {
+            let queued = match answer {
+                Ok(reply) => connection.reply(header, reply),
+                Err(errno) => connection.reply_error(header, errno),
+            };
+            match queued {
+                Ok(()) => connection.flush(),
+                Err(_) => Sent::Lost,
+            }
+        });
+        sent.unwrap_or(Sent::Lost)
+    }
+
+    fn version_reply(&self, payload: &[u8]) -> Result<Reply> {
+        let (version, text) = take::<Version>(payload)?;
+        if version.major != wire::VERSION_MAJOR {
+            return Err(Errno::EINVAL);
+        }
+        let client = ClientCapabilities::parse(text)?;
+        let page_size = page_size();
+        let migratable = self.callbacks.migration.get().is_some();
+        if migratable && client.migration_pgsize.is_some_and(|size| u64::try_from(size) != Ok(page_size)) {
+            return Err(Errno::EINVAL);
+        }
+        let twin_socket = client.twin_socket && client.max_msg_fds >= 1;
+        let server = ServerCapabilities {
+            migration_pgsize: migratable.then_some(page_size),
+            twin_socket,
+            pgsizes: client.pgsizes.then_some(page_size),
+            max_dma_maps: client.max_dma_maps.map(|asked| self.max_dma_maps(asked)),
+            write_multiple: client.write_multiple,
+        };
+        let text = server.to_text()?;
+        let minor = version.minor.min(wire::VERSION_MINOR);
+        let mut reply = self
+            .with_connection(|connection| connection.new_reply(size_of::<Version>() + text.len()))
+            .ok_or(Errno::ENOTCONN)??;
+        reply.put(&Version { major: wire::VERSION_MAJOR, minor })?;
+        reply.put_bytes(&text)?;
+        if twin_socket {
+            let (ours, theirs) =
+                socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
+            self.with_connection(|connection| connection.set_twin(ours)).ok_or(Errno::ENOTCONN)??;
+            reply.own_fd = Some(theirs);
+        }
+        self.client.set(client);
+        Ok(reply)
+    }
+
+    /// What is said of the number of DMA regions: the smallest of the device's
+    /// limit, the client's, and the most that clients accept.
+    fn max_dma_maps(&self, asked: i64) -> u64 {
+        let limit = if self.dma_is_ready() { self.dma.limit() } else { u64::MAX };
+        limit.min(u64::try_from(asked).unwrap_or(0)).min(MAX_DMA_MAPS)
+    }
+}
+
+/// The host's page size in bytes.
+pub(super) fn page_size() -> u64 {
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().and_then(|size| u64::try_from(size).ok());
+    size.unwrap_or(4096)
+}

@@ -1,0 +1,133 @@
+//! A context: one emulated device, served to one client at a time.
+//!
+//! A context is used by one thread at a time, except for what looks up guest
+//! memory, triggers interrupts or logs: those parts (`dma`, `irqs`, `log` and
+//! the atomics) may be used by any thread, the rest stands in cells. Nothing
+//! in a cell stays borrowed where a callback is called, since callbacks call
+//! back into the library.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::callbacks::Callbacks;
+use super::io_fds::IoEventfds;
+use super::log::Log;
+use super::quiesce::Pending;
+use super::regions::Regions;
+use crate::dma::AddressSpace;
+use crate::irq::Irqs;
+use crate::migration::Session;
+use crate::pci::Pci;
+use crate::transport::{Connection, Listener, Poller};
+use crate::wire::capabilities::ClientCapabilities;
+use crate::wire::{Errno, Result};
+
+/// What stands between the listening socket and a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// No client.
+    #[default]
+    Idle,
+    /// A client is connected, whose version message is not complete.
+    Negotiating,
+    /// A client is attached.
+    Attached,
+}
+
+/// One emulated device. C knows it as `vfu_ctx_t`.
+#[derive(Debug)]
+pub struct Context {
+    // For any thread.
+    pub(super) log: Log,
+    pub(super) irqs: Irqs,
+    pub(super) dma: AddressSpace,
+    /// `vfu_setup_device_dma` was called.
+    pub(super) dma_ready: AtomicBool,
+    /// The device is told when regions go, so it may hold pointers into them.
+    pub(super) dma_gettable: AtomicBool,
+    broken: AtomicBool,
+
+    // For the context's own thread.
+    private: *mut c_void,
+    pub(super) nonblocking: bool,
+    pub(super) callbacks: Callbacks,
+    pub(super) regions: RefCell<Regions>,
+    pub(super) io_eventfds: RefCell<IoEventfds>,
+    pub(super) pci: RefCell<Pci>,
+    pub(super) migration: Session,
+    pub(super) realized: Cell<bool>,
+
+    // The client.
+    pub(super) listener: Listener,
+    pub(super) phase: Cell<Phase>,
+    pub(super) connection: RefCell<Option<Connection>>,
+    pub(super) client: Cell<ClientCapabilities>,
+    pub(super) poller: RefCell<Option<Poller>>,
+    /// What waits for the device to become quiet.
+    pub(super) pending: RefCell<Option<Pending>>,
+    /// A request, or the loss of a connection, is being worked on.
+    pub(super) busy: Cell<bool>,
+    /// The client was lost, and no call has said so yet.
+    pub(super) loss_unreported: Cell<bool>,
+    /// The errno sent last by the call in progress.
+    pub(super) last_errno: Cell<Option<Errno>>,
+}
+
+impl Context {
+    /// Makes a context that listens on `path`; see `vfu_create_ctx`.
+    pub fn create(path: &[u8], nonblocking: bool, private: *mut c_void) -> Result<Box<Context>> {
+        let listener = Listener::bind(path, nonblocking)?;
+        Ok(Box::new(Context {
+            log: Log::default(),
+            irqs: Irqs::default(),
+            dma: AddressSpace::new(),
+            dma_ready: AtomicBool::new(false),
+            dma_gettable: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+            private,
+            nonblocking,
+            callbacks: Callbacks::default(),
+            regions: RefCell::default(),
+            io_eventfds: RefCell::default(),
+            pci: RefCell::new(Pci::new()),
+            migration: Session::default(),
+            realized: Cell::new(false),
+            listener,
+            phase: Cell::default(),
+            connection: RefCell::new(None),
+            client: Cell::default(),
+            poller: RefCell::new(None),
+            pending: RefCell::new(None),
+            busy: Cell::new(false),
+            loss_unreported: Cell::new(false),
+            last_errno: Cell::new(None),
+        }))
+    }
+
+    /// The pointer given at creation.
+    pub fn private(&self) -> *mut c_void {
+        self.private
+    }
+
+    /// Whether a bug of ours has hit this context: its functions fail.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// A bug of ours has hit this context.
+    pub fn mark_broken(&self) {
+        self.broken.store(true, Ordering::Relaxed);
+    }
+
+    /// Does something with the connection, if there is one. Nothing that `f`
+    /// does may call the device.
+    pub(super) fn with_connection<T>(&self, f: impl FnOnce(&mut Connection) -> T) -> Option<T> {
+        self.connection.borrow_mut().as_mut().map(f)
+    }
+
+    /// Whether a client is attached.
+    pub(super) fn attached(&self) -> bool {
+        self.phase.get() == Phase::Attached
+    }
+}

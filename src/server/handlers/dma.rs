@@ -1,0 +1,118 @@
+//! Mapping and unmapping the client's memory.
+
+use std::sync::atomic::Ordering;
+
+use crate::dma::{Access, MapRequest, Prot, RegionId};
+use crate::server::Context;
+use crate::server::log::log;
+use crate::transport::{Message, Reply};
+use crate::wire::limits::MAX_DATA_XFER_SIZE;
+use crate::wire::{Bitmap, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, Errno, Result, take};
+
+impl Context {
+    /// Whether the device does DMA at all.
+    pub(in crate::server) fn dma_is_ready(&self) -> bool {
+        self.dma_ready.load(Ordering::Acquire)
+    }
+
+    /// `VFIO_USER_DMA_MAP`. Without DMA it succeeds and does nothing.
+    pub(in crate::server) fn dma_map(&self, message: &mut Message) -> Result<Reply> {
+        if !self.dma_is_ready() {
+            return Ok(Reply::empty());
+        }
+        let (request, _) = take::<DmaMap>(message.payload())?;
+        if (request.argsz as usize) < size_of::<DmaMap>() {
+            return Err(Errno::EINVAL);
+        }
+        let flags = DmaMapFlags::from_bits(request.flags).ok_or(Errno::EINVAL)?;
+        let how = flags & (DmaMapFlags::MMAP | DmaMapFlags::FILE_IO);
+        let file = message.fds.drain(..).next();
+        let access = match (&file, how) {
+            (None, how) if how.is_empty() => Access::Message,
+            (Some(_), how) if how.is_empty() || how == DmaMapFlags::MMAP => Access::Mmap,
+            (Some(_), DmaMapFlags::FILE_IO) => Access::FileIo,
+            _ => return Err(Errno::EINVAL),
+        };
+        let mut prot = Prot::empty();
+        prot.set(Prot::READ, flags.contains(DmaMapFlags::READ));
+        prot.set(Prot::WRITE, flags.contains(DmaMapFlags::WRITE));
+        let DmaMap { addr: iova, size, offset, .. } = request;
+        log!(self, LOG_DEBUG, "DMA map of {size:#x} bytes at {iova:#x}, {access:?}");
+        let mapped = self.dma.map(MapRequest { iova, size, prot, access, file, offset })?;
+        if let Some(beyond) = mapped.beyond_file {
+            log!(self, LOG_WARNING, "DMA region at {iova:#x}: its last {beyond:#x} bytes are beyond the end of the file and are not shared");
+        }
+        if mapped.fresh {
+            self.call_dma(self.callbacks.dma_register.get(), self.dma.info(mapped.region));
+        }
+        Ok(Reply::empty())
+    }
+
+    /// `VFIO_USER_DMA_UNMAP`. Without DMA it succeeds and does nothing.
+    pub(in crate::server) fn dma_unmap(&self, message: &Message) -> Result<Reply> {
+        if !self.dma_is_ready() {
+            return Ok(Reply::empty());
+        }
+        let (request, rest) = take::<DmaUnmap>(message.payload())?;
+        let DmaUnmap { argsz, flags, addr, size } = request;
+        let with_bitmap = flags == DmaUnmapFlags::GET_DIRTY_BITMAP.bits();
+        let all = flags == DmaUnmapFlags::ALL.bits();
+        if flags != 0 && !with_bitmap && !all || all && (addr != 0 || size != 0) {
+            return Err(Errno::EINVAL);
+        }
+        let argsz = argsz as usize;
+        if argsz < size_of::<DmaUnmap>() || argsz > MAX_DATA_XFER_SIZE {
+            return Err(Errno::EINVAL);
+        }
+        log!(self, LOG_DEBUG, "DMA unmap of {size:#x} bytes at {addr:#x}, flags {flags}");
+        let reply = if with_bitmap {
+            let (bitmap, _) = take::<Bitmap>(rest)?;
+            self.unmap_with_bitmap(&request, &bitmap)?
+        } else {
+            if all {
+                self.remove_all_dma_regions();
+            } else {
+                let region = self.find_dma_region(addr, size)?;
+                self.remove_dma_region(region);
+            }
+            let mut reply = self.new_reply(size_of::<DmaUnmap>())?;
+            reply.put(&request)?;
+            reply
+        };
+        Ok(reply)
+    }
+
+    fn unmap_with_bitmap(&self, request: &DmaUnmap, bitmap: &Bitmap) -> Result<Reply> {
+        let fixed = size_of::<DmaUnmap>() + size_of::<Bitmap>();
+        if u64::from(request.argsz) < bitmap.size.saturating_add(fixed as u64) {
+            return Err(Errno::EINVAL);
+        }
+        // Looked for first, so that no bit is cleared for nothing.
+        let region = self.find_dma_region(request.addr, request.size)?;
+        if bitmap.size != self.dma.bitmap_size(request.size, bitmap.pgsize)? {
+            return Err(Errno::EINVAL);
+        }
+        let size = usize::try_from(bitmap.size).map_err(|_| Errno::EINVAL)?;
+        let mut reply = self.new_reply(fixed.saturating_add(size))?;
+        reply.put(request)?;
+        reply.put(bitmap)?;
+        self.dma.report(request.addr, request.size, bitmap.pgsize, reply.space(size)?)?;
+        self.remove_dma_region(region);
+        Ok(reply)
+    }
+
+    fn find_dma_region(&self, iova: u64, size: u64) -> Result<RegionId> {
+        let found = self.dma.find_exact(iova, size);
+        if found.is_none() {
+            log!(self, LOG_WARNING, "no DMA region of {size:#x} bytes at {iova:#x}");
+        }
+        found.ok_or(Errno::ENOENT)
+    }
+
+    /// Tells the device that a region goes, while the region can still be
+    /// used, then removes it.
+    pub(in crate::server) fn remove_dma_region(&self, region: RegionId) {
+        self.call_dma(self.callbacks.dma_unregister.get(), self.dma.info(region));
+        self.dma.remove(region);
+    }
+}

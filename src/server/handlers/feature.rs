@@ -1,0 +1,150 @@
+//! `VFIO_USER_DEVICE_FEATURE`
+
+use crate::server::Context;
+use crate::transport::{Message, Reply};
+use crate::wire::{
+    DeviceFeature, Errno, Feature, FeatureFlags, LoggingControl, LoggingRange, LoggingReport, MigrationFlags,
+    Result, take,
+};
+
+/// The data of "device state": a state and a descriptor that vfio-user has no
+/// use for.
+type StateData = [u32; 2];
+
+impl Context {
+    /// `VFIO_USER_DEVICE_FEATURE`
+    pub(in crate::server) fn device_feature(&self, message: &Message) -> Result<Reply> {
+        let payload = message.payload();
+        let (request, data) = take::<DeviceFeature>(payload)?;
+        let feature = self.known_feature(&request)?;
+        match FeatureFlags::from_bits_retain(request.flags & !Feature::MASK) {
+            operation if operation.contains(FeatureFlags::PROBE) => {
+                if (request.argsz as usize) < payload.len() {
+                    return Err(Errno::EINVAL);
+                }
+                self.echo(payload)
+            }
+            FeatureFlags::GET => self.feature_get(feature, &request, data),
+            FeatureFlags::SET => self.feature_set(payload),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The feature, if the device has it and it has the operations asked for.
+    fn known_feature(&self, request: &DeviceFeature) -> Result<Feature> {
+        let feature = Feature::from_number(request.flags & Feature::MASK).ok_or(Errno::EINVAL)?;
+        let operations = FeatureFlags::from_bits(request.flags & !Feature::MASK).ok_or(Errno::EINVAL)?;
+        let possible = feature.operations() | FeatureFlags::PROBE;
+        match self.callbacks.migration.get().is_some() && possible.contains(operations) {
+            true => Ok(feature),
+            false => Err(Errno::EINVAL),
+        }
+    }
+
+    fn echo(&self, payload: &[u8]) -> Result<Reply> {
+        let mut reply = self.new_reply(payload.len())?;
+        reply.put_bytes(payload)?;
+        Ok(reply)
+    }
+
+    fn feature_get(&self, feature: Feature, request: &DeviceFeature, data: &[u8]) -> Result<Reply> {
+        let value = match feature {
+            Feature::Migration => (MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY).bits(),
+            Feature::MigDeviceState => self.migration.state() as u64,
+            Feature::DmaLoggingReport => return self.logging_report(request, data),
+            Feature::DmaLoggingStart | Feature::DmaLoggingStop => return Err(Errno::EINVAL),
+        };
+        let size = size_of::<DeviceFeature>() + size_of::<u64>();
+        if (request.argsz as usize) < size {
+            return Err(Errno::EINVAL);
+        }
+        let mut reply = self.new_reply(size)?;
+        reply.put(&DeviceFeature { argsz: size as u32, ..*request })?;
+        match feature {
+            Feature::MigDeviceState => reply.put::<StateData>(&[value as u32, 0])?,
+            _ => reply.put(&value)?,
+        }
+        Ok(reply)
+    }
+
+    /// Checks a request to set something, before the device is asked to
+    /// quiesce for it.
+    pub(in crate::server) fn check_feature_set(&self, payload: &[u8]) -> Result<()> {
+        let (request, data) = take::<DeviceFeature>(payload)?;
+        if (request.argsz as usize) < payload.len() {
+            return Err(Errno::EINVAL);
+        }
+        match self.known_feature(&request)? {
+            Feature::MigDeviceState => take::<StateData>(data).map(drop),
+            Feature::DmaLoggingStart => logging_ranges(data).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    fn feature_set(&self, payload: &[u8]) -> Result<Reply> {
+        self.check_feature_set(payload)?;
+        let (request, data) = take::<DeviceFeature>(payload)?;
+        match self.known_feature(&request)? {
+            Feature::MigDeviceState => {
+                let ([state, _data_fd], _) = take::<StateData>(data)?;
+                self.set_device_state(state)?;
+                self.echo(payload)
+            }
+            Feature::DmaLoggingStart => {
+                let (control, ranges) = logging_ranges(data)?;
+                if !self.dma_is_ready() {
+                    return Err(Errno::EINVAL);
+                }
+                let page_size = self.dma.logging_start(control.page_size, &ranges)?;
+                let mut reply = self.new_reply(payload.len())?;
+                reply.put(&request)?;
+                reply.put(&LoggingControl { page_size, ..control })?;
+                let rest = data.get(size_of::<LoggingControl>()..).unwrap_or_default();
+                reply.put_bytes(rest)?;
+                Ok(reply)
+            }
+            Feature::DmaLoggingStop => {
+                self.dma.logging_stop();
+                self.echo(payload)
+            }
+            Feature::Migration | Feature::DmaLoggingReport => Err(Errno::EINVAL),
+        }
+    }
+
+    fn logging_report(&self, request: &DeviceFeature, data: &[u8]) -> Result<Reply> {
+        let (report, _) = take::<LoggingReport>(data)?;
+        if !self.dma_is_ready() {
+            return Err(Errno::EINVAL);
+        }
+        let bitmap = self.dma.bitmap_size(report.length, report.page_size)?;
+        let fixed = size_of::<DeviceFeature>() + size_of::<LoggingReport>();
+        let size = bitmap.saturating_add(fixed as u64);
+        if u64::from(request.argsz) < size {
+            return Err(Errno::EINVAL);
+        }
+        let bitmap = usize::try_from(bitmap).map_err(|_| Errno::EINVAL)?;
+        let mut reply = self.new_reply(fixed.saturating_add(bitmap))?;
+        reply.put(&DeviceFeature { argsz: u32::try_from(size).map_err(|_| Errno::EINVAL)?, ..*request })?;
+        reply.put(&report)?;
+        self.dma.report(report.iova, report.length, report.page_size, reply.space(bitmap)?)?;
+        Ok(reply)
+    }
+}
+
+/// The data of "logging start": what is asked for, and the ranges, all of
+/// which must be there.
+fn logging_ranges(data: &[u8]) -> Result<(LoggingControl, Vec<LoggingRange>)> {
+    let (control, mut rest) = take::<LoggingControl>(data)?;
+    let room = rest.len() / size_of::<LoggingRange>();
+    let count = control.num_ranges as usize;
+    if count > room {
+        return Err(Errno::EINVAL);
+    }
+    let mut ranges = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (range, behind) = take::<LoggingRange>(rest)?;
+        ranges.push(range);
+        rest = behind;
+    }
+    Ok((control, ranges))
+}

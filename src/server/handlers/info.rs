@@ -1,0 +1,95 @@
+//! What a client learns of the device, its regions and its interrupts.
+
+use crate::irq::IrqType;
+use crate::server::Context;
+use crate::server::regions;
+use crate::server::regions::RegionFlags;
+use crate::transport::{Message, Reply};
+use crate::wire::{
+    CapHeader, DeviceFlags, DeviceInfo, Errno, IrqInfo, IrqInfoFlags, RegionInfo, RegionInfoFlags, Result,
+    SparseArea, SparseMmap, take,
+};
+
+impl Context {
+    /// `VFIO_USER_DEVICE_GET_INFO`
+    pub(in crate::server) fn device_get_info(&self, message: &Message) -> Result<Reply> {
+        let (request, _) = take::<DeviceInfo>(message.payload())?;
+        let size = size_of::<DeviceInfo>();
+        if (request.argsz as usize) < size {
+            return Err(Errno::EINVAL);
+        }
+        let mut reply = self.new_reply(size)?;
+        reply.put(&DeviceInfo {
+            argsz: size as u32,
+            flags: (DeviceFlags::RESET | DeviceFlags::PCI).bits(),
+            num_regions: regions::COUNT as u32,
+            num_irqs: IrqType::COUNT as u32,
+        })?;
+        Ok(reply)
+    }
+
+    /// `VFIO_USER_DEVICE_GET_REGION_INFO`
+    pub(in crate::server) fn device_get_region_info(&self, message: &Message) -> Result<Reply> {
+        let (request, _) = take::<RegionInfo>(message.payload())?;
+        let fixed = size_of::<RegionInfo>();
+        let argsz = request.argsz as usize;
+        if argsz < fixed {
+            return Err(Errno::EINVAL);
+        }
+        let regions = self.regions.borrow();
+        let region = regions.get(request.index)?;
+        // A client that takes no descriptors can't map anything.
+        let mappable = region.fd != -1 && self.client.get().max_msg_fds > 0;
+        let areas: &[SparseArea] = if mappable { &region.areas } else { &[] };
+        let full = match areas.len() {
+            0 => fixed,
+            count => fixed + size_of::<SparseMmap>() + count.saturating_mul(size_of::<SparseArea>()),
+        };
+        let with_areas = full > fixed && argsz >= full;
+
+        let mut flags = RegionInfoFlags::empty();
+        flags.set(RegionInfoFlags::READ, region.flags.contains(RegionFlags::READ));
+        flags.set(RegionInfoFlags::WRITE, region.flags.contains(RegionFlags::WRITE));
+        flags.set(RegionInfoFlags::MMAP, mappable);
+        flags.set(RegionInfoFlags::CAPS, with_areas);
+        let mut reply = self.new_reply(if with_areas { full } else { fixed })?;
+        reply.put(&RegionInfo {
+            argsz: u32::try_from(full).map_err(|_| Errno::EINVAL)?,
+            flags: flags.bits(),
+            index: request.index,
+            cap_offset: if with_areas { fixed as u32 } else { 0 },
+            size: region.size,
+            offset: region.offset,
+        })?;
+        if with_areas {
+            reply.put(&SparseMmap {
+                header: CapHeader { id: CapHeader::SPARSE_MMAP, version: 1, next: 0 },
+                nr_areas: u32::try_from(areas.len()).map_err(|_| Errno::EINVAL)?,
+                reserved: 0,
+            })?;
+            for area in areas {
+                reply.put(area)?;
+            }
+            reply.lent_fds.push(region.fd);
+        }
+        Ok(reply)
+    }
+
+    /// `VFIO_USER_DEVICE_GET_IRQ_INFO`
+    pub(in crate::server) fn device_get_irq_info(&self, message: &Message) -> Result<Reply> {
+        let (request, _) = take::<IrqInfo>(message.payload())?;
+        let size = size_of::<IrqInfo>();
+        if (request.argsz as usize) < size {
+            return Err(Errno::EINVAL);
+        }
+        let count = self.irqs.count(IrqType::from_index(request.index)?);
+        let mut reply = self.new_reply(size)?;
+        reply.put(&IrqInfo {
+            argsz: size as u32,
+            flags: IrqInfoFlags::EVENTFD.bits(),
+            index: request.index,
+            count,
+        })?;
+        Ok(reply)
+    }
+}

@@ -1,0 +1,85 @@
+//! `VFIO_USER_DEVICE_SET_IRQS`
+
+use crate::irq::IrqType;
+use crate::server::Context;
+use crate::server::callbacks::IrqStateFn;
+use crate::transport::{Message, Reply};
+use crate::wire::{Errno, IrqAction, IrqData, IrqSet, Result, take};
+
+impl Context {
+    /// `VFIO_USER_DEVICE_SET_IRQS`
+    pub(in crate::server) fn device_set_irqs(&self, message: &mut Message) -> Result<Reply> {
+        let (request, _) = take::<IrqSet>(message.payload())?;
+        let kind = self.check_irq_set(&request, message)?;
+        let IrqSet { start, count, .. } = request;
+        match (request.action()?, request.data()?) {
+            // It would ask the server to watch the client's eventfd, and there
+            // is no thread that could.
+            (IrqAction::Mask | IrqAction::Unmask, IrqData::Eventfd) => return Err(Errno::EINVAL),
+            (action @ (IrqAction::Mask | IrqAction::Unmask), data) => {
+                let callback = self.callbacks.irq_state.get(kind as usize).and_then(|cell| cell.get());
+                if let Some(callback) = callback {
+                    let mask = action == IrqAction::Mask;
+                    match data {
+                        IrqData::Bool => self.mask_runs(callback, message, start, mask),
+                        _ => self.call_irq_state(callback, start, count, mask),
+                    }
+                }
+            }
+            (IrqAction::Trigger, IrqData::None) if count == 0 => self.irqs.close(kind),
+            (IrqAction::Trigger, IrqData::None) => self.irqs.trigger_range(kind, start, count, |_| true)?,
+            (IrqAction::Trigger, IrqData::Bool) => {
+                let wanted = booleans(message);
+                let is_wanted = |i: usize| wanted.get(i).is_some_and(|byte| *byte != 0);
+                self.irqs.trigger_range(kind, start, count, is_wanted)?;
+            }
+            (IrqAction::Trigger, IrqData::Eventfd) if message.fds.is_empty() => {
+                self.irqs.close_range(kind, start, count);
+            }
+            (IrqAction::Trigger, IrqData::Eventfd) => {
+                self.irqs.assign(kind, start, std::mem::take(&mut message.fds))?;
+            }
+        }
+        Ok(Reply::empty())
+    }
+
+    /// One call of the callback for each run of bytes that are not zero.
+    fn mask_runs(&self, callback: IrqStateFn, message: &Message, start: u32, mask: bool) {
+        let mut vector = start;
+        for run in booleans(message).chunk_by(|a, b| (*a != 0) == (*b != 0)) {
+            let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
+            if run.first().is_some_and(|byte| *byte != 0) {
+                self.call_irq_state(callback, vector, count, mask);
+            }
+            vector = vector.saturating_add(count);
+        }
+    }
+
+    /// The checks of the specification and of the original library, in its
+    /// order.
+    fn check_irq_set(&self, request: &IrqSet, message: &Message) -> Result<IrqType> {
+        let refuse = |bad: bool| if bad { Err(Errno::EINVAL) } else { Ok(()) };
+        let IrqSet { argsz, index, start, count, .. } = *request;
+        refuse((argsz as usize) < size_of::<IrqSet>())?;
+        let data = request.data();
+        refuse(data == Ok(IrqData::Bool) && booleans(message).len() != count as usize)?;
+        let kind = IrqType::from_index(index)?;
+        let action = request.action()?;
+        let data = data?;
+        let available = self.irqs.count(kind);
+        refuse(start >= available || start.saturating_add(count) > available)?;
+        if matches!(kind, IrqType::Err | IrqType::Req) {
+            refuse(action != IrqAction::Trigger || count > 1)?;
+        }
+        refuse(count == 0 && (start != 0 || (action, data) != (IrqAction::Trigger, IrqData::None)))?;
+        let fds = message.fds.len();
+        refuse(fds != 0 && data != IrqData::Eventfd)?;
+        refuse(fds != 0 && fds != count as usize)?;
+        Ok(kind)
+    }
+}
+
+/// The bytes behind the request, one a vector.
+fn booleans(message: &Message) -> &[u8] {
+    message.payload().get(size_of::<IrqSet>()..).unwrap_or_default()
+}

@@ -1,0 +1,60 @@
+//! Changing the migration state, and moving migration data.
+
+use crate::server::Context;
+use crate::server::callbacks::RawBytes;
+use crate::server::log::log;
+use crate::transport::{Message, Reply};
+use crate::wire::{Errno, MigData, Result, take};
+
+impl Context {
+    /// Goes to another state, calling the device for each step.
+    pub(super) fn set_device_state(&self, state: u32) -> Result<()> {
+        let callbacks = self.callbacks.migration.get().ok_or(Errno::EINVAL)?;
+        self.migration.request(state, |next| {
+            log!(self, LOG_DEBUG, "migration state {:?} to {next:?}", self.migration.state());
+            self.call_transition(&callbacks, next)
+        })
+    }
+
+    /// What a transfer of migration data asks for, if it is not too much.
+    fn check_data(&self, message: &Message) -> Result<(MigData, usize)> {
+        let (request, _) = take::<MigData>(message.payload())?;
+        let size = request.size as usize;
+        let whole = size_of::<MigData>().saturating_add(size);
+        if size > self.client.get().max_data_xfer_size || (request.argsz as usize) < whole {
+            return Err(Errno::EINVAL);
+        }
+        Ok((request, size))
+    }
+
+    /// `VFIO_USER_MIG_DATA_READ`: the device writes straight into the reply.
+    pub(in crate::server) fn mig_data_read(&self, message: &Message) -> Result<Reply> {
+        let (_, size) = self.check_data(message)?;
+        let callbacks = self.callbacks.migration.get().ok_or(Errno::EINVAL)?;
+        let fixed = size_of::<MigData>();
+        let mut reply = self.new_reply(fixed.saturating_add(size))?;
+        reply.put(&MigData { argsz: 0, size: 0 })?;
+        let buffer = RawBytes::of(reply.space(size)?);
+        let count = self.migration.read(size, |_| self.call_data(callbacks.read_data, buffer))?;
+        let whole = fixed.saturating_add(count);
+        reply.truncate(whole);
+        let head = MigData {
+            argsz: u32::try_from(whole).map_err(|_| Errno::EINVAL)?,
+            size: u32::try_from(count).map_err(|_| Errno::EINVAL)?,
+        };
+        let room = reply.payload_mut().get_mut(..fixed).ok_or(Errno::EINVAL)?;
+        room.copy_from_slice(zerocopy::IntoBytes::as_bytes(&head));
+        Ok(reply)
+    }
+
+    /// `VFIO_USER_MIG_DATA_WRITE`: the device reads straight from the request.
+    pub(in crate::server) fn mig_data_write(&self, message: &mut Message) -> Result<Reply> {
+        let (_, size) = self.check_data(message)?;
+        let callbacks = self.callbacks.migration.get().ok_or(Errno::EINVAL)?;
+        let fixed = size_of::<MigData>();
+        let data = message.payload_mut().get_mut(fixed..fixed.saturating_add(size));
+        let buffer = RawBytes::of(data.ok_or(Errno::EINVAL)?);
+        self.migration.write(size, || self.call_data(callbacks.write_data, buffer))?;
+        Ok(Reply::empty())
+    }
+}

@@ -1,0 +1,153 @@
+//! Reading and writing regions.
+
+use crate::server::Context;
+use crate::server::callbacks::RawBytes;
+use crate::server::log::log;
+use crate::server::regions::{self, Access, RegionFlags};
+use crate::transport::{Message, Reply};
+use crate::wire::limits::MAX_DATA_XFER_SIZE;
+use crate::wire::{
+    DeviceState, Errno, RegionAccess, Result, WriteMultiEntry, WriteMultiHead, take,
+};
+
+impl Context {
+    /// `VFIO_USER_REGION_READ`
+    pub(in crate::server) fn region_read(&self, message: &Message) -> Result<Reply> {
+        let (access, _) = take::<RegionAccess>(message.payload())?;
+        let region = self.check_access(&access, None)?;
+        let fixed = size_of::<RegionAccess>();
+        let count = access.count as usize;
+        let mut reply = self.new_reply(fixed.saturating_add(count))?;
+        reply.put(&access)?;
+        if count > 0 {
+            let buffer = RawBytes::of(reply.space(count)?);
+            let done = self.access_region(&access, region, buffer, false)?;
+            if done < count {
+                self.shorten(&mut reply, access, done)?;
+            }
+        }
+        Ok(reply)
+    }
+
+    /// Cuts the reply to a read that gave less than was asked for.
+    fn shorten(&self, reply: &mut Reply, access: RegionAccess, done: usize) -> Result<()> {
+        use zerocopy::IntoBytes;
+        let fixed = size_of::<RegionAccess>();
+        reply.truncate(fixed.saturating_add(done));
+        let access = RegionAccess { count: u32::try_from(done).map_err(|_| Errno::EINVAL)?, ..access };
+        let head = reply.payload_mut().get_mut(..fixed).ok_or(Errno::EINVAL)?;
+        head.copy_from_slice(access.as_bytes());
+        Ok(())
+    }
+
+    /// `VFIO_USER_REGION_WRITE`
+    pub(in crate::server) fn region_write(&self, message: &mut Message) -> Result<Reply> {
+        let (access, data) = take::<RegionAccess>(message.payload())?;
+        let region = self.check_access(&access, Some(data.len()))?;
+        let fixed = size_of::<RegionAccess>();
+        let mut done = 0;
+        if access.count > 0 {
+            let data = message.payload_mut().get_mut(fixed..).ok_or(Errno::EINVAL)?;
+            done = self.access_region(&access, region, RawBytes::of(data), true)?;
+        }
+        let mut reply = self.new_reply(fixed)?;
+        reply.put(&RegionAccess { count: u32::try_from(done).map_err(|_| Errno::EINVAL)?, ..access })?;
+        Ok(reply)
+    }
+
+    /// `VFIO_USER_REGION_WRITE_MULTI`: the entries in order, up to the first
+    /// that fails; only if that is the very first does the command fail.
+    pub(in crate::server) fn region_write_multi(&self, message: &mut Message) -> Result<Reply> {
+        if !self.client.get().write_multiple {
+            return Err(Errno::EINVAL);
+        }
+        let (head, entries) = take::<WriteMultiHead>(message.payload())?;
+        let expected = head.wr_cnt.checked_mul(size_of::<WriteMultiEntry>() as u64);
+        if expected != Some(entries.len() as u64) {
+            return Err(Errno::EINVAL);
+        }
+        let mut wr_cnt = 0u64;
+        for number in 0..head.wr_cnt {
+            match self.write_entry(message, number) {
+                Ok(()) => wr_cnt = wr_cnt.saturating_add(1),
+                Err(errno) if number == 0 => return Err(errno),
+                Err(errno) => {
+                    log!(self, LOG_ERR, "write {number} of several failed: {errno}");
+                    break;
+                }
+            }
+        }
+        let mut reply = self.new_reply(size_of::<WriteMultiHead>())?;
+        reply.put(&WriteMultiHead { wr_cnt })?;
+        Ok(reply)
+    }
+
+    fn write_entry(&self, message: &mut Message, number: u64) -> Result<()> {
+        let start = usize::try_from(number)
+            .ok()
+            .and_then(|number| number.checked_mul(size_of::<WriteMultiEntry>()))
+            .and_then(|start| start.checked_add(size_of::<WriteMultiHead>()))
+            .ok_or(Errno::EINVAL)?;
+        let bytes = message.payload_mut().get_mut(start..).ok_or(Errno::EINVAL)?;
+        let (entry, _) = take::<WriteMultiEntry>(bytes)?;
+        let access = RegionAccess { offset: entry.offset, region: entry.region, count: entry.count };
+        let count = entry.count as usize;
+        let at = std::mem::offset_of!(WriteMultiEntry, data);
+        if count > entry.data.len() {
+            return Err(Errno::EINVAL);
+        }
+        let region = self.check_access(&access, Some(count))?;
+        if count > 0 {
+            let data = bytes.get_mut(at..at.saturating_add(count)).ok_or(Errno::EINVAL)?;
+            if self.access_region(&access, region, RawBytes::of(data), true)? != count {
+                return Err(Errno::EINVAL);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks an access; `data` is the length of what comes with a write.
+    fn check_access(&self, access: &RegionAccess, data: Option<usize>) -> Result<Access> {
+        let count = access.count as usize;
+        if count > MAX_DATA_XFER_SIZE || data.is_some_and(|len| len != count) {
+            return Err(Errno::EINVAL);
+        }
+        let region = self.regions.borrow().access(access.region)?;
+        let end = access.offset.checked_add(u64::from(access.count)).ok_or(Errno::EINVAL)?;
+        // No region reaches as far as the last byte that an offset can name.
+        if end > region.size || access.offset == u64::MAX {
+            return Err(Errno::EINVAL);
+        }
+        if data.is_some() && self.migration.state() == DeviceState::StopCopy {
+            return Err(Errno::EINVAL);
+        }
+        let needed = if data.is_some() { RegionFlags::WRITE } else { RegionFlags::READ };
+        if !region.flags.contains(needed) {
+            return Err(Errno::EPERM);
+        }
+        Ok(region)
+    }
+
+    /// Reads into, or writes from, `buffer`, which is not empty: how many bytes,
+    /// at least one.
+    fn access_region(
+        &self,
+        access: &RegionAccess,
+        region: Access,
+        buffer: RawBytes,
+        is_write: bool,
+    ) -> Result<usize> {
+        let RegionAccess { offset, region: index, count } = *access;
+        log!(self, LOG_DEBUG, "region {index}: {} {count} bytes at {offset:#x}", if is_write { "write" } else { "read" });
+        if index as usize == regions::CONFIG && !region.flags.contains(RegionFlags::ALWAYS_CB) {
+            let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
+            self.access_config(region.callback, buffer, offset, is_write)?;
+            return Ok(buffer.len());
+        }
+        let callback = region.callback.ok_or(Errno::EINVAL)?;
+        match self.call_region(callback, buffer, offset, is_write)? {
+            0 => Err(Errno::EINVAL),
+            done => Ok(done),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Eventfds that a client's hypervisor may signal for writes to a region:
+//! `vfu_create_ioeventfd` and `VFIO_USER_DEVICE_GET_REGION_IO_FDS`.
+
+use std::os::fd::RawFd;
+
+use super::Context;
+use super::regions;
+use super::regions::RegionFlags;
+use crate::transport::{Message, Reply};
+use crate::wire::limits::MAX_DATA_XFER_SIZE;
+use crate::wire::{Errno, IoFdEntry, IoFdType, RegionIoFds, Result, take};
+
+/// One entry; its descriptor is borrowed.
+#[derive(Clone, Copy, Debug)]
+struct IoEventfd {
+    fd: RawFd,
+    gpa_offset: u64,
+    size: u32,
+    flags: u32,
+    datamatch: u64,
+}
+
+/// The entries of each region, oldest first.
+#[derive(Debug, Default)]
+pub struct IoEventfds {
+    regions: [Vec<IoEventfd>; regions::COUNT],
+}
+
+impl Context {
+    /// See `vfu_create_ioeventfd`. Shadow memory is not supported: `EINVAL`.
+    #[allow(clippy::too_many_arguments)] // they are the C function's
+    pub fn create_ioeventfd(
+        &self,
+        region: u32,
+        fd: RawFd,
+        gpa_offset: usize,
+        size: u32,
+        flags: u32,
+        datamatch: u64,
+        shadow_fd: RawFd,
+        _shadow_offset: usize,
+    ) -> Result<()> {
+        let access = self.regions.borrow().access(region)?;
+        let gpa_offset = gpa_offset as u64;
+        let end = gpa_offset.checked_add(u64::from(size)).ok_or(Errno::EINVAL)?;
+        if shadow_fd != -1 || access.flags.is_empty() || end > access.size {
+            return Err(Errno::EINVAL);
+        }
+        let mut entries = self.io_eventfds.borrow_mut();
+        let entries = entries.regions.get_mut(region as usize).ok_or(Errno::EINVAL)?;
+        entries.push(IoEventfd { fd, gpa_offset, size, flags, datamatch });
+        Ok(())
+    }
+
+    /// `VFIO_USER_DEVICE_GET_REGION_IO_FDS`
+    pub(super) fn device_get_region_io_fds(&self, message: &Message) -> Result<Reply> {
+        let (request, _) = take::<RegionIoFds>(message.payload())?;
+        let fixed = size_of::<RegionIoFds>();
+        let argsz = request.argsz as usize;
+        if request.flags != 0 || request.count != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let access = self.regions.borrow().access(request.index)?;
+        if access.flags == RegionFlags::empty() || !(fixed..=MAX_DATA_XFER_SIZE).contains(&argsz) {
+            return Err(Errno::EINVAL);
+        }
+        let all = self.io_eventfds.borrow();
+        let entries = all.regions.get(request.index as usize).ok_or(Errno::EINVAL)?;
+        let full = fixed.saturating_add(entries.len().saturating_mul(size_of::<IoFdEntry>()));
+        let fits = argsz >= full;
+
+        let mut reply = self.new_reply(if fits { full } else { fixed })?;
+        reply.put(&RegionIoFds {
+            argsz: u32::try_from(full).map_err(|_| Errno::EINVAL)?,
+            flags: 0,
+            index: request.index,
+            count: u32::try_from(entries.len()).map_err(|_| Errno::EINVAL)?,
+        })?;
+        if fits {
+            let most = self.client.get().max_msg_fds as usize;
+            for entry in entries.iter().rev() {
+                let fd_index = fd_index(&mut reply.lent_fds, entry.fd, most);
+                reply.put(&IoFdEntry {
+                    gpa_offset: entry.gpa_offset,
+                    size: u64::from(entry.size),
+                    fd_index,
+                    kind: IoFdType::Ioeventfd as u32,
+                    flags: entry.flags,
+                    shadow_mem_fd_index: 0,
+                    shadow_offset: 0,
+                    datamatch: entry.datamatch,
+                })?;
+            }
+        }
+        Ok(reply)
+    }
+}
+
+/// Index of a descriptor among those of a reply, each of which is sent once
+/// and which are `most` at the most.
+fn fd_index(fds: &mut Vec<RawFd>, fd: RawFd, most: usize) -> u32 {
+    if fd == -1 {
+        return IoFdEntry::NO_FD;
+    }
+    let index = fds.iter().position(|known| *known == fd).or_else(|| {
+        (fds.len() < most).then(|| {
+            fds.push(fd);
+            fds.len().saturating_sub(1)
+        })
+    });
+    index.and_then(|index| u32::try_from(index).ok()).unwrap_or(IoFdEntry::NO_FD)
+}

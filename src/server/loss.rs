@@ -1,0 +1,93 @@
+//! The end of a connection, and of a context.
+
+use super::Context;
+use super::callbacks::ResetType;
+use super::context::Phase;
+use super::log::log;
+use super::quiesce::Pending;
+use crate::wire::{Errno, Result};
+
+/// Whether the device is asked to quiesce before a connection is torn down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    Yes,
+    No,
+}
+
+impl Context {
+    /// Whether the connection was found lost and still has to be torn down.
+    pub(super) fn is_lost(&self) -> bool {
+        self.with_connection(|connection| connection.lost()).unwrap_or(false)
+    }
+
+    /// The connection is lost: tears it down, or has that done once the device
+    /// is quiet, which is `EBUSY`.
+    pub(super) fn lose(&self, ask: Ask) -> Result<()> {
+        log!(self, LOG_INFO, "connection lost");
+        self.with_connection(|connection| connection.set_lost());
+        if ask == Ask::Yes {
+            match self.call_quiesce() {
+                Ok(()) => {}
+                Err(Errno::EBUSY) => {
+                    *self.pending.borrow_mut() = Some(Pending::Loss);
+                    return Err(Errno::EBUSY);
+                }
+                Err(errno) => {
+                    log!(self, LOG_ERR, "device did not quiesce for a lost connection: {errno}");
+                }
+            }
+        }
+        self.finish_loss();
+        Ok(())
+    }
+
+    /// Tears a lost connection down; the device is quiet.
+    pub(super) fn finish_loss(&self) {
+        self.release_device();
+        self.close_connection();
+        self.loss_unreported.set(true);
+    }
+
+    /// Takes away from the device what was the client's.
+    fn release_device(&self) {
+        self.remove_all_dma_regions();
+        self.dma.logging_stop();
+        if let Err(errno) = self.call_reset(ResetType::LostConn) {
+            log!(self, LOG_WARNING, "reset for a lost connection failed: {errno}");
+        }
+        self.irqs.close_all();
+    }
+
+    /// Closes the connection's sockets; what lies unread in them is taken out
+    /// first.
+    pub(super) fn close_connection(&self) {
+        if let Some(poller) = self.poller.borrow_mut().as_mut() {
+            poller.forget_socket();
+        }
+        self.phase.set(Phase::Idle);
+        let connection = self.connection.borrow_mut().take();
+        drop(connection);
+    }
+
+    /// Removes every DMA region, in ascending order of address.
+    pub(super) fn remove_all_dma_regions(&self) {
+        while let Some(region) = self.dma.first() {
+            self.remove_dma_region(region);
+        }
+    }
+
+    /// See `vfu_destroy_ctx`. The quiesce callback is not called.
+    pub fn destroy(self: Box<Self>) {
+        if self.busy.get() {
+            // From inside a callback: what it would return to must stay.
+            log!(self, LOG_ERR, "a context cannot be destroyed by its own callback");
+            std::mem::forget(self);
+            return;
+        }
+        let pending = self.pending.borrow_mut().take();
+        drop(pending);
+        self.callbacks.quiesce.set(None);
+        self.release_device();
+        self.close_connection();
+    }
+}

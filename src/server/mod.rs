@@ -1,0 +1,28 @@
+//! A context and the life of one request: receive, check, quiesce, handle,
+//! reply.
+//!
+//! [`Context`] holds the state. [`run`] is the request loop, [`attach`] what
+//! comes before it and [`loss`] what comes after; [`dispatch`] leads from a
+//! command to one of the [`handlers`]. The functions that C calls between
+//! requests are in [`setup`] and [`sgl`].
+
+mod attach;
+pub mod callbacks;
+mod context;
+mod dispatch;
+mod handlers;
+mod io_fds;
+mod log;
+mod loss;
+mod poll;
+mod quiesce;
+pub mod regions;
+mod reset;
+mod run;
+mod setup;
+mod sgl;
+pub mod step;
+
+pub use context::Context;
+pub use regions::RegionConfig;
+pub use step::{Event, Step, Wait};

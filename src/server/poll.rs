@@ -1,0 +1,50 @@
+//! The descriptor that callers poll.
+
+use std::os::fd::RawFd;
+
+use super::Context;
+use super::context::Phase;
+use super::log::log;
+use crate::transport::{Interest, Poller};
+use crate::wire::{Errno, Result};
+
+impl Context {
+    /// See `vfu_get_poll_fd`. The descriptor is made at the first call and
+    /// stays the same.
+    pub fn poll_fd(&self) -> Result<RawFd> {
+        if self.poller.borrow().is_none() {
+            *self.poller.borrow_mut() = Some(Poller::new()?);
+        }
+        self.update_poller();
+        self.poller.borrow().as_ref().map(Poller::fd).ok_or(Errno::EBADF)
+    }
+
+    /// Makes the descriptor say what a call would have to do. Costs nothing if
+    /// that is what it says already.
+    pub(super) fn update_poller(&self) {
+        let mut poller = self.poller.borrow_mut();
+        let Some(poller) = poller.as_mut() else {
+            return;
+        };
+        if let Err(errno) = poller.set(self.interest()) {
+            log!(self, LOG_ERR, "the poll descriptor cannot be set: {errno}");
+        }
+    }
+
+    fn interest(&self) -> Interest {
+        let connection = self.connection.borrow();
+        let (Some(connection), Phase::Attached | Phase::Negotiating) = (connection.as_ref(), self.phase.get())
+        else {
+            let socket = Some((self.listener.socket(), false));
+            return Interest { socket, left_behind: self.loss_unreported.get() };
+        };
+        if self.pending.borrow().is_some() {
+            // Nothing is done before the device says that it is quiet.
+            return Interest::default();
+        }
+        let stuck = connection.has_unsent();
+        let left_behind = connection.lost()
+            || !stuck && self.attached() && (connection.has_next() || connection.ended());
+        Interest { socket: Some((connection.socket(), stuck)), left_behind }
+    }
+}

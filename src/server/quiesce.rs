@@ -1,0 +1,124 @@
+//! Asking the device to be quiet before what it relies on changes.
+
+use super::Context;
+use super::loss::Ask;
+use super::log::log;
+use super::regions::{self, RegionFlags};
+use super::callbacks::ResetType;
+use crate::transport::Message;
+use crate::wire::{
+    Command, DeviceFeature, Errno, Feature, FeatureFlags, RegionAccess, Result, WriteMultiEntry,
+    WriteMultiHead, take,
+};
+
+/// What goes on once the device is quiet.
+#[derive(Debug)]
+pub enum Pending {
+    /// A request.
+    Message(Message),
+    /// Tearing down a lost connection.
+    Loss,
+}
+
+impl Context {
+    /// Whether a request changes something that the device relies on.
+    pub(super) fn asks_quiesce(&self, message: &Message) -> bool {
+        let payload = message.payload();
+        match Command::from_number(message.header.cmd) {
+            Some(Command::DmaMap | Command::DmaUnmap) => self.dma_is_ready(),
+            Some(Command::DeviceReset) => true,
+            Some(Command::RegionWrite) => match take::<RegionAccess>(payload) {
+                Ok((access, data)) if data.len() == access.count as usize => {
+                    self.write_resets_function(access.region, access.offset, data)
+                }
+                _ => false,
+            },
+            Some(Command::RegionWriteMulti) => self.client.get().write_multiple && self.multi_resets(payload),
+            Some(Command::DeviceFeature) => self.feature_asks(payload),
+            _ => false,
+        }
+    }
+
+    /// Whether a write starts a function level reset.
+    fn write_resets_function(&self, region: u32, offset: u64, data: &[u8]) -> bool {
+        if region as usize != regions::CONFIG {
+            return false;
+        }
+        let access = self.regions.borrow().access(region);
+        let through_callback = access.is_ok_and(|config| config.flags.contains(RegionFlags::ALWAYS_CB));
+        match usize::try_from(offset) {
+            Ok(offset) if !through_callback => self.pci.borrow().asks_quiesce(offset, data),
+            _ => false,
+        }
+    }
+
+    fn multi_resets(&self, payload: &[u8]) -> bool {
+        let Ok((WriteMultiHead { wr_cnt }, mut rest)) = take::<WriteMultiHead>(payload) else {
+            return false;
+        };
+        for _ in 0..wr_cnt {
+            let Ok((entry, behind)) = take::<WriteMultiEntry>(rest) else {
+                return false;
+            };
+            rest = behind;
+            let data = entry.data.get(..entry.count as usize).unwrap_or_default();
+            if self.write_resets_function(entry.region, entry.offset, data) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Setting the device state, and starting and stopping the log of writes,
+    /// if the request is one that will be tried.
+    fn feature_asks(&self, payload: &[u8]) -> bool {
+        let Ok((feature, _)) = take::<DeviceFeature>(payload) else {
+            return false;
+        };
+        let operation = feature.flags & !Feature::MASK;
+        operation == FeatureFlags::SET.bits()
+            && Feature::from_number(feature.flags & Feature::MASK)
+                .is_some_and(|known| known.operations().contains(FeatureFlags::SET))
+            && self.check_feature_set(payload).is_ok()
+    }
+
+    /// See `vfu_device_quiesced`.
+    pub fn device_quiesced(&self, errno: i32) -> Result<()> {
+        if self.callbacks.quiesce.get().is_none() {
+            return Err(Errno::EINVAL);
+        }
+        let pending = self.pending.borrow_mut().take().ok_or(Errno::EINVAL)?;
+        let _busy = self.enter();
+        match pending {
+            Pending::Message(message) if errno == 0 => {
+                self.execute(message);
+            }
+            Pending::Message(message) => self.refuse_pending(message, Errno::new(errno)),
+            Pending::Loss => {
+                if errno != 0 {
+                    log!(self, LOG_ERR, "device did not quiesce for a lost connection: {}", Errno::new(errno));
+                }
+                self.finish_loss();
+                self.update_poller();
+                return Ok(());
+            }
+        }
+        self.flush();
+        // The device has just been asked, so a connection found lost while
+        // replying is torn down without asking again.
+        let outcome = if self.is_lost() { self.lose(Ask::No) } else { Ok(()) };
+        self.update_poller();
+        outcome
+    }
+
+    /// The device could not quiesce: the request fails and the device is reset.
+    fn refuse_pending(&self, message: Message, errno: Errno) {
+        log!(self, LOG_ERR, "device did not quiesce: {errno}");
+        let header = message.header;
+        drop(message);
+        self.answer(&header, Err(errno));
+        if let Err(errno) = self.reset_device(ResetType::Device) {
+            log!(self, LOG_WARNING, "device reset failed: {errno}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The device's regions.
+
+use std::os::fd::RawFd;
+
+use bitflags::bitflags;
+
+use super::callbacks::RegionAccessFn;
+use crate::pci::Bar;
+use crate::wire::{Errno, Result, SparseArea};
+
+/// How many regions a PCI device has.
+pub const COUNT: usize = 9;
+/// The last of the regions that are BARs.
+const LAST_BAR: usize = 5;
+/// Index of the expansion ROM.
+pub const ROM: usize = 6;
+/// Index of configuration space.
+pub const CONFIG: usize = 7;
+
+bitflags! {
+    /// `VFU_REGION_FLAG_*`
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct RegionFlags: u32 {
+        /// The client may read.
+        const READ = 1;
+        /// The client may write.
+        const WRITE = 1 << 1;
+        /// Memory, not I/O ports.
+        const MEM = 1 << 2;
+        /// The callback gets every access to configuration space.
+        const ALWAYS_CB = 1 << 3;
+        /// The BAR above holds the upper half of the address.
+        const IS_64_BITS = 1 << 4;
+        /// Prefetchable.
+        const PREFETCH = 1 << 5;
+    }
+}
+
+/// What `vfu_setup_region` is given, unchecked.
+#[derive(Debug)]
+pub struct RegionConfig<'a> {
+    /// Bytes; 0 clears the region.
+    pub size: u64,
+    /// Called for the client's accesses.
+    pub callback: Option<RegionAccessFn>,
+    /// [`RegionFlags`].
+    pub flags: i32,
+    /// Parts that may be mapped.
+    pub areas: Option<&'a [libc::iovec]>,
+    /// How many the caller says there are.
+    pub nr_areas: u32,
+    /// What is to be mapped, or -1. Borrowed for as long as the context lives.
+    pub fd: RawFd,
+    /// Where the region starts in it.
+    pub offset: u64,
+}
+
+/// A region.
+#[derive(Clone, Debug)]
+pub struct Region {
+    /// Bytes; 0 for one that is not set up.
+    pub size: u64,
+    /// Called for accesses.
+    pub callback: Option<RegionAccessFn>,
+    /// Empty for one that was never set up.
+    pub flags: RegionFlags,
+    /// Parts that may be mapped.
+    pub areas: Vec<SparseArea>,
+    /// What is to be mapped, or -1.
+    pub fd: RawFd,
+    /// Where the region starts in it.
+    pub offset: u64,
+}
+
+impl Default for Region {
+    fn default() -> Region {
+        Region {
+            size: 0,
+            callback: None,
+            flags: RegionFlags::empty(),
+            areas: Vec::new(),
+            fd: -1,
+            offset: 0,
+        }
+    }
+}
+
+/// What an access needs to know of a region, copied so that nothing stays
+/// borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// Bytes.
+    pub size: u64,
+    /// Called for accesses.
+    pub callback: Option<RegionAccessFn>,
+    /// Flags.
+    pub flags: RegionFlags,
+}
+
+/// All regions.
+#[derive(Debug, Default)]
+pub struct Regions {
+    regions: [Region; COUNT],
+}
+
+impl Regions {
+    /// The region with this index, or `EINVAL`.
+    pub fn get(&self, index: u32) -> Result<&Region> {
+        self.regions.get(index as usize).ok_or(Errno::EINVAL)
+    }
+
+    /// What an access needs to know of a region.
+    pub fn access(&self, index: u32) -> Result<Access> {
+        let Region { size, callback, flags, .. } = *self.get(index)?;
+        Ok(Access { size, callback, flags })
+    }
+
+    /// Sets up, replaces or clears a region; see `vfu_setup_region`.
+    /// `config_size` is the size of configuration space if that is settled.
+    pub fn setup(&mut self, index: i32, config: &RegionConfig, config_size: Option<usize>) -> Result<()> {
+        let mut new = self.checked(index, config, config_size)?;
+        if new.size == 0 {
+            new.areas.clear();
+        } else if new.fd != -1 && new.areas.is_empty() {
+            new.areas.push(SparseArea { offset: 0, size: new.size });
+        }
+        let region = usize::try_from(index).ok().and_then(|i| self.regions.get_mut(i));
+        *region.ok_or(Errno::EINVAL)? = new;
+        Ok(())
+    }
+
+    fn checked(&self, index: i32, config: &RegionConfig, config_size: Option<usize>) -> Result<Region> {
+        let flags = u32::try_from(config.flags).ok().and_then(RegionFlags::from_bits);
+        let flags = flags.ok_or(Errno::EINVAL)?;
+        let consistent = flags.intersects(RegionFlags::READ | RegionFlags::WRITE)
+            && (config.callback.is_some() || !flags.contains(RegionFlags::ALWAYS_CB))
+            && config.areas.is_some() == (config.nr_areas != 0)
+            && (config.areas.is_none() || config.fd != -1);
+        let index = usize::try_from(index).ok().filter(|index| *index < COUNT);
+        let (true, Some(index)) = (consistent, index) else {
+            return Err(Errno::EINVAL);
+        };
+        let mut size = config.size;
+        if index <= LAST_BAR {
+            self.check_bar(index, size, flags)?;
+        } else if index == CONFIG {
+            size = check_config(size, flags, config_size)?;
+        }
+        let areas = config.areas.unwrap_or_default().iter();
+        let areas = areas.map(|area| SparseArea { offset: area.iov_base as u64, size: area.iov_len as u64 });
+        let areas: Vec<SparseArea> = areas.collect();
+        let fits = |area: &SparseArea| area.offset.checked_add(area.size).is_some_and(|end| end <= size);
+        if !areas.iter().all(fits) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Region { size, callback: config.callback, flags, areas, fd: config.fd, offset: config.offset })
+    }
+
+    fn check_bar(&self, index: usize, size: u64, flags: RegionFlags) -> Result<()> {
+        let least = if flags.contains(RegionFlags::MEM) { 16 } else { 4 };
+        let is_64 = flags.contains(RegionFlags::IS_64_BITS);
+        let neighbour = self.regions.get(index ^ 1).ok_or(Errno::EINVAL)?;
+        let conflict = match index % 2 {
+            0 => is_64 && neighbour.size != 0,
+            _ => is_64 || neighbour.flags.contains(RegionFlags::IS_64_BITS),
+        };
+        match size != 0 && (!size.is_power_of_two() || size < least) || conflict {
+            true => Err(Errno::EINVAL),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes sure that configuration space is set up and returns its size.
+    pub fn realize_config(&mut self) -> usize {
+        let [.., config, _vga] = &mut self.regions;
+        if config.size == 0 {
+            config.size = 256;
+            config.flags |= RegionFlags::READ | RegionFlags::WRITE;
+        }
+        config.size as usize
+    }
+
+    /// Configuration space has been made, with this size.
+    pub fn set_config_size(&mut self, size: usize) {
+        let [.., config, _vga] = &mut self.regions;
+        config.size = size as u64;
+        config.flags |= RegionFlags::READ | RegionFlags::WRITE;
+    }
+
+    /// The BARs, as configuration space sees them.
+    pub fn bars(&self) -> [Bar; 6] {
+        let [b0, b1, b2, b3, b4, b5, ..] = &self.regions;
+        [b0, b1, b2, b3, b4, b5].map(|region| Bar {
+            size: region.size,
+            mem: region.flags.contains(RegionFlags::MEM),
+            is_64: region.flags.contains(RegionFlags::IS_64_BITS),
+            prefetch: region.flags.contains(RegionFlags::PREFETCH),
+        })
+    }
+
+    /// Size of the expansion ROM.
+    pub fn rom_size(&self) -> u64 {
+        let [.., rom, _config, _vga] = &self.regions;
+        rom.size
+    }
+}
+
+/// Configuration space is read and written, and is no memory. Its size is not
+/// the caller's to say once it is settled; before, it is one of the two that
+/// there are, or 0 for the default.
+fn check_config(size: u64, flags: RegionFlags, settled: Option<usize>) -> Result<u64> {
+    let both = RegionFlags::READ | RegionFlags::WRITE;
+    if !flags.contains(both) || flags.contains(RegionFlags::MEM) {
+        return Err(Errno::EINVAL);
+    }
+    match (settled, size) {
+        (Some(settled), _) => Ok(settled as u64),
+        (None, 0 | 256 | 4096) => Ok(size),
+        _ => Err(Errno::EINVAL),
+    }
+}

@@ -1,0 +1,322 @@
+//! The request loop: `vfu_run_ctx`.
+//!
+//! Receive, take the whole messages that are there one by one, execute each,
+//! gather the replies, send. [`turn`](Context::turn) is the life of one
+//! request.
+
+use super::Context;
+use super::loss::Ask;
+use super::log::log;
+use super::step::{Event, Step, Wait};
+use crate::server::quiesce::Pending;
+use crate::transport::{Message, Next, Reply, Sent};
+use crate::wire::limits::HEADER_SIZE;
+use crate::wire::{Command, Errno, Header, MessageType, Result};
+
+/// How many requests one call in a non-blocking context executes at the most,
+/// so that the caller's loop gets round.
+const BATCH: usize = 256;
+
+/// What became of one message.
+enum Turn {
+    /// There was none.
+    Nothing,
+    /// It was executed, successfully or not.
+    Executed,
+    /// It was refused before that.
+    Refused,
+    /// It waits for the device to become quiet.
+    Pending,
+    /// The connection is lost.
+    Lost,
+}
+
+/// Why a run of requests ended.
+enum End {
+    /// No whole message is left.
+    Drained,
+    /// As many as one call may execute were.
+    Enough,
+    /// A request waits for the device to become quiet.
+    Pending,
+    /// The socket takes no more replies.
+    Stuck,
+    /// The connection is lost.
+    Lost,
+}
+
+/// Marks the context as busy while it lives.
+pub(super) struct Busy<'a>(&'a Context);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy.set(false);
+    }
+}
+
+impl Context {
+    /// From now on, until the result is dropped, the context is busy.
+    pub(super) fn enter(&self) -> Busy<'_> {
+        self.busy.set(true);
+        Busy(self)
+    }
+
+    /// See `vfu_run_ctx`.
+    pub fn run_step(&self, event: Event) -> Step {
+        if self.busy.get() {
+            // From inside a callback.
+            return Step::Fail(Errno::EBUSY);
+        }
+        let _busy = self.enter();
+        let step = match event {
+            Event::Start => self.run_start(),
+            Event::Done(outcome) => self.run_resume(outcome),
+        };
+        if !matches!(step, Step::Wait(_)) {
+            self.update_poller();
+        }
+        step
+    }
+
+    fn run_start(&self) -> Step {
+        if !self.realized.get() {
+            return Step::Fail(Errno::EINVAL);
+        }
+        if self.pending.borrow().is_some() {
+            return Step::Fail(Errno::EBUSY);
+        }
+        if !self.attached() {
+            return self.report_loss();
+        }
+        if self.is_lost() {
+            return self.lose_and_report();
+        }
+        self.last_errno.set(None);
+        match self.flush() {
+            Sent::Lost => self.lose_in_call(0),
+            Sent::Stuck => self.wait_writable(),
+            Sent::All if self.nonblocking => match self.receive() {
+                Ok(()) => self.execute_batch(),
+                Err(errno) => Step::Fail(errno),
+            },
+            Sent::All => self.execute_all(),
+        }
+    }
+
+    /// A blocking context has waited.
+    fn run_resume(&self, outcome: Result<usize>) -> Step {
+        if self.with_connection(|connection| connection.has_unsent()).unwrap_or(false) {
+            // Sending goes on after a signal.
+            return match self.flush() {
+                Sent::Lost => self.lose_in_call(0),
+                Sent::Stuck => self.wait_writable(),
+                Sent::All => self.execute_all(),
+            };
+        }
+        match self.with_connection(|connection| connection.finish_receive(outcome)) {
+            Some(Ok(())) => self.execute_all(),
+            Some(Err(errno)) => Step::Fail(errno),
+            None => Step::Fail(Errno::ENOTCONN),
+        }
+    }
+
+    /// Non-blocking: executes what is there.
+    fn execute_batch(&self) -> Step {
+        let mut executed = 0;
+        match self.execute_messages(BATCH, &mut executed) {
+            End::Pending => Step::Fail(Errno::EBUSY),
+            End::Lost => self.lose_in_call(executed),
+            End::Drained if executed == 0 && self.has_ended() => self.lose_and_report(),
+            End::Drained | End::Enough | End::Stuck => self.executed(executed),
+        }
+    }
+
+    /// Blocking: executes what is there, then waits for more.
+    fn execute_all(&self) -> Step {
+        let mut executed = 0;
+        match self.execute_messages(usize::MAX, &mut executed) {
+            End::Pending => Step::Fail(Errno::EBUSY),
+            End::Lost => self.lose_and_report(),
+            End::Stuck => self.wait_writable(),
+            End::Drained | End::Enough if self.has_ended() => self.lose_and_report(),
+            End::Drained | End::Enough => self.wait_readable(),
+        }
+    }
+
+    /// Executes up to `most` messages and sends the replies.
+    fn execute_messages(&self, most: usize, executed: &mut usize) -> End {
+        let end = loop {
+            if *executed >= most {
+                break End::Enough;
+            }
+            match self.turn() {
+                Turn::Nothing => break End::Drained,
+                Turn::Executed => *executed = executed.saturating_add(1),
+                Turn::Refused => {}
+                Turn::Pending => break End::Pending,
+                Turn::Lost => return End::Lost,
+            }
+            if self.with_connection(|connection| connection.should_flush()).unwrap_or(false) {
+                match self.flush() {
+                    Sent::All => {}
+                    Sent::Stuck => return End::Stuck,
+                    Sent::Lost => return End::Lost,
+                }
+            }
+        };
+        match (self.flush(), end) {
+            (Sent::Lost, End::Drained | End::Enough | End::Stuck) => End::Lost,
+            (Sent::Stuck, End::Drained | End::Enough) => End::Stuck,
+            (_, end) => end,
+        }
+    }
+
+    /// The life of one request.
+    fn turn(&self) -> Turn {
+        let next = self.with_connection(|connection| match connection.lost() {
+            true => Err(Errno::ENOTCONN),
+            false => connection.next(admissible),
+        });
+        match next {
+            Some(Ok(Next::Message(message))) => self.handle(message),
+            Some(Ok(Next::Refused(header))) => self.refuse(&header, Errno::EINVAL),
+            Some(Ok(Next::Unfollowable(header))) => {
+                self.refuse(&header, Errno::EINVAL);
+                self.flush();
+                self.with_connection(|connection| connection.set_lost());
+                Turn::Lost
+            }
+            Some(Ok(Next::Nothing)) => Turn::Nothing,
+            Some(Err(_)) | None => Turn::Lost,
+        }
+    }
+
+    /// Checks a whole message, asks the device to quiesce if it has to be, and
+    /// executes it.
+    fn handle(&self, message: Message) -> Turn {
+        let header = message.header;
+        if message.fds_cut || !admissible(&header) {
+            return self.refuse(&header, Errno::EINVAL);
+        }
+        if self.asks_quiesce(&message) {
+            match self.call_quiesce() {
+                Ok(()) => {}
+                Err(Errno::EBUSY) => {
+                    *self.pending.borrow_mut() = Some(Pending::Message(message));
+                    return Turn::Pending;
+                }
+                Err(errno) => return self.refuse(&header, errno),
+            }
+        }
+        self.execute(message);
+        Turn::Executed
+    }
+
+    fn refuse(&self, header: &Header, errno: Errno) -> Turn {
+        let Header { cmd, msg_size, .. } = *header;
+        log!(self, LOG_ERR, "command {cmd} of {msg_size} bytes refused: {errno}");
+        self.answer(header, Err(errno));
+        Turn::Refused
+    }
+
+    /// Executes a request and answers it.
+    pub(super) fn execute(&self, mut message: Message) {
+        let header = message.header;
+        let outcome = self.dispatch(&mut message);
+        if let Err(errno) = &outcome {
+            log!(self, LOG_ERR, "command {} failed: {errno}", header.cmd);
+        }
+        // Descriptors that were not taken are closed before the answer.
+        message.fds.clear();
+        self.with_connection(|connection| connection.recycle(message));
+        self.answer(&header, outcome);
+    }
+
+    /// Queues the answer to a request, unless none is wanted.
+    pub(super) fn answer(&self, header: &Header, outcome: Result<Reply>) {
+        if let Err(errno) = &outcome {
+            self.last_errno.set(Some(*errno));
+        }
+        self.with_connection(|connection| {
+            if connection.lost() {
+                return;
+            }
+            let queued = match outcome {
+                Ok(reply) if header.no_reply() => {
+                    connection.discard(reply);
+                    Ok(())
+                }
+                Ok(reply) => connection.reply(header, reply),
+                Err(_) if header.no_reply() => Ok(()),
+                Err(errno) => connection.reply_error(header, errno),
+            };
+            if queued.is_err() {
+                // No memory for sixteen bytes: the client can't be told.
+                connection.set_lost();
+            }
+        });
+    }
+
+    /// Sends what waits, as far as that goes without waiting.
+    pub(super) fn flush(&self) -> Sent {
+        self.with_connection(|connection| connection.flush()).unwrap_or(Sent::Lost)
+    }
+
+    fn receive(&self) -> Result<()> {
+        self.with_connection(|connection| connection.receive().map(drop)).unwrap_or(Err(Errno::ENOTCONN))
+    }
+
+    /// Whether the client has ended its side. Not a loss before everything
+    /// that it sent has been executed and answered.
+    fn has_ended(&self) -> bool {
+        self.with_connection(|connection| connection.ended()).unwrap_or(true)
+    }
+
+    fn executed(&self, count: usize) -> Step {
+        Step::Return { value: i32::try_from(count).unwrap_or(i32::MAX), errno: self.last_errno.get() }
+    }
+
+    fn wait_writable(&self) -> Step {
+        match self.with_connection(|connection| connection.socket()) {
+            Some(fd) if !self.nonblocking => Step::Wait(Wait::Writable(fd)),
+            _ => self.executed(0),
+        }
+    }
+
+    fn wait_readable(&self) -> Step {
+        let prepared = self.with_connection(|c| (c.socket(), c.prepare_receive()));
+        match prepared {
+            Some((fd, message)) => Step::Wait(Wait::Receive { fd, message }),
+            None => Step::Fail(Errno::ENOTCONN),
+        }
+    }
+
+    /// The connection was lost while `executed` requests were answered: the
+    /// call reports success, the next one the loss. (A blocking one goes on,
+    /// and so reports it at once.)
+    fn lose_in_call(&self, executed: usize) -> Step {
+        match self.lose(Ask::Yes) {
+            Err(errno) => Step::Fail(errno),
+            Ok(()) if self.nonblocking => self.executed(executed),
+            Ok(()) => self.report_loss(),
+        }
+    }
+
+    fn lose_and_report(&self) -> Step {
+        match self.lose(Ask::Yes) {
+            Err(errno) => Step::Fail(errno),
+            Ok(()) => self.report_loss(),
+        }
+    }
+
+    fn report_loss(&self) -> Step {
+        self.loss_unreported.set(false);
+        Step::Fail(Errno::ENOTCONN)
+    }
+}
+
+/// Whether a header is one of a command. Only a reset has no payload.
+fn admissible(header: &Header) -> bool {
+    header.message_type() == Some(MessageType::Command)
+        && (header.msg_size as usize > HEADER_SIZE || header.cmd == Command::DeviceReset as u16)
+}
