@@ -22,11 +22,11 @@ impl Context {
     /// Makes the descriptor say what a call would have to do. Costs nothing if
     /// that is what it says already.
     pub(super) fn update_poller(&self) {
-        let mut poller = self.poller.borrow_mut();
-        let Some(poller) = poller.as_mut() else {
-            return;
+        let outcome = match self.poller.borrow_mut().as_mut() {
+            Some(poller) => poller.set(self.interest()),
+            None => Ok(()),
         };
-        if let Err(errno) = poller.set(self.interest()) {
+        if let Err(errno) = outcome {
             log!(self, LOG_ERR, "the poll descriptor cannot be set: {errno}");
         }
     }

@@ -46,19 +46,21 @@ enum End {
 }
 
 /// Marks the context as busy while it lives.
-pub(super) struct Busy<'a>(&'a Context);
+pub(super) struct Busy<'a> {
+    context: &'a Context,
+    before: bool,
+}
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.0.busy.set(false);
+        self.context.busy.set(self.before);
     }
 }
 
 impl Context {
     /// From now on, until the result is dropped, the context is busy.
     pub(super) fn enter(&self) -> Busy<'_> {
-        self.busy.set(true);
-        Busy(self)
+        Busy { context: self, before: self.busy.replace(true) }
     }
 
     /// See `vfu_run_ctx`.

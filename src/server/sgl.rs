@@ -124,6 +124,7 @@ impl Context {
         if !self.attached() {
             return Err(Errno::ENOTCONN);
         }
+        self.warn_of_single_socket();
         let most = MAX_DMA_CHUNK.min(self.client.get().max_data_xfer_size) as u64;
         let mut done = 0u64;
         while done < length {
@@ -144,14 +145,21 @@ impl Context {
         Ok(())
     }
 
+    fn warn_of_single_socket(&self) {
+        let has_twin = self.with_connection(|connection| connection.has_twin()).unwrap_or(true);
+        if !has_twin && !WARNED.swap(true, Ordering::Relaxed) {
+            log!(
+                self,
+                LOG_WARNING,
+                "the client has one socket only: what it sends while it is asked for memory waits"
+            );
+        }
+    }
+
     /// One message and its answer; `skip` bytes of the data are done.
     fn transfer(&self, access: DmaAccess, data: &Data, skip: usize) -> Result<(), Awaited> {
-        let failed = |errno| Awaited::Failed(errno);
         let mut connection = self.connection.borrow_mut();
         let connection = connection.as_mut().ok_or(Awaited::Failed(Errno::ENOTCONN))?;
-        if !connection.has_twin() && !WARNED.swap(true, Ordering::Relaxed) {
-            log!(self, LOG_WARNING, "the client has one socket only: what it sends while it is asked for memory waits");
-        }
         let msg_id = NEXT_MSG_ID.fetch_add(1, Ordering::Relaxed);
         let count = access.count as usize;
         let (cmd, sent): (_, &[u8]) = match data {
@@ -171,11 +179,11 @@ impl Context {
                     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.add(skip), count) };
                     Ok(())
                 }
-                _ => Err(failed(Errno::EINVAL)),
+                _ => Err(Awaited::Failed(Errno::EINVAL)),
             },
             Data::Write(_) => match echoes_write(answer.payload(), access) {
                 true => Ok(()),
-                false => Err(failed(Errno::EINVAL)),
+                false => Err(Awaited::Failed(Errno::EINVAL)),
             },
         };
         connection.recycle(answer);

@@ -19,6 +19,9 @@ mod receive;
 mod reply;
 mod send;
 
+#[cfg(test)]
+mod tests;
+
 pub use buffer::{Buffer, Pool};
 pub use connection::{Awaited, Connection, Received, Sent};
 pub use listener::Listener;

@@ -1,0 +1,263 @@
+//! Framing at every split, descriptors, gathering: over real socket pairs.
+
+use std::fs::File;
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use proptest::prelude::*;
+use zerocopy::IntoBytes;
+
+use super::*;
+use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE};
+use crate::wire::{Errno, Header};
+
+fn pair() -> (Connection, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (Connection::new(OwnedFd::from(ours)).unwrap(), theirs)
+}
+
+fn message(id: u16, cmd: u16, payload: &[u8]) -> Vec<u8> {
+    let header = Header::command(id, cmd, (HEADER_SIZE + payload.len()) as u32);
+    [header.as_bytes(), payload].concat()
+}
+
+fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 31 + seed * 7) as u8).collect()
+}
+
+fn send_with_fds(socket: &UnixStream, bytes: &[u8], fds: &[RawFd]) {
+    let control = [ControlMessage::ScmRights(fds)];
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(bytes)], &control, MsgFlags::empty(), None);
+    assert_eq!(sent.unwrap(), bytes.len());
+}
+
+/// Takes every whole message that is there.
+fn take_all(connection: &mut Connection, out: &mut Vec<(u16, Vec<u8>)>) {
+    loop {
+        match connection.next(|_| true).unwrap() {
+            Next::Message(message) => {
+                assert_eq!(message.payload().as_ptr() as usize % 8, 0, "payload is aligned");
+                out.push((message.header.msg_id, message.payload().to_vec()));
+                connection.recycle(message);
+            }
+            Next::Nothing => return,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn every_split_of_two_messages_gives_the_same_messages() {
+    let first = message(1, 9, &pattern(21, 1));
+    let second = message(2, 10, &pattern(5, 2));
+    let stream = [first, second].concat();
+    for cut in 0..=stream.len() {
+        let (mut connection, mut peer) = pair();
+        let mut got = Vec::new();
+        for part in [&stream[..cut], &stream[cut..]] {
+            peer.write_all(part).unwrap();
+            while connection.receive().unwrap() == Received::Something {}
+            take_all(&mut connection, &mut got);
+        }
+        assert_eq!(got, [(1, pattern(21, 1)), (2, pattern(5, 2))], "cut at {cut}");
+        assert!(connection.at_boundary());
+    }
+}
+
+#[test]
+fn one_byte_at_a_time() {
+    let stream = [message(1, 9, &pattern(40, 1)), message(2, 13, &[]), message(3, 9, &[7])].concat();
+    let (mut connection, mut peer) = pair();
+    let mut got = Vec::new();
+    for byte in &stream {
+        peer.write_all(&[*byte]).unwrap();
+        assert_eq!(connection.receive().unwrap(), Received::Something);
+        take_all(&mut connection, &mut got);
+    }
+    assert_eq!(got, [(1, pattern(40, 1)), (2, vec![]), (3, vec![7])]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Messages of all sizes, cut anywhere, arrive as they were sent.
+    #[test]
+    fn any_sizes_and_splits(
+        sizes in prop::collection::vec(prop_oneof![0usize..64, 0usize..5000, 60_000usize..70_000, Just(MAX_MESSAGE_SIZE - HEADER_SIZE)], 1..12),
+        cuts in prop::collection::vec(1usize..150_000, 1..40),
+    ) {
+        let expected: Vec<_> = sizes.iter().enumerate().map(|(i, n)| (i as u16, pattern(*n, i))).collect();
+        let stream: Vec<u8> = expected.iter().flat_map(|(id, body)| message(*id, 10, body)).collect();
+        let (mut connection, mut peer) = pair();
+        peer.set_nonblocking(true).unwrap();
+        let (mut sent, mut got, mut cuts) = (0, Vec::new(), cuts.into_iter().cycle());
+        while got.len() < expected.len() {
+            let end = (sent + cuts.next().unwrap()).min(stream.len());
+            if let Ok(count) = peer.write(&stream[sent..end]) {
+                sent += count;
+            }
+            connection.receive().unwrap();
+            take_all(&mut connection, &mut got);
+        }
+        prop_assert_eq!(got, expected);
+    }
+}
+
+#[test]
+fn refused_bodies_are_dropped_with_their_descriptors_and_the_stream_stays_in_step() {
+    let (mut connection, mut peer) = pair();
+    let (mut reading, writing) = std::io::pipe().unwrap();
+    let bad = message(1, 77, &pattern(100_000, 0));
+    send_with_fds(&peer, &bad[..HEADER_SIZE], &[writing.as_raw_fd()]);
+    drop(writing);
+    connection.receive().unwrap();
+    let next = connection.next(|header| header.cmd != 77).unwrap();
+    assert!(matches!(next, Next::Refused(header) if header.msg_id == 1), "before the body has come");
+    peer.set_nonblocking(true).unwrap();
+    let mut rest = &bad[HEADER_SIZE..];
+    while !rest.is_empty() {
+        if let Ok(count) = peer.write(rest) {
+            rest = &rest[count..];
+        }
+        connection.receive().unwrap();
+        assert!(matches!(connection.next(|_| true).unwrap(), Next::Nothing));
+    }
+    peer.write_all(&message(2, 9, b"next")).unwrap();
+    while connection.receive().unwrap() == Received::Something {}
+    let mut got = Vec::new();
+    take_all(&mut connection, &mut got);
+    assert_eq!(got, [(2, b"next".to_vec())]);
+    let mut nothing = Vec::new();
+    assert_eq!(reading.read_to_end(&mut nothing).unwrap(), 0, "the descriptor was closed");
+}
+
+#[test]
+fn sizes_that_cannot_be_followed() {
+    for size in [0, 15, MAX_MESSAGE_SIZE as u32 + 1, u32::MAX] {
+        let (mut connection, mut peer) = pair();
+        peer.write_all(Header::command(5, 9, size).as_bytes()).unwrap();
+        connection.receive().unwrap();
+        assert!(matches!(connection.next(|_| true).unwrap(), Next::Unfollowable(h) if h.msg_size == size));
+    }
+}
+
+#[test]
+fn descriptors_of_a_pipelined_burst_come_with_their_messages() {
+    let (mut connection, peer) = pair();
+    let files: Vec<_> = (0..10)
+        .map(|i| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&[i]).unwrap();
+            file
+        })
+        .collect();
+    for (i, file) in files.iter().enumerate() {
+        send_with_fds(&peer, &message(i as u16, 2, &pattern(32, i)), &[file.as_raw_fd()]);
+    }
+    let mut seen = 0;
+    while connection.receive().unwrap() == Received::Something {}
+    while let Next::Message(mut message) = connection.next(|_| true).unwrap() {
+        assert_eq!(message.header.msg_id, seen);
+        assert_eq!(message.fds.len(), 1);
+        let mut byte = [0];
+        let file = File::from(message.fds.remove(0));
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 0).unwrap();
+        assert_eq!(u16::from(byte[0]), seen);
+        seen += 1;
+    }
+    assert_eq!(seen, 10);
+}
+
+#[test]
+fn descriptors_attached_to_the_body_belong_to_the_message() {
+    let (mut connection, mut peer) = pair();
+    let file = File::open("/dev/null").unwrap();
+    let bytes = message(1, 2, &pattern(32, 0));
+    peer.write_all(&bytes[..HEADER_SIZE]).unwrap();
+    send_with_fds(&peer, &bytes[HEADER_SIZE..], &[file.as_raw_fd()]);
+    while connection.receive().unwrap() == Received::Something {}
+    let Next::Message(message) = connection.next(|_| true).unwrap() else { panic!("no message") };
+    assert_eq!(message.fds.len(), 1);
+}
+
+#[test]
+fn the_end_is_not_an_error_before_what_came_is_used() {
+    let (mut connection, mut peer) = pair();
+    peer.write_all(&message(1, 9, b"last")).unwrap();
+    drop(peer);
+    while !connection.ended() {
+        connection.receive().unwrap();
+    }
+    let mut got = Vec::new();
+    take_all(&mut connection, &mut got);
+    assert_eq!(got.len(), 1);
+}
+
+fn request(id: u16) -> Header {
+    Header::command(id, 9, 32)
+}
+
+#[test]
+fn replies_are_gathered_and_in_order_and_whole_whatever_their_size() {
+    let (mut connection, mut peer) = pair();
+    let sizes = [0, 4, 4080, 4081, 70_000, 8, 1 << 20, 3];
+    let mut expected = Vec::new();
+    for (i, size) in sizes.into_iter().enumerate() {
+        let mut reply = connection.new_reply(size).unwrap();
+        reply.put_bytes(&pattern(size, i)).unwrap();
+        connection.reply(&request(i as u16), reply).unwrap();
+        expected.extend_from_slice(request(i as u16).reply((HEADER_SIZE + size) as u32).as_bytes());
+        expected.extend(pattern(size, i));
+    }
+    connection.reply_error(&request(99), Errno::new(0xbeef)).unwrap();
+    expected.extend_from_slice(request(99).error_reply(Errno::new(0xbeef)).as_bytes());
+    peer.set_nonblocking(true).unwrap();
+    let mut got = Vec::new();
+    let mut room = vec![0; 1 << 16];
+    while got.len() < expected.len() {
+        assert_ne!(connection.flush(), Sent::Lost);
+        if let Ok(count) = peer.read(&mut room) {
+            got.extend_from_slice(&room[..count]);
+        }
+    }
+    assert!(got == expected);
+    assert_eq!(connection.flush(), Sent::All);
+    assert!(!connection.has_unsent());
+}
+
+#[test]
+fn a_reply_with_too_many_descriptors_becomes_an_error_reply() {
+    let (mut connection, mut peer) = pair();
+    let file = File::open("/dev/null").unwrap();
+    let mut reply = connection.new_reply(8).unwrap();
+    reply.put_bytes(&[1; 8]).unwrap();
+    reply.lent_fds = vec![file.as_raw_fd(); 254];
+    connection.reply(&request(1), reply).unwrap();
+    connection.reply_error(&request(2), Errno::EINVAL).unwrap();
+    assert_eq!(connection.flush(), Sent::All);
+    let mut got = [0; 32];
+    peer.read_exact(&mut got).unwrap();
+    let first = request(1).error_reply(Errno::ETOOMANYREFS);
+    let second = request(2).error_reply(Errno::EINVAL);
+    assert_eq!(got[..], [first.as_bytes(), second.as_bytes()].concat());
+}
+
+#[test]
+fn a_peer_that_is_gone_is_noticed_when_sending() {
+    let (mut connection, peer) = pair();
+    drop(peer);
+    connection.reply_error(&request(1), Errno::EINVAL).unwrap();
+    assert_eq!(connection.flush(), Sent::Lost);
+    assert!(connection.lost());
+}
+
+#[test]
+fn closing_does_not_reset_the_peer() {
+    let (connection, mut peer) = pair();
+    peer.write_all(&pattern(100_000, 0)).unwrap();
+    drop(connection);
+    let mut rest = Vec::new();
+    assert_eq!(peer.read_to_end(&mut rest).unwrap(), 0, "end of file and not ECONNRESET");
+}
