@@ -21,6 +21,8 @@ mod chain;
 mod header;
 mod placement;
 mod space;
+#[cfg(test)]
+mod tests;
 
 pub use access::{Access, Piece, PieceKind};
 pub use bar::{BARS, Bar};
