@@ -6,5 +6,6 @@
 
 pub mod irq;
 pub mod migration;
+pub mod pci;
 pub mod transport;
 pub mod wire;

@@ -1,0 +1,78 @@
+//! Where a new capability goes.
+
+use std::ops::Range;
+
+use super::capability::{Capability, CapabilityKind};
+use super::chain::{Chain, List};
+use super::space::ConfigSpace;
+use crate::wire::{Errno, Result};
+
+/// Capabilities start at multiples of this.
+const ALIGN: usize = 4;
+
+/// What a capability of unknown size that the device itself put into the
+/// buffer is taken to occupy: its header, up to the next place.
+const UNKNOWN_SIZE: usize = ALIGN;
+
+/// A place for a new capability.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where it goes.
+    pub offset: usize,
+    /// The last capability of the list, which has to link to it; none if the
+    /// list is empty.
+    pub previous: Option<usize>,
+}
+
+/// A place in `list` for `size` bytes, besides what stands in the live buffer
+/// and what was `added` before: at `pos`, or found if that is 0.
+///
+/// A found place is behind the last capability of the list, or else the lowest
+/// that is free. `EINVAL` if `pos` is misaligned, outside the list's room or
+/// taken, or isn't the start of the extended list when that is empty; `ENOSPC`
+/// if no place is found.
+pub fn place(
+    space: &ConfigSpace,
+    added: &[Capability],
+    list: List,
+    pos: usize,
+    size: usize,
+) -> Result<Place> {
+    let chain = Chain::new(space, list)?
+        .map(|at| at.map(|at| occupied(space, added, list, at)))
+        .collect::<Result<Vec<_>>>()?;
+    let last = chain.last().cloned();
+    let taken: Vec<_> = chain.into_iter().chain(added.iter().map(Capability::range)).collect();
+    let fits = |at: usize| {
+        let end = at.checked_add(size).filter(|end| *end <= list.end(space));
+        let in_room = at >= list.start() && at.is_multiple_of(ALIGN);
+        in_room && end.is_some_and(|end| taken.iter().all(|t| end <= t.start || t.end <= at))
+    };
+    let must_start = list == List::Extended && last.is_none();
+    let offset = if pos != 0 {
+        Some(pos).filter(|at| fits(*at) && (!must_start || *at == list.start())).ok_or(Errno::EINVAL)
+    } else if must_start {
+        Some(list.start()).filter(|at| fits(*at)).ok_or(Errno::ENOSPC)
+    } else {
+        let behind_last = last.as_ref().map_or(list.start(), next_place);
+        let mut others: Vec<_> = taken.iter().map(next_place).collect();
+        others.push(list.start());
+        others.sort_unstable();
+        std::iter::once(behind_last).chain(others).find(|at| fits(*at)).ok_or(Errno::ENOSPC)
+    }?;
+    Ok(Place { offset, previous: last.map(|last| last.start) })
+}
+
+/// The bytes of the capability that is linked at `at`.
+fn occupied(space: &ConfigSpace, added: &[Capability], list: List, at: usize) -> Range<usize> {
+    if let Some(known) = added.iter().find(|c| c.offset == at) {
+        return known.range();
+    }
+    let byte = |i| at.checked_add(i).and_then(|at| space.read_u8(at).ok()).unwrap_or(0);
+    let size = CapabilityKind::of(list, &byte).and_then(|kind| kind.size(&byte));
+    at..at + size.unwrap_or(UNKNOWN_SIZE)
+}
+
+fn next_place(taken: &Range<usize>) -> usize {
+    taken.end.next_multiple_of(ALIGN)
+}
