@@ -4,8 +4,10 @@
 //! transport; everything between is plain Rust that knows neither sockets nor
 //! C. The rooms, from the street to the cellar; each uses only those below it.
 
+pub mod dma;
 pub mod irq;
 pub mod migration;
 pub mod pci;
+pub mod server;
 pub mod transport;
 pub mod wire;

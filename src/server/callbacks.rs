@@ -91,7 +91,7 @@ fn byte_count(returned: ssize_t, most: usize) -> Result<usize> {
 
 impl Context {
     /// What C knows this context as.
-    pub(super) fn handle(&self) -> *mut Context {
+    pub(super) fn as_vfu_ctx(&self) -> *mut Context {
         std::ptr::from_ref(self).cast_mut()
     }
 
@@ -104,7 +104,7 @@ impl Context {
         clear_errno();
         // SAFETY: the function and its context were given by the program for
         // this use; nothing of the context is borrowed.
-        match unsafe { quiesce(self.handle()) } {
+        match unsafe { quiesce(self.as_vfu_ctx()) } {
             0 => Ok(()),
             _ => Err(callback_errno()),
         }
@@ -117,7 +117,7 @@ impl Context {
         };
         clear_errno();
         // SAFETY: as for quiesce.
-        match unsafe { reset(self.handle(), kind as u32) } {
+        match unsafe { reset(self.as_vfu_ctx(), kind as u32) } {
             0.. => Ok(()),
             _ => Err(callback_errno()),
         }
@@ -128,14 +128,14 @@ impl Context {
         if let Some(callback) = callback {
             // SAFETY: as for quiesce; the info stays in place until the region
             // has been removed, which is after the unregister callback.
-            unsafe { callback(self.handle(), info) };
+            unsafe { callback(self.as_vfu_ctx(), info) };
         }
     }
 
     /// Masks or unmasks `count` vectors.
     pub(super) fn call_irq_state(&self, callback: IrqStateFn, start: u32, count: u32, mask: bool) {
         // SAFETY: as for quiesce.
-        unsafe { callback(self.handle(), start, count, mask) };
+        unsafe { callback(self.as_vfu_ctx(), start, count, mask) };
     }
 
     /// Has `buffer` filled from, or written to, a region. Returns how many
@@ -152,7 +152,7 @@ impl Context {
         // SAFETY: as for quiesce; the buffer is as long as is said, and its
         // owner keeps it until the callback has returned.
         let returned = unsafe {
-            callback(self.handle(), buffer.start.cast::<c_char>(), buffer.len, offset, is_write)
+            callback(self.as_vfu_ctx(), buffer.start.cast::<c_char>(), buffer.len, offset, is_write)
         };
         byte_count(returned, buffer.len)
     }
@@ -171,7 +171,7 @@ impl Context {
         };
         clear_errno();
         // SAFETY: as for quiesce.
-        match unsafe { (callbacks.transition)(self.handle(), number) } {
+        match unsafe { (callbacks.transition)(self.as_vfu_ctx(), number) } {
             0 => Ok(()),
             ..0 => Err(callback_errno()),
             _ => Err(Errno::EINVAL),
@@ -186,7 +186,7 @@ impl Context {
     ) -> Result<usize> {
         clear_errno();
         // SAFETY: as for a region.
-        let returned = unsafe { callback(self.handle(), buffer.start.cast::<c_void>(), buffer.len as u64) };
+        let returned = unsafe { callback(self.as_vfu_ctx(), buffer.start.cast::<c_void>(), buffer.len as u64) };
         byte_count(returned, buffer.len)
     }
 }

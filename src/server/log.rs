@@ -65,7 +65,7 @@ impl Context {
             // the program for this use, and the text ends in NUL.
             unsafe {
                 let before = *errno;
-                function(self.handle(), level, text.as_ptr());
+                function(self.as_vfu_ctx(), level, text.as_ptr());
                 *errno = before;
             }
         }

@@ -25,8 +25,9 @@ impl Context {
         let mut regions = self.regions.borrow_mut();
         let mut pci = self.pci.borrow_mut();
         let size = regions.realize_config();
-        pci.ensure_space(size)?;
-        pci.realize(&regions.bars(), self.irqs.count(IrqType::Intx));
+        let size = pci.ensure_space(size)?;
+        regions.set_config_size(size);
+        pci.realize(&regions.bars(), self.irqs.count(IrqType::Intx))?;
         self.irqs.make_ready();
         self.realized.set(true);
         Ok(())
@@ -118,12 +119,13 @@ impl Context {
 
     /// See `vfu_pci_set_id`.
     pub fn pci_set_id(&self, vid: u16, did: u16, ssvid: u16, ssid: u16) {
-        self.pci.borrow_mut().set_id(vid, did, ssvid, ssid);
+        // Without configuration space there is nothing to write to.
+        let _ = self.pci.borrow().set_id(vid, did, ssvid, ssid);
     }
 
     /// See `vfu_pci_set_class`.
     pub fn pci_set_class(&self, base: u8, sub: u8, pi: u8) {
-        self.pci.borrow_mut().set_class(base, sub, pi);
+        let _ = self.pci.borrow().set_class(base, sub, pi);
     }
 
     /// Configuration space, or null before there is one.

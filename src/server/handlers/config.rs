@@ -1,6 +1,6 @@
 //! Accesses to configuration space, piece by piece.
 
-use crate::pci::{Effect, PieceKind};
+use crate::pci::{Access, Effect, Piece, PieceKind};
 use crate::server::Context;
 use crate::server::callbacks::{RawBytes, RegionAccessFn, ResetType};
 use crate::server::log::log;
@@ -20,7 +20,8 @@ impl Context {
         while done < buffer.len() {
             let at = offset.saturating_add(done);
             let rest = buffer.len().saturating_sub(done);
-            let piece = self.pci.borrow().piece(at, rest, callback.is_some(), is_write)?;
+            let access = if is_write { Access::Write } else { Access::Read };
+            let piece = self.pci.borrow().piece(at, rest, access, callback.is_some());
             let part = buffer.part(done, piece.len);
             if part.len() == 0 {
                 return Err(Errno::EINVAL);
@@ -30,14 +31,15 @@ impl Context {
                 (PieceKind::Callback, Some(callback)) => {
                     self.call_region(callback, part, at as u64, is_write)?
                 }
+                (PieceKind::Callback, None) => return Err(Errno::EINVAL),
                 _ if is_write => {
-                    self.write_config(piece, at, part)?;
+                    self.write_config(&piece, part)?;
                     part.len()
                 }
                 _ => {
                     // SAFETY: no callback runs while the bytes are borrowed.
                     let bytes = unsafe { part.as_slice() };
-                    self.pci.borrow().read_piece(at, bytes)?;
+                    self.pci.borrow().read_piece(&piece, bytes)?;
                     part.len()
                 }
             };
@@ -49,12 +51,12 @@ impl Context {
         Ok(())
     }
 
-    fn write_config(&self, piece: crate::pci::Piece, at: usize, part: RawBytes) -> Result<()> {
+    fn write_config(&self, piece: &Piece, part: RawBytes) -> Result<()> {
         let effect = {
             let regions = self.regions.borrow();
             // SAFETY: no callback runs while the bytes are borrowed.
             let bytes = unsafe { part.as_slice() };
-            self.pci.borrow_mut().write_piece(piece, at, bytes, &regions.bars(), regions.rom_size())?
+            self.pci.borrow().write_piece(piece, bytes, &regions.bars(), regions.rom_size())?
         };
         match effect {
             Effect::None => Ok(()),
