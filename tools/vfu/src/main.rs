@@ -1,1 +1,26 @@
-fn main() {}
+//! `vfu`, a vfio-user client for people.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod client;
+mod commands;
+mod config;
+mod error;
+mod output;
+mod region;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    match commands::run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("vfu: {}", e.line());
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
