@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_num::maybe_hex;
 
 use crate::client::Options;
@@ -50,8 +50,14 @@ pub enum Command {
     /// Write to a region
     Write(Write),
     /// Wait for interrupts and print each
+    ///
+    /// MSI and MSI-X are switched on in the configuration space meanwhile, as a
+    /// driver would do.
     Irq(IrqArgs),
-    /// Make a DMA engine (the example device) move memory
+    /// Make the example device dma-engine move memory
+    ///
+    /// The client's memory is mapped, the device told what to do, its interrupt
+    /// waited for, and the memory taken back.
     Dma(Dma),
     /// Reset the device
     Reset(Reset),
@@ -174,6 +180,72 @@ pub struct IrqArgs {
     pub json: bool,
 }
 
+/// What a DMA engine can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Operation {
+    /// Copy one range to another
+    Copy,
+    /// Fill a range with the low byte of --value
+    Fill,
+    /// Fill a range with bytes that count up from --value
+    Pattern,
+    /// Sum up a range
+    Checksum,
+}
+
+/// What the client's memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MemoryKind {
+    /// A file that the server gets the descriptor of
+    Memfd,
+    /// Private to this process: the server must send messages
+    Message,
+}
+
+/// How the device reaches the client's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Access {
+    /// Mapped where possible
+    Auto,
+    /// By messages, even where it is mapped
+    Message,
+    /// Through the library, without messages where possible
+    Direct,
+}
+
+/// Arguments of `dma`.
+#[derive(Args, Debug)]
+pub struct Dma {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+    /// What the engine shall do
+    pub operation: Operation,
+    /// Bytes to move, up to 1 GiB
+    #[arg(long, default_value = "4096", value_parser = dma_size)]
+    pub bytes: usize,
+    /// What the client's memory is made of
+    #[arg(long, value_enum, default_value = "memfd")]
+    pub memory: MemoryKind,
+    /// How the device reaches it
+    #[arg(long, value_enum, default_value = "auto")]
+    pub access: Access,
+    /// First address of the client's memory, a multiple of the page size
+    #[arg(long, default_value = "0x100000000", value_parser = maybe_hex::<u64>)]
+    pub addr: u64,
+    /// The number that fill and pattern need
+    #[arg(long, default_value = "0x5a", value_parser = maybe_hex::<u64>)]
+    pub value: u64,
+    /// The interrupt vector that tells of the end
+    #[arg(long, default_value = "0", value_parser = maybe_hex::<u32>)]
+    pub vector: u32,
+    /// Check every byte of the memory, or the sum, afterwards
+    #[arg(long)]
+    pub verify: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Arguments of `reset`.
 #[derive(Args, Debug)]
 pub struct Reset {
@@ -188,17 +260,17 @@ fn width(text: &str) -> Result<usize, String> {
     }
 }
 
+fn dma_size(text: &str) -> Result<usize, String> {
+    match maybe_hex(text) {
+        Ok(n) if n <= 1 << 30 => Ok(n),
+        _ => Err("not a number up to 1 GiB".into()),
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_string())?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         _ => Err("not a number of seconds above 0".into()),
     }
-}
-
-/// Arguments of `dma`.
-#[derive(Args, Debug)]
-pub struct Dma {
-    /// The server's UNIX socket
-    pub socket: PathBuf,
 }

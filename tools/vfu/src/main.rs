@@ -7,9 +7,11 @@ mod client;
 mod commands;
 mod config;
 mod error;
+mod interrupts;
 mod output;
 mod region;
 
+use std::io::{Write, stderr};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -19,7 +21,8 @@ fn main() -> ExitCode {
     match commands::run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("vfu: {}", e.line());
+            // Where standard error is closed, the exit code has to do.
+            let _ = writeln!(stderr(), "vfu: {}", e.line());
             ExitCode::from(e.exit_code())
         }
     }

@@ -14,8 +14,8 @@ const IRQS: [&str; 5] = ["INTx", "MSI", "MSI-X", "ERR", "REQ"];
 pub struct Region(pub u32);
 
 impl Region {
-    /// The expansion ROM.
-    pub const ROM: Region = Region(6);
+    /// The first base address register.
+    pub const BAR0: Region = Region(0);
     /// The configuration space.
     pub const CONFIG: Region = Region(7);
 }
@@ -36,7 +36,9 @@ impl FromStr for Region {
         if let Some(n) = REGIONS.iter().position(|name| name.eq_ignore_ascii_case(text)) {
             return u32::try_from(n).map(Region).map_err(|e| e.to_string());
         }
-        clap_num::maybe_hex(text).map(Region).map_err(|_| format!("neither a number nor one of {}", REGIONS.join(", ")))
+        clap_num::maybe_hex(text)
+            .map(Region)
+            .map_err(|_| format!("neither a number nor one of {}", REGIONS.join(", ")))
     }
 }
 

@@ -16,6 +16,9 @@ use crate::region::{Irq, Region};
 /// anybody maps.
 const MAX_REGION_INFO: u32 = 1 << 20;
 
+/// Size of the configuration space of PCI Express, in bytes.
+const MAX_CONFIG_SPACE: u64 = 4096;
+
 /// Everything the server says of a region.
 #[derive(Debug)]
 pub struct RegionDetails {
@@ -69,8 +72,7 @@ impl Client {
     }
 
     fn ask_region_info(&mut self, region: Region, argsz: u32, what: &str) -> Result<RegionDetails> {
-        let request =
-            RegionInfo { argsz, flags: 0, index: region.0, cap_offset: 0, size: 0, offset: 0 };
+        let request = RegionInfo { argsz, flags: 0, index: region.0, cap_offset: 0, size: 0, offset: 0 };
         let mut reply = self.request(Command::DeviceGetRegionInfo, &what, &[request.as_bytes()], &[])?;
         let (info, _): (RegionInfo, _) = fixed(what, &reply.body)?;
         if info.index != region.0 {
@@ -78,9 +80,8 @@ impl Client {
         }
         let caps = RegionInfoFlags::from_bits_retain(info.flags).contains(RegionInfoFlags::CAPS);
         let areas = match caps {
-            true => sparse_areas(&reply.body, info.cap_offset).ok_or_else(|| {
-                Error::Protocol(format!("{what}: the list of capabilities leads nowhere"))
-            })?,
+            true => sparse_areas(&reply.body, info.cap_offset)
+                .ok_or_else(|| Error::Protocol(format!("{what}: the list of capabilities leads nowhere")))?,
             false => Vec::new(),
         };
         let fd = (!reply.fds.is_empty()).then(|| reply.fds.swap_remove(0));
@@ -103,14 +104,27 @@ impl Client {
     /// `VFIO_USER_REGION_READ` of `count` bytes in one access.
     pub fn region_read(&mut self, region: Region, offset: u64, count: usize) -> Result<Vec<u8>> {
         let what = format!("read of {count} bytes of {region} at {offset:#x}");
-        let (request, done, reply) =
-            self.access(Command::RegionRead, &what, region, offset, count, &[])?;
+        let (request, done, reply) = self.access(Command::RegionRead, &what, region, offset, count, &[])?;
         let data = reply.get(size_of::<RegionAccess>()..).unwrap_or_default();
         match data.len() == done {
             _ if done != count => Err(short(&what, &request, done)),
             true => Ok(data.to_vec()),
             false => Err(Error::Protocol(format!("{what}: {done} bytes promised, {} sent", data.len()))),
         }
+    }
+
+    /// The configuration space, in as few accesses as the server allows.
+    pub fn config_space(&mut self) -> Result<Vec<u8>> {
+        let size = self.region_info(Region::CONFIG)?.info.size.min(MAX_CONFIG_SPACE);
+        let mut bytes = Vec::new();
+        let mut offset = 0;
+        while offset < size {
+            let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let count = left.min(self.max_data_xfer_size());
+            bytes.extend(self.region_read(Region::CONFIG, offset, count)?);
+            offset = offset.saturating_add(count as u64);
+        }
+        Ok(bytes)
     }
 
     /// `VFIO_USER_REGION_WRITE` in one access.

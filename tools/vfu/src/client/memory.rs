@@ -147,7 +147,11 @@ mod tests {
         let mut memory = Memory::default();
         let access = DmaMapFlags::READ | DmaMapFlags::WRITE;
         memory.add(Segment { addr: 0x1000, access, backing: Backing::Private(vec![7; 16]) });
-        memory.add(Segment { addr: 0x2000, access: DmaMapFlags::READ, backing: Backing::Private(vec![9; 16]) });
+        memory.add(Segment {
+            addr: 0x2000,
+            access: DmaMapFlags::READ,
+            backing: Backing::Private(vec![9; 16]),
+        });
         memory
     }
 

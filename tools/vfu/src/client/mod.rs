@@ -27,7 +27,7 @@ use zerocopy::IntoBytes;
 
 pub use deadline::Deadline;
 pub use device::RegionDetails;
-pub use memory::{Backing, Memory, Segment};
+pub use memory::{Backing, Memory, Segment, Traffic};
 pub use version::Negotiated;
 
 use crate::error::{Error, Result};
@@ -66,6 +66,8 @@ enum Event {
     Answered,
     /// Some of the descriptors given are readable: which.
     Ready(Vec<usize>),
+    /// The server closed the main connection.
+    HungUp,
     /// The deadline.
     Timeout,
 }
@@ -133,6 +135,7 @@ impl Client {
                 Event::Ready(places) => return Ok(places),
                 Event::Answered => {}
                 Event::Timeout => return Ok(Vec::new()),
+                Event::HungUp => return Err(Error::Protocol("the server hung up".into())),
                 Event::Message(message) => match message.header.message_type() {
                     Some(MessageType::Command) => self.answer(&message, false)?,
                     _ => return Err(unasked(&message.header)),
@@ -163,7 +166,10 @@ impl Client {
             let message = match self.next_event(&[], Deadline::after(self.timeout))? {
                 Event::Message(message) => message,
                 Event::Answered => continue,
-                _ => return Err(self.silent(format!("{what}: no answer from the server"))),
+                Event::HungUp => return Err(Error::Protocol(format!("{what}: the server hung up"))),
+                Event::Timeout | Event::Ready(_) => {
+                    return Err(self.silent(format!("{what}: no answer from the server")));
+                }
             };
             match message.header.message_type() {
                 Some(MessageType::Command) => self.answer(&message, false)?,
@@ -181,7 +187,7 @@ impl Client {
         loop {
             match self.main.receive()? {
                 Received::Message(message) => return Ok(Event::Message(message)),
-                Received::End => return Err(Error::Protocol("the server hung up".into())),
+                Received::End => return Ok(Event::HungUp),
                 Received::Nothing => {}
             }
             match self.twin.as_mut().map_or(Ok(Received::Nothing), Stream::receive)? {

@@ -12,8 +12,8 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use vfio_user::wire::{Header, limits, take};
 
@@ -78,7 +78,8 @@ impl Partial {
         }
         let (header, _) = take::<Header>(&self.head).map_err(|e| Error::Protocol(e.to_string()))?;
         let size = usize::try_from(header.msg_size).unwrap_or(usize::MAX);
-        let Some(body) = size.checked_sub(limits::HEADER_SIZE).filter(|_| size <= limits::MAX_MESSAGE_SIZE) else {
+        let Some(body) = size.checked_sub(limits::HEADER_SIZE).filter(|_| size <= limits::MAX_MESSAGE_SIZE)
+        else {
             return Err(Error::Protocol(format!("a header that says the message has {size} bytes")));
         };
         self.header = Some(header);
@@ -151,10 +152,9 @@ impl Stream {
         if !deadline.wait(&mut polled)? {
             return Ok(false);
         }
-        if polled.iter().any(|p| p.revents().contains(PollFlags::IN)) {
-            if let Received::Message(message) = self.receive_new()? {
-                self.waiting.push_back(message);
-            }
+        let readable = polled.iter().any(|p| p.revents().contains(PollFlags::IN));
+        if readable && let Received::Message(message) = self.receive_new()? {
+            self.waiting.push_back(message);
         }
         Ok(true)
     }

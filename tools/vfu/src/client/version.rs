@@ -97,7 +97,9 @@ pub fn parse(payload: &[u8]) -> Result<Negotiated> {
     let (Version { major, minor }, text) =
         take(payload).map_err(|_| broken(format!("{} bytes of payload", payload.len())))?;
     if major != VERSION_MAJOR || minor > VERSION_MINOR {
-        return Err(broken(format!("version {major}.{minor} for a proposed {VERSION_MAJOR}.{VERSION_MINOR}")));
+        return Err(broken(format!(
+            "version {major}.{minor} for a proposed {VERSION_MAJOR}.{VERSION_MINOR}"
+        )));
     }
     let json = match text.split_last() {
         None => b"{}",

@@ -31,13 +31,15 @@ struct ReadResult<'a> {
 pub fn read(client: &mut Client, args: &args::Read) -> Result<()> {
     let at = &args.at;
     let count = args.count.unwrap_or(at.width);
-    let sizes = accesses(client, at, count)?;
     let mut bytes = Vec::new();
-    for size in &sizes {
+    let mut largest = 0;
+    for size in accesses(client, at, count)? {
         let offset = at.offset.saturating_add(bytes.len() as u64);
-        bytes.extend(client.region_read(at.region, offset, *size)?);
+        bytes.extend(client.region_read(at.region, offset, size)?);
+        largest = size.max(largest);
     }
-    let value = (sizes.len() == 1 && bytes.len() <= LARGEST_REGISTER).then(|| number(&bytes));
+    let one_register = (1..=LARGEST_REGISTER).contains(&bytes.len()) && largest == bytes.len();
+    let value = one_register.then(|| number(&bytes));
     if args.raw {
         return output::bytes(&bytes);
     }
@@ -102,19 +104,26 @@ fn file(path: &Path) -> Result<Vec<u8>> {
 
 /// Sizes of the accesses that `count` bytes take: `--width` each, what is left
 /// in ever smaller ones; or with `--block` what the server takes at a time.
-fn accesses(client: &Client, at: &At, count: usize) -> Result<Vec<usize>> {
+fn accesses(client: &Client, at: &At, count: usize) -> Result<impl Iterator<Item = usize> + use<>> {
     if at.offset.checked_add(count as u64).is_none() {
         return Err(Error::Usage(format!("{count} bytes at {:#x} go beyond 64 bits", at.offset)));
     }
     let portion = if at.block { client.max_data_xfer_size() } else { at.width };
-    let whole = count.checked_div(portion).unwrap_or(0);
-    let mut sizes = vec![portion; whole];
-    let rest = count.saturating_sub(whole.saturating_mul(portion));
-    match at.block {
-        true => sizes.extend((rest > 0).then_some(rest)),
-        false => sizes.extend([4, 2, 1].into_iter().filter(|size| rest & size != 0)),
-    }
-    Ok(sizes)
+    Ok(portions(count, portion, at.block))
+}
+
+/// Cuts `count` bytes into portions; the last are powers of two, unless it may
+/// be of `any_size`.
+fn portions(count: usize, portion: usize, any_size: bool) -> impl Iterator<Item = usize> {
+    let mut left = count;
+    std::iter::from_fn(move || {
+        let size = match left.min(portion) {
+            size if any_size || size == portion => size,
+            size => size.checked_ilog2().map_or(0, |n| 1 << n),
+        };
+        left = left.saturating_sub(size);
+        (size > 0).then_some(size)
+    })
 }
 
 fn number(bytes: &[u8]) -> u64 {
@@ -129,6 +138,20 @@ fn dump(bytes: &[u8], offset: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn portions_add_up() {
+        for portion in [1, 2, 4, 8] {
+            for count in 0..64 {
+                let sizes: Vec<usize> = portions(count, portion, false).collect();
+                assert_eq!(sizes.iter().sum::<usize>(), count);
+                assert!(sizes.iter().all(|s| s.is_power_of_two() && *s <= portion), "{sizes:?}");
+                assert!(sizes.len() <= count / portion + 3, "{sizes:?}");
+                let blocks: Vec<usize> = portions(count, portion, true).collect();
+                assert_eq!((blocks.iter().sum(), blocks.len()), (count, count.div_ceil(portion)));
+            }
+        }
+    }
 
     #[test]
     fn numbers_are_little_endian_and_must_fit() {

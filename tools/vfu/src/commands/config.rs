@@ -7,12 +7,9 @@ use crate::error::{Error, Result};
 use crate::output;
 use crate::region::Region;
 
-/// Size of the configuration space of PCI Express.
-const MAX_SIZE: u64 = 4096;
-
 /// Shows the configuration space.
 pub fn run(client: &mut Client, args: &args::Config) -> Result<()> {
-    let bytes = read_space(client)?;
+    let bytes = client.config_space()?;
     let mut region_sizes = [0; 7];
     for (size, n) in region_sizes.iter_mut().zip(0..) {
         *size = client.region_info(Region(n))?.info.size;
@@ -29,28 +26,23 @@ pub fn run(client: &mut Client, args: &args::Config) -> Result<()> {
     }
 }
 
-/// All of it, in as few accesses as the server allows.
-fn read_space(client: &mut Client) -> Result<Vec<u8>> {
-    let size = client.region_info(Region::CONFIG)?.info.size.min(MAX_SIZE);
-    let mut bytes = Vec::new();
-    let mut offset = 0;
-    while offset < size {
-        let count = usize::try_from(size - offset).unwrap_or(usize::MAX).min(client.max_data_xfer_size());
-        bytes.extend(client.region_read(Region::CONFIG, offset, count)?);
-        offset = offset.saturating_add(count as u64);
-    }
-    Ok(bytes)
-}
-
 fn print(config: &Config) -> Result<()> {
     print_header(&config.header)?;
     for capability in &config.capabilities {
         let details = capability.details.as_ref().map_or_else(String::new, |d| format!(": {d}"));
-        output::line(format!("[{:02x}] {}{details}", capability.offset, named(capability.name, capability.id.into())))?;
+        output::line(format!(
+            "[{:02x}] {}{details}",
+            capability.offset,
+            named(capability.name, capability.id.into())
+        ))?;
     }
     for capability in &config.extended_capabilities {
         let details = capability.details.as_ref().map_or_else(String::new, |d| format!(": {d}"));
-        output::line(format!("[{:03x}] {}{details}", capability.offset, named(capability.name, capability.id)))?;
+        output::line(format!(
+            "[{:03x}] {}{details}",
+            capability.offset,
+            named(capability.name, capability.id)
+        ))?;
     }
     Ok(())
 }
@@ -64,7 +56,13 @@ fn named(name: &str, id: u16) -> String {
 
 fn print_header(header: &Header) -> Result<()> {
     let name = |name: Option<&str>| name.map_or_else(String::new, |n| format!(" {n}"));
-    let device = format!("{:04x}{}, device {:04x}{}", header.vendor_id, name(header.vendor), header.device_id, name(header.device));
+    let device = format!(
+        "{:04x}{}, device {:04x}{}",
+        header.vendor_id,
+        name(header.vendor),
+        header.device_id,
+        name(header.device)
+    );
     let subsystem = format!("{:04x}, device {:04x}", header.subsystem_vendor_id, header.subsystem_id);
     let class = &header.class;
     let mut rows = vec![
@@ -79,7 +77,9 @@ fn print_header(header: &Header) -> Result<()> {
         let functions = if header.multifunction { ", several functions" } else { "" };
         rows.push(("header", format!("type {}{functions}", header.header_type)));
     }
-    if let Some(pin) = (1..=4).contains(&header.interrupt_pin).then(|| char::from(b'A' + header.interrupt_pin - 1)) {
+    if let Some(pin) =
+        (1..=4).contains(&header.interrupt_pin).then(|| char::from(b'A' + header.interrupt_pin - 1))
+    {
         rows.push(("interrupt", format!("pin {pin}, line {}", header.interrupt_line)));
     }
     rows.extend(header.bars.iter().map(|bar| ("region", bar.to_string())));

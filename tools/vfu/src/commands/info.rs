@@ -119,7 +119,12 @@ impl Info {
         output::line("")?;
         let mut table = output::table(&["region", "size", "flags", "mappable"], &[1]);
         for row in self.regions.iter().filter(|r| r.size > 0) {
-            table.add_row([row.name.clone(), format!("{:#x}", row.size), row.flags.join(" "), row.mappable()]);
+            table.add_row([
+                row.name.clone(),
+                format!("{:#x}", row.size),
+                row.flags.join(" "),
+                row.mappable(),
+            ]);
         }
         output::line(table.trim_fmt())?;
         output::line("")?;

@@ -167,8 +167,7 @@ fn details(space: Space<'_>, id: u8, at: usize) -> Option<Details> {
 fn power(space: Space<'_>, at: usize) -> Option<Power> {
     let pmc = space.u16(at + 2)?;
     let pmcsr = space.u16(at + 4)?;
-    let pme =
-        [(1 << 11, "D0"), (1 << 12, "D1"), (1 << 13, "D2"), (1 << 14, "D3hot"), (1 << 15, "D3cold")];
+    let pme = [(1 << 11, "D0"), (1 << 12, "D1"), (1 << 13, "D2"), (1 << 14, "D3hot"), (1 << 15, "D3cold")];
     Some(Power {
         version: pmc & 7,
         states: names(pmc.into(), &[(1 << 9, "D1"), (1 << 10, "D2")]),

@@ -100,7 +100,13 @@ pub fn decode(space: Space<'_>) -> Vec<ExtendedCapability> {
         }
         let id = (header & 0xffff) as u16;
         let version = (header >> 16 & 0xf) as u8;
-        found.push(ExtendedCapability { id, name: name(id), version, offset, details: details(space, id, offset) });
+        found.push(ExtendedCapability {
+            id,
+            name: name(id),
+            version,
+            offset,
+            details: details(space, id, offset),
+        });
         offset = (header >> 20 & 0xffc) as usize;
     }
     found

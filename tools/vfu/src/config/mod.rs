@@ -53,3 +53,38 @@ impl Config {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Spaces whose lists lead anywhere, themselves included.
+    fn spaces() -> impl Strategy<Value = Vec<u8>> {
+        (prop::collection::vec(any::<u8>(), 0..4097), any::<bool>()).prop_map(|(mut bytes, list)| {
+            if let (Some(status), true) = (bytes.get_mut(6), list) {
+                *status |= 1 << 4;
+            }
+            bytes
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded(bytes in spaces(), sizes in any::<[u64; 7]>()) {
+            let config = Config::decode(&bytes, &sizes);
+            prop_assert_eq!(config.is_some(), bytes.len() >= 0x3e);
+            let Some(config) = config else { return Ok(()) };
+            let offsets = config.capabilities.iter().map(|c| c.offset);
+            let all: std::collections::BTreeSet<usize> = offsets.clone().collect();
+            prop_assert_eq!(all.len(), offsets.count(), "no capability comes twice");
+            prop_assert!(all.iter().all(|at| (0x40..0x100).contains(at) && at % 4 == 0));
+            let extended = config.extended_capabilities.iter().map(|c| c.offset);
+            let all: std::collections::BTreeSet<usize> = extended.clone().collect();
+            prop_assert_eq!(all.len(), extended.count(), "no extended capability comes twice");
+            prop_assert!(all.iter().all(|at| *at >= 0x100 && at % 4 == 0));
+            prop_assert!(serde_json::to_string(&config).is_ok());
+            prop_assert_eq!(config.dump(&bytes).lines().count(), 1 + bytes.len().div_ceil(16));
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::device::{Device, Seen, run};
-use crate::{vfu_with_input, Run};
+use crate::{Run, vfu_with_input};
 
 fn read(offset: u64, count: u32) -> Seen {
     Seen::Read { region: 0, offset, count }

@@ -24,8 +24,14 @@ pub fn space() -> Vec<u8> {
     put(0x3c, &[0x0b, 0x01]);
     put(0x40, &[0x01, 0x50, 0x03, 0xc8, 0x08, 0x01]); // PM
     put(0x50, &[0x05, 0x60, 0x85, 0x01, 0x00, 0x10, 0xe0, 0xfe, 0x01, 0, 0, 0, 0x41, 0x00]); // MSI
-    put(0x60, &[0x11, 0x70, 0x04, 0x80, 0x02, 0x00, 0, 0, 0x04, 0x08, 0, 0]); // MSI-X
-    put(0x70, &[0x10, 0xb0, 0x02, 0x00, 0x02, 0x80, 0x00, 0x10, 0x3f, 0x29, 0x08, 0x00, 0x13, 0x04, 0, 0, 0, 0, 0x12, 0x00]);
+    put(0x60, &[0x11, 0x70, 0x04, 0x00, 0x02, 0x00, 0, 0, 0x04, 0x08, 0, 0]); // MSI-X
+    put(
+        0x70,
+        &[
+            0x10, 0xb0, 0x02, 0x00, 0x02, 0x80, 0x00, 0x10, 0x3f, 0x29, 0x08, 0x00, 0x13, 0x04, 0, 0, 0, 0,
+            0x12, 0x00,
+        ],
+    );
     put(0xb0, &[0x09, 0x00, 0x06, 0xaa, 0xbb, 0xcc]); // vendor
     put(0x100, &[0x03, 0x00, 0x01, 0x14, 8, 7, 6, 5, 4, 3, 2, 1]); // DSN
     put(0x140, &[0x0b, 0x00, 0x01, 0x00, 0x34, 0x12, 0xa2, 0x00, 0xde, 0xad]); // VSEC
@@ -64,7 +70,7 @@ fn json_decodes_the_capabilities() {
             "enabled": true, "vectors": 4, "vectors_enabled": 1, "address64": true, "maskable": true,
             "address": 0x1_fee0_1000u64, "data": 0x41}},
         {"id": 0x11, "name": "MSI-X", "offset": 0x60, "details": {
-            "enabled": true, "masked": false, "vectors": 5,
+            "enabled": false, "masked": false, "vectors": 5,
             "table": {"bar": 2, "offset": 0}, "pba": {"bar": 4, "offset": 0x800}}},
         {"id": 0x10, "name": "PCI Express", "offset": 0x70, "details": {
             "version": 2, "port_type": "Endpoint", "max_payload_supported": 512, "max_payload": 256,
@@ -97,7 +103,7 @@ fn the_text_names_everything() {
         "interrupt  pin A, line 11",
         "[40] Power Management: version 3, in D0; sleep states none; PME# from D0 D3hot D3cold; no soft reset",
         "[50] MSI: on, 1 of 4 vectors, 64 bits, maskable, address 0x1fee01000, data 0x41",
-        "[60] MSI-X: on, 5 vectors; table BAR2 at 0x0; pending bits BAR4 at 0x800",
+        "[60] MSI-X: off, 5 vectors; table BAR2 at 0x0; pending bits BAR4 at 0x800",
         "[70] PCI Express: version 2, Endpoint; payload 256 of 512 bytes",
         "[b0] Vendor Specific: 6 bytes: aabbcc",
         "[100] Device Serial Number: 01-02-03-04-05-06-07-08",
@@ -137,7 +143,7 @@ fn lspci_reads_the_dump() {
         "[8086:100e] (rev 03)",
         "[40] Power Management version 3",
         "[50] MSI: Enable+ Count=1/4 Maskable+ 64bit+",
-        "[60] MSI-X: Enable+ Count=5 Masked-",
+        "[60] MSI-X: Enable- Count=5 Masked-",
         "[70] Express (v2) Endpoint",
         "Device Serial Number 01-02-03-04-05-06-07-08",
     ] {

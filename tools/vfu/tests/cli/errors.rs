@@ -25,7 +25,8 @@ fn a_silent_server_is_exit_code_4() {
         conn.negotiate(CAPABILITIES);
         conn.drain();
     });
-    vfu("reset", &peer.socket(), &["--timeout", "0.2"]).fails(4, "reset: no answer from the server within 0.2 s");
+    vfu("reset", &peer.socket(), &["--timeout", "0.2"])
+        .fails(4, "reset: no answer from the server within 0.2 s");
     peer.done();
 }
 
@@ -50,7 +51,12 @@ fn a_server_that_does_not_read_is_silent() {
         let _ = receiver.recv();
     });
     let data = vec![0; 1 << 20];
-    let run = crate::vfu_with_input("write", &peer.socket(), &["0", "0", "-", "--block", "--timeout", "0.2"], &data);
+    let run = crate::vfu_with_input(
+        "write",
+        &peer.socket(),
+        &["0", "0", "-", "--block", "--timeout", "0.2"],
+        &data,
+    );
     run.fails(4, "the server did not read the request");
     drop(sender);
     peer.done();
@@ -109,7 +115,12 @@ fn a_size_that_lies_is_exit_code_5() {
 
 /// Lets a server answer `command` as `answer` says, everything else well.
 #[track_caller]
-fn bad_answer(command: u16, line: &[&str], answer: impl Fn(&Request) -> Vec<u8> + Send + 'static, part: &str) {
+fn bad_answer(
+    command: u16,
+    line: &[&str],
+    answer: impl Fn(&Request) -> Vec<u8> + Send + 'static,
+    part: &str,
+) {
     let peer = Peer::new(move |mut conn| {
         conn.negotiate(CAPABILITIES);
         let mut device = crate::device::Device::new();

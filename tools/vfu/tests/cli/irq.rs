@@ -8,6 +8,15 @@ fn irqs(flags: u32, start: u32, count: u32, fds: usize) -> Seen {
     Seen::Irqs { flags, index: 2, start, count, fds }
 }
 
+fn config_read() -> Seen {
+    Seen::Read { region: 7, offset: 0, count: 4096 }
+}
+
+/// A write to MSI-X Message Control.
+fn switch(low: u8, high: u8) -> Seen {
+    Seen::Write { region: 7, offset: 0x62, data: vec![low, high] }
+}
+
 #[test]
 fn vectors_are_armed_in_the_portions_the_server_takes_and_disarmed() {
     let (run, seen) = run("irq", &["--trigger", "--count", "5", "--timeout", "30"]);
@@ -15,7 +24,9 @@ fn vectors_are_armed_in_the_portions_the_server_takes_and_disarmed() {
     let mut lines: Vec<_> = run.text().lines().collect();
     lines.sort();
     assert_eq!(lines, (0..5).map(|n| format!("MSI-X vector {n}: 1")).collect::<Vec<_>>());
-    let expected = [irqs(0x24, 0, 2, 2), irqs(0x24, 2, 2, 2), irqs(0x24, 4, 1, 1), irqs(0x21, 0, 5, 0), irqs(0x21, 0, 0, 0)];
+    let armed = [irqs(0x24, 0, 2, 2), irqs(0x24, 2, 2, 2), irqs(0x24, 4, 1, 1)];
+    let ended = [switch(0x04, 0x00), irqs(0x21, 0, 0, 0)];
+    let expected = [&armed[..], &[config_read(), switch(0x04, 0x80), irqs(0x21, 0, 5, 0)], &ended].concat();
     assert_eq!(seen, expected);
 }
 
@@ -26,7 +37,9 @@ fn a_write_can_make_the_device_interrupt() {
     let (run, seen) = run("irq", &[&arguments[..], &poke].concat());
     assert_eq!(run.ok().json(), json!({"type": "MSI-X", "vector": 1, "count": 1}));
     let write = Seen::Write { region: 0, offset: 0x20, data: vec![1] };
-    assert_eq!(seen, [irqs(0x24, 0, 2, 2), write, irqs(0x21, 0, 0, 0)]);
+    let on = [irqs(0x24, 0, 2, 2), config_read(), switch(0x04, 0x80)];
+    let off = [switch(0x04, 0x00), irqs(0x21, 0, 0, 0)];
+    assert_eq!(seen, [&on[..], &[write], &off].concat());
 }
 
 #[test]
