@@ -272,9 +272,10 @@ fn check_reply(request: &Header, reply: Message, what: &dyn std::fmt::Display) -
     if !header.flags().contains(HeaderFlags::ERROR) {
         return Ok(Reply { body: reply.body, fds: reply.fds });
     }
-    let number = i32::try_from(header.error_no).ok().filter(|n| *n != 0);
-    match number {
-        Some(n) => Err(Error::Device { what: what.to_string(), errno: Errno::new(n) }),
-        None => wrong(format!("an error reply with errno {}", header.error_no)),
+    match i32::try_from(header.error_no) {
+        // Some servers know no errno for what went wrong.
+        Ok(0) => Err(Error::Unfit(format!("{what}: the device answered with an error, but no errno"))),
+        Ok(n) => Err(Error::Device { what: what.to_string(), errno: Errno::new(n) }),
+        Err(_) => wrong(format!("an error reply with errno {}", header.error_no)),
     }
 }

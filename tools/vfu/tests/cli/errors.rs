@@ -93,7 +93,6 @@ fn nonsense_is_exit_code_5() {
     nonsense(|r| message(r.id.wrapping_add(1), r.cmd, 1, 0, &[]), "a reply with id");
     nonsense(|r| message(r.id, RESET + 1, 1, 0, &[]), "command 13 were due");
     nonsense(|r| message(r.id, r.cmd, 2, 0, &[]), "a message of type 2");
-    nonsense(|r| message(r.id, r.cmd, 0x21, 0, &[]), "an error reply with errno 0");
     nonsense(|r| message(r.id, r.cmd, 0x21, u32::MAX, &[]), "errno 4294967295");
     nonsense(|_| message(1, RESET, 0, 0, &[]), "the server sent command 13");
     nonsense(|_| message(1, DMA_READ, 0, 0, &quads(&[0, u64::MAX])), "a DMA command for");
@@ -150,6 +149,19 @@ fn answers_of_a_wrong_shape_are_exit_code_5() {
     bad_answer(REGION_READ, &read, |r| [&r.body[..], &[0; 5]].concat(), "4 bytes promised, 5 sent");
     bad_answer(REGION_READ, &read, |_| [quads(&[0]), words(&[0, 5, 0, 0])].concat(), "about something else");
     bad_answer(REGION_WRITE, &["write", "BAR0", "0", "1"], |_| vec![], "a reply with 0 bytes of 16");
+}
+
+/// Servers do that where they know of no errno.
+#[test]
+fn an_error_without_errno_is_exit_code_1() {
+    let peer = Peer::new(|mut conn| {
+        conn.negotiate(CAPABILITIES);
+        let request = conn.next().unwrap();
+        conn.error(&request, 0);
+        conn.drain();
+    });
+    vfu("reset", &peer.socket(), &[]).fails(1, "reset: the device answered with an error, but no errno");
+    peer.done();
 }
 
 #[test]
