@@ -551,18 +551,22 @@ int vfu_irq_trigger(vfu_ctx_t *vfu_ctx, uint32_t subindex);
 
 /** A DMA region: memory of the client that the device may use. */
 struct vfu_dma_info {
-	/** The IO virtual addresses of the region. */
+	/** Its IO virtual addresses: the first one, and the length in bytes. */
 	struct iovec iova;
-	/** Where the first byte is. */
+	/**
+	 * Where its first byte is mapped into this process; NULL: it is not mapped,
+	 * and can be reached with vfu_sgl_read() and vfu_sgl_write() only.
+	 */
 	void *vaddr;
-	/** What is mapped. */
+	/**
+	 * All that is mapped for it, in whole pages; NULL and 0 if it is not mapped.
+	 */
 	struct iovec mapping;
-	/** In bytes. */
+	/** Page size of the memory, in bytes: the system's, or that of huge pages. */
 	size_t page_size;
-	/** PROT_READ. */
+	/** What the device may do: PROT_READ, PROT_WRITE, both or neither. */
 	uint32_t prot;
 };
-/** A DMA region: memory of the client that the device may use. */
 typedef struct vfu_dma_info vfu_dma_info_t;
 
 /**
@@ -612,10 +616,6 @@ int vfu_setup_device_dma(vfu_ctx_t *vfu_ctx,
 			 vfu_dma_register_cb_t *dma_register,
 			 vfu_dma_unregister_cb_t *dma_unregister);
 
-/**
- * An IO virtual address: an address as the client (the guest) knows it. Not to
- * be dereferenced: it is a pointer by tradition only.
- */
 /**
  * An IO virtual address: an address as the client (the guest) knows it. Not to
  * be dereferenced; vfu_addr_to_sgl() and vfu_sgl_get() turn it into memory.
