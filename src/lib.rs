@@ -4,4 +4,5 @@
 //! transport; everything between is plain Rust that knows neither sockets nor
 //! C. The rooms, from the street to the cellar; each uses only those below it.
 
+pub mod dma;
 pub mod wire;
