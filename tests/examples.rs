@@ -241,7 +241,7 @@ fn the_dma_engine_moves_guest_memory() {
         let mut client = device.connect();
         let guest = fs::File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
         guest.set_len(0x20_0000).unwrap();
-        let pattern: Vec<u8> = (0..0x12345u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let pattern: Vec<u8> = (0..0x12345u32).map(|i| ((i * 7) >> 3) as u8).collect();
         guest.write_all_at(&pattern, 0x1000).unwrap();
         client.dma_map(0, 0x8000_0000, 0x10_0000, guest.as_raw_fd()).unwrap();
         client.dma_map(0x10_0000, 0x9000_0000, 0x10_0000, guest.as_raw_fd()).unwrap();
