@@ -1,6 +1,7 @@
 """What tests of the connection need beside libvfu: threads for the side that blocks, long messages, standard requests."""
 import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -53,6 +54,21 @@ def lost(ctx, times=3):
     """Asserts that the connection is gone for the caller, as often as it asks."""
     for _ in range(times):
         fails(errno.ENOTCONN, ctx.run)
+
+
+def until_lost(ctx):
+    """Calls whenever the poll descriptor says so until the loss is reported; nothing is executed before.
+
+    (A call reads once, so the end of file behind a part of a message is met by the next one.)
+    """
+    for _ in range(10):
+        assert ctx.readable(), "the poll descriptor is silent though the loss is not reported"
+        try:
+            assert ctx.run() == 0
+        except Failed as e:
+            assert e.errno == errno.ENOTCONN
+            return lost(ctx)
+    raise AssertionError("the loss is never reported")
 
 
 def end_of_file(sock):
@@ -141,6 +157,23 @@ def _eventfd(value):
     fd = libc.eventfd(value, 0o2000000 | 0o4000)
     assert fd >= 0
     return fd
+
+
+class Room:
+    """While entered, the process can open just `free` more descriptors."""
+
+    def __init__(self, free):
+        self.free = free
+
+    def __enter__(self):
+        self.old = resource.getrlimit(resource.RLIMIT_NOFILE)
+        opened = {int(n) for n in open_fds()}
+        opened = {fd for fd in opened if os.path.exists(f"/proc/self/fd/{fd}")}  # not the listing itself
+        limit = next(n for n in range(4096) if n - len([fd for fd in opened if fd < n]) == self.free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, self.old[1]))
+
+    def __exit__(self, *_):
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.old)
 
 
 def names_of(fd):
