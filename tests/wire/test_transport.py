@@ -542,6 +542,24 @@ def test_a_reply_with_more_descriptors_than_the_kernel_sends_becomes_an_error_re
         [os.close(fd) for fd in fds]
 
 
+@pytest.mark.parametrize("around", [False, True])
+def test_a_reply_with_a_descriptor_that_the_device_has_closed_becomes_an_error_reply(around):
+    with Ctx() as ctx:
+        ctx.memory_region(BAR0, 4096)
+        fd = eventfd()
+        call("vfu_create_ioeventfd", ctx.p, BAR0, fd, 0, 8, 0, 0, -1, 0)
+        client = ctx.connect()
+        os.close(fd)
+        ask = message(9, GET_REGION_IO_FDS, struct.pack("<IIII", 64, 0, BAR0, 0))
+        client.send_raw(message(1, 99, b"x") + ask + info(2) if around else ask)
+        assert ctx.run() == (3 if around else 1)
+        assert ctx.errno == errno.EBADF, "the errno sent last"
+        assert not around or is_error(client.recv(), 1, 99, errno.EINVAL)
+        assert is_error(client.recv(), 9, GET_REGION_IO_FDS, errno.EBADF)
+        assert not around or is_info(client.recv(), 2)
+        alive(client)
+
+
 def test_replies_with_descriptors_among_pipelined_ones_arrive_with_their_own_message():
     files = [memfd(PAGE, b"a"), memfd(PAGE, b"b")]
     with Ctx() as ctx:
