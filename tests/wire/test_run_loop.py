@@ -202,8 +202,8 @@ def test_a_pending_quiesce_ends_a_blocking_call(blocking):
     assert client.recv().raw == header(2, DMA_MAP, 16, F_REPLY)
     run = Background(ctx.run)
     assert is_info(client.recv(), 3)
-    client.close()
     ctx.quiesce_errno = 0
+    client.close()
     fails(errno.ENOTCONN, run.result)
 
 
