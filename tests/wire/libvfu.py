@@ -9,6 +9,7 @@ import errno
 import json
 import mmap
 import os
+import select
 import socket
 import struct
 import tempfile
@@ -283,7 +284,6 @@ class Ctx:
         return call("vfu_get_poll_fd", self.p)
 
     def readable(self, timeout=0):
-        import select
         p = select.poll()
         p.register(self.poll_fd(), select.POLLIN)
         return bool(p.poll(timeout))
@@ -424,11 +424,8 @@ class Client:
 
     def nothing(self):
         """Whether nothing has come from the server."""
-        try:
-            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        return False
+        # Not MSG_DONTWAIT: a socket with a timeout waits all the same.
+        return not select.select([self.sock], [], [], 0)[0]
 
     def eof(self):
         """Whether the server has closed the connection, in good order."""
