@@ -4,6 +4,7 @@
 //! transport; everything between is plain Rust that knows neither sockets nor
 //! C. The rooms, from the street to the cellar; each uses only those below it.
 
+pub mod capi;
 pub mod dma;
 pub mod irq;
 pub mod migration;

@@ -102,8 +102,7 @@ impl Context {
     fn version_message(&self) -> Result<Option<Message>> {
         let next = self.with_connection(|connection| {
             let is_version = |header: &wire::Header| {
-                header.message_type() == Some(MessageType::Command)
-                    && header.cmd == Command::Version as u16
+                header.message_type() == Some(MessageType::Command) && header.cmd == Command::Version as u16
             };
             let next = connection.next(is_version)?;
             if let (Next::Nothing, true) = (&next, connection.ended()) {

@@ -58,11 +58,17 @@ pub struct MigrationCallbacks {
 /// All callbacks that concern the device as a whole.
 #[derive(Debug, Default)]
 pub struct Callbacks {
+    /// Resets the device.
     pub reset: Cell<Option<ResetFn>>,
+    /// Asked to make the device quiet.
     pub quiesce: Cell<Option<QuiesceFn>>,
+    /// Told of new DMA regions.
     pub dma_register: Cell<Option<DmaFn>>,
+    /// Told of DMA regions that go.
     pub dma_unregister: Cell<Option<DmaFn>>,
+    /// Told of masks, by interrupt type.
     pub irq_state: [Cell<Option<IrqStateFn>>; crate::irq::IrqType::COUNT],
+    /// There if the device can migrate.
     pub migration: Cell<Option<MigrationCallbacks>>,
 }
 
@@ -186,7 +192,8 @@ impl Context {
     ) -> Result<usize> {
         clear_errno();
         // SAFETY: as for a region.
-        let returned = unsafe { callback(self.as_vfu_ctx(), buffer.start.cast::<c_void>(), buffer.len as u64) };
+        let returned =
+            unsafe { callback(self.as_vfu_ctx(), buffer.start.cast::<c_void>(), buffer.len as u64) };
         byte_count(returned, buffer.len)
     }
 }
@@ -204,6 +211,11 @@ impl RawBytes {
     /// while the callback that is given it runs.
     pub fn of(bytes: &mut [u8]) -> RawBytes {
         RawBytes { start: bytes.as_mut_ptr(), len: bytes.len() }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.len == 0
     }
 
     /// How many bytes.

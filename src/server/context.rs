@@ -36,7 +36,6 @@ pub enum Phase {
 }
 
 /// One emulated device. C knows it as `vfu_ctx_t`.
-#[derive(Debug)]
 pub struct Context {
     // For any thread.
     pub(super) log: Log,

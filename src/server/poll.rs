@@ -33,7 +33,8 @@ impl Context {
 
     fn interest(&self) -> Interest {
         let connection = self.connection.borrow();
-        let (Some(connection), Phase::Attached | Phase::Negotiating) = (connection.as_ref(), self.phase.get())
+        let (Some(connection), Phase::Attached | Phase::Negotiating) =
+            (connection.as_ref(), self.phase.get())
         else {
             let socket = Some((self.listener.socket(), false));
             return Interest { socket, left_behind: self.loss_unreported.get() };
@@ -43,8 +44,8 @@ impl Context {
             return Interest::default();
         }
         let stuck = connection.has_unsent();
-        let left_behind = connection.lost()
-            || !stuck && self.attached() && (connection.has_next() || connection.ended());
+        let left_behind =
+            connection.lost() || !stuck && self.attached() && (connection.has_next() || connection.ended());
         Interest { socket: Some((connection.socket(), stuck)), left_behind }
     }
 }

@@ -1,10 +1,10 @@
 //! Asking the device to be quiet before what it relies on changes.
 
 use super::Context;
-use super::loss::Ask;
-use super::log::log;
-use super::regions::{self, RegionFlags};
 use super::callbacks::ResetType;
+use super::log::log;
+use super::loss::Ask;
+use super::regions::{self, RegionFlags};
 use crate::transport::Message;
 use crate::wire::{
     Command, DeviceFeature, Errno, Feature, FeatureFlags, RegionAccess, Result, WriteMultiEntry,
@@ -96,7 +96,12 @@ impl Context {
             Pending::Message(message) => self.refuse_pending(message, Errno::new(errno)),
             Pending::Loss => {
                 if errno != 0 {
-                    log!(self, LOG_ERR, "device did not quiesce for a lost connection: {}", Errno::new(errno));
+                    log!(
+                        self,
+                        LOG_ERR,
+                        "device did not quiesce for a lost connection: {}",
+                        Errno::new(errno)
+                    );
                 }
                 self.finish_loss();
                 self.update_poller();

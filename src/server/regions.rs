@@ -74,14 +74,7 @@ pub struct Region {
 
 impl Default for Region {
     fn default() -> Region {
-        Region {
-            size: 0,
-            callback: None,
-            flags: RegionFlags::empty(),
-            areas: Vec::new(),
-            fd: -1,
-            offset: 0,
-        }
+        Region { size: 0, callback: None, flags: RegionFlags::empty(), areas: Vec::new(), fd: -1, offset: 0 }
     }
 }
 

@@ -5,10 +5,10 @@
 //! request.
 
 use super::Context;
-use super::loss::Ask;
 use super::log::log;
+use super::loss::Ask;
+use super::quiesce::Pending;
 use super::step::{Event, Step, Wait};
-use crate::server::quiesce::Pending;
 use crate::transport::{Message, Next, Reply, Sent};
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Command, Errno, Header, MessageType, Result};

@@ -70,13 +70,14 @@ impl Context {
         self.dma.is_mappable(entry)
     }
 
-    /// See `vfu_sgl_read`.
+    /// See `vfu_sgl_read`; `cnt` is how many entries the caller says there are,
+    /// of which `sgl` has the first.
     ///
     /// # Safety
     ///
     /// `data` must have room for as many bytes as the entry is long.
-    pub unsafe fn sgl_read(&self, sgl: &[SgEntry], data: *mut u8, flags: c_int) -> Result<()> {
-        self.sgl_access(sgl, Data::Read(data), flags)
+    pub unsafe fn sgl_read(&self, sgl: &[SgEntry], cnt: usize, data: *mut u8, flags: c_int) -> Result<()> {
+        self.sgl_access(sgl, cnt, Data::Read(data), flags)
     }
 
     /// See `vfu_sgl_write`.
@@ -84,21 +85,21 @@ impl Context {
     /// # Safety
     ///
     /// `data` must hold as many bytes as the entry is long.
-    pub unsafe fn sgl_write(&self, sgl: &[SgEntry], data: *const u8, flags: c_int) -> Result<()> {
-        self.sgl_access(sgl, Data::Write(data), flags)
+    pub unsafe fn sgl_write(&self, sgl: &[SgEntry], cnt: usize, data: *const u8, flags: c_int) -> Result<()> {
+        self.sgl_access(sgl, cnt, Data::Write(data), flags)
     }
 
-    fn sgl_access(&self, sgl: &[SgEntry], data: Data, flags: c_int) -> Result<()> {
+    fn sgl_access(&self, sgl: &[SgEntry], cnt: usize, data: Data, flags: c_int) -> Result<()> {
         if flags & !DIRECT_ACCESS != 0 {
             return Err(Errno::EINVAL);
         }
-        let [entry] = sgl else {
+        let ([entry], 1) = (sgl, cnt) else {
             return Err(Errno::ENOTSUP);
         };
-        if matches!(data, Data::Write(_)) && !entry.writeable() {
+        if matches!(data, Data::Write(_)) && !entry.is_writeable() {
             return Err(Errno::EPERM);
         }
-        let target = self.dma.resolve(entry)?;
+        let target = self.dma.range_of(entry)?;
         if matches!(data, Data::Read(_)) && !target.prot.contains(Prot::READ) {
             return Err(Errno::EPERM);
         }
@@ -164,9 +165,9 @@ impl Context {
         let count = access.count as usize;
         let (cmd, sent): (_, &[u8]) = match data {
             Data::Read(_) => (Command::DmaRead, &[]),
-            // SAFETY: the data are `skip + count` bytes or longer, and the
-            // device does not run while they are looked at.
             Data::Write(from) => {
+                // SAFETY: the data are `skip + count` bytes or longer, and the
+                // device does not run while they are looked at.
                 (Command::DmaWrite, unsafe { std::slice::from_raw_parts(from.add(skip), count) })
             }
         };

@@ -25,8 +25,13 @@ pub enum Event {
 /// What is to be done next.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
-    /// Return `value`, with `errno` set if there is one.
-    Return { value: i32, errno: Option<Errno> },
+    /// Return.
+    Return {
+        /// What to return.
+        value: i32,
+        /// What to set `errno` to; otherwise it is left alone.
+        errno: Option<Errno>,
+    },
     /// Return -1 with this errno.
     Fail(Errno),
     /// Make a system call that waits, and take the next step with its outcome.
@@ -38,9 +43,13 @@ pub enum Step {
 pub enum Wait {
     /// `accept4` with `SOCK_CLOEXEC`; the outcome is the new descriptor.
     Accept(RawFd),
-    /// `recvmsg` with `MSG_CMSG_CLOEXEC`; the header and what it points to
-    /// stay valid until the next step.
-    Receive { fd: RawFd, message: *mut libc::msghdr },
+    /// `recvmsg` with `MSG_CMSG_CLOEXEC`.
+    Receive {
+        /// The socket.
+        fd: RawFd,
+        /// It and what it points to stay valid until the next step.
+        message: *mut libc::msghdr,
+    },
     /// `poll` until the socket takes bytes.
     Writable(RawFd),
 }

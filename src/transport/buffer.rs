@@ -80,10 +80,12 @@ const KEEP_LARGE: usize = 2;
 impl Pool {
     /// A buffer of at least `size` bytes; what it holds is of no meaning.
     pub fn take(&mut self, size: usize) -> Result<Buffer> {
-        let (kept, capacity) = match size {
-            0..=STANDARD => (&mut self.standard, STANDARD),
-            ..=LARGE => (&mut self.large, LARGE),
-            _ => return Buffer::new(size),
+        let (kept, capacity) = if size <= STANDARD {
+            (&mut self.standard, STANDARD)
+        } else if size <= LARGE {
+            (&mut self.large, LARGE)
+        } else {
+            return Buffer::new(size);
         };
         match kept.pop() {
             Some(buffer) => Ok(buffer),

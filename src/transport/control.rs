@@ -61,7 +61,7 @@ impl Header {
             if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
                 // SAFETY: only computes.
                 let head = unsafe { libc::CMSG_LEN(0) } as usize;
-                let count = (len as usize).saturating_sub(head) / size_of::<RawFd>();
+                let count = len.saturating_sub(head) / size_of::<RawFd>();
                 // SAFETY: next is a valid cmsghdr, so its data follow.
                 let data = unsafe { libc::CMSG_DATA(next) };
                 for i in 0..count {

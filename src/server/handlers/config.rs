@@ -23,7 +23,7 @@ impl Context {
             let access = if is_write { Access::Write } else { Access::Read };
             let piece = self.pci.borrow().piece(at, rest, access, callback.is_some());
             let part = buffer.part(done, piece.len);
-            if part.len() == 0 {
+            if part.is_empty() {
                 return Err(Errno::EINVAL);
             }
             let moved = match (piece.kind, callback) {

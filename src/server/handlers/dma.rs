@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::dma::{Access, MapRequest, Prot, RegionId};
+use crate::dma::{Access, MapRequest, Prot, RegionId, bitmap_size};
 use crate::server::Context;
 use crate::server::log::log;
 use crate::transport::{Message, Reply};
@@ -40,7 +40,11 @@ impl Context {
         log!(self, LOG_DEBUG, "DMA map of {size:#x} bytes at {iova:#x}, {access:?}");
         let mapped = self.dma.map(MapRequest { iova, size, prot, access, file, offset })?;
         if let Some(beyond) = mapped.beyond_file {
-            log!(self, LOG_WARNING, "DMA region at {iova:#x}: its last {beyond:#x} bytes are beyond the end of the file and are not shared");
+            log!(
+                self,
+                LOG_WARNING,
+                "DMA region at {iova:#x}: its last {beyond:#x} bytes are beyond the end of the file and are not shared"
+            );
         }
         if mapped.fresh {
             self.call_dma(self.callbacks.dma_register.get(), self.dma.info(mapped.region));
@@ -89,7 +93,7 @@ impl Context {
         }
         // Looked for first, so that no bit is cleared for nothing.
         let region = self.find_dma_region(request.addr, request.size)?;
-        if bitmap.size != self.dma.bitmap_size(request.size, bitmap.pgsize)? {
+        if bitmap.size != bitmap_size(request.size, bitmap.pgsize)? {
             return Err(Errno::EINVAL);
         }
         let size = usize::try_from(bitmap.size).map_err(|_| Errno::EINVAL)?;

@@ -1,5 +1,6 @@
 //! `VFIO_USER_DEVICE_FEATURE`
 
+use crate::dma::bitmap_size;
 use crate::server::Context;
 use crate::transport::{Message, Reply};
 use crate::wire::{
@@ -116,7 +117,7 @@ impl Context {
         if !self.dma_is_ready() {
             return Err(Errno::EINVAL);
         }
-        let bitmap = self.dma.bitmap_size(report.length, report.page_size)?;
+        let bitmap = bitmap_size(report.length, report.page_size)?;
         let fixed = size_of::<DeviceFeature>() + size_of::<LoggingReport>();
         let size = bitmap.saturating_add(fixed as u64);
         if u64::from(request.argsz) < size {

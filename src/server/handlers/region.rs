@@ -6,9 +6,7 @@ use crate::server::log::log;
 use crate::server::regions::{self, Access, RegionFlags};
 use crate::transport::{Message, Reply};
 use crate::wire::limits::MAX_DATA_XFER_SIZE;
-use crate::wire::{
-    DeviceState, Errno, RegionAccess, Result, WriteMultiEntry, WriteMultiHead, take,
-};
+use crate::wire::{DeviceState, Errno, RegionAccess, Result, WriteMultiEntry, WriteMultiHead, take};
 
 impl Context {
     /// `VFIO_USER_REGION_READ`
@@ -138,7 +136,12 @@ impl Context {
         is_write: bool,
     ) -> Result<usize> {
         let RegionAccess { offset, region: index, count } = *access;
-        log!(self, LOG_DEBUG, "region {index}: {} {count} bytes at {offset:#x}", if is_write { "write" } else { "read" });
+        log!(
+            self,
+            LOG_DEBUG,
+            "region {index}: {} {count} bytes at {offset:#x}",
+            if is_write { "write" } else { "read" }
+        );
         if index as usize == regions::CONFIG && !region.flags.contains(RegionFlags::ALWAYS_CB) {
             let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
             self.access_config(region.callback, buffer, offset, is_write)?;

@@ -1,1 +1,29 @@
-fn main() {}
+//! `vfu`, a vfio-user client for people.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod client;
+mod commands;
+mod config;
+mod error;
+mod interrupts;
+mod output;
+mod region;
+
+use std::io::{Write, stderr};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = args::Cli::parse();
+    match commands::run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            // Where standard error is closed, the exit code has to do.
+            let _ = writeln!(stderr(), "vfu: {}", e.line());
+            ExitCode::from(e.exit_code())
+        }
+    }
+}

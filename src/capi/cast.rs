@@ -1,0 +1,114 @@
+//! Where C handles become Rust references. Nothing else in this room follows a
+//! pointer that came from C.
+
+use std::ffi::{CStr, c_char, c_void};
+use std::slice;
+
+use crate::server::Context;
+use crate::wire::{Errno, Result};
+
+/// Gives a context to C: the handle stays good until `into_context`.
+pub(super) fn into_handle(context: Box<Context>) -> *mut Context {
+    Box::into_raw(context)
+}
+
+/// Takes a context back from C; `None` for NULL.
+///
+/// # Safety
+///
+/// `handle` is NULL or came from `into_handle`, is not used again, and no call
+/// on it is in progress.
+pub(super) unsafe fn into_context(handle: *mut Context) -> Option<Box<Context>> {
+    if handle.is_null() {
+        return None;
+    }
+    // SAFETY: not NULL, so it came from Box::into_raw; the caller gives it up.
+    Some(unsafe { Box::from_raw(handle) })
+}
+
+/// The context behind a handle; `EINVAL` for NULL.
+///
+/// # Safety
+///
+/// `handle` is NULL or came from `into_handle` and outlives `'a`. It is only
+/// ever taken as shared: callbacks come back with the same handle.
+pub(super) unsafe fn context<'a>(handle: *mut Context) -> Result<&'a Context> {
+    // SAFETY: NULL or a live context, which nothing borrows exclusively.
+    unsafe { handle.as_ref() }.ok_or(Errno::EINVAL)
+}
+
+/// What `ptr` points to; `EINVAL` for NULL.
+///
+/// # Safety
+///
+/// `ptr` is NULL or points to a `T` that nobody changes during `'a`.
+pub(super) unsafe fn reference<'a, T>(ptr: *const T) -> Result<&'a T> {
+    if !ptr.is_aligned() {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: aligned, and NULL or good for reads during 'a.
+    unsafe { ptr.as_ref() }.ok_or(Errno::EINVAL)
+}
+
+/// An array that C describes by pointer and length. `EINVAL` if it cannot be
+/// one: NULL with a length, misaligned, or longer than an address space.
+///
+/// # Safety
+///
+/// `ptr` is NULL or points to `len` elements that nobody changes during `'a`.
+pub(super) unsafe fn array<'a, T>(ptr: *const T, len: usize) -> Result<&'a [T]> {
+    if len == 0 {
+        return Ok(&[]);
+    }
+    check_array(ptr, len)?;
+    // SAFETY: not NULL, aligned, in bounds of an allocation, good for reads.
+    Ok(unsafe { slice::from_raw_parts(ptr, len) })
+}
+
+/// Like [`array`], for one that is to be filled in: for `T` that may be
+/// uninitialised, such as `MaybeUninit`.
+///
+/// # Safety
+///
+/// `ptr` is NULL or points to `len` elements that nobody else uses during `'a`.
+pub(super) unsafe fn array_mut<'a, T>(ptr: *mut T, len: usize) -> Result<&'a mut [T]> {
+    if len == 0 {
+        return Ok(&mut []);
+    }
+    check_array(ptr, len)?;
+    // SAFETY: not NULL, aligned, in bounds of an allocation, not shared.
+    Ok(unsafe { slice::from_raw_parts_mut(ptr, len) })
+}
+
+fn check_array<T>(ptr: *const T, len: usize) -> Result<()> {
+    let fits = len.checked_mul(size_of::<T>()).is_some_and(|bytes| bytes <= isize::MAX as usize);
+    if ptr.is_null() || !ptr.is_aligned() || !fits { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+/// A C string without its NUL; `EINVAL` for NULL.
+///
+/// # Safety
+///
+/// `text` is NULL or NUL-terminated, and nobody changes it during `'a`.
+pub(super) unsafe fn string<'a>(text: *const c_char) -> Result<&'a [u8]> {
+    if text.is_null() {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: not NULL, NUL-terminated, unchanged during 'a.
+    Ok(unsafe { CStr::from_ptr(text) }.to_bytes())
+}
+
+/// The bytes that follow `data`, as many as the reader asks for; `EINVAL` for
+/// NULL.
+///
+/// # Safety
+///
+/// `data` is NULL or points to as many bytes as are asked for, which nobody
+/// changes meanwhile.
+pub(super) unsafe fn bytes(data: *const c_void) -> Result<impl Fn(usize) -> u8> {
+    if data.is_null() {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: not NULL and, by the caller's promise, long enough.
+    Ok(move |at| unsafe { data.cast::<u8>().add(at).read() })
+}

@@ -1,0 +1,248 @@
+//! The life of a context: making, serving, destroying it.
+
+use std::ffi::{c_char, c_int, c_void};
+
+use super::{
+    LIBVFIO_USER_FLAG_ATTACH_NB, RawDevType, RawTrans, cast, guard, vfu_ctx_t, vfu_dev_type_t,
+    vfu_device_quiesce_cb_t, vfu_reset_cb_t, vfu_trans_t, wait,
+};
+use crate::server::Context;
+use crate::wire::Errno;
+
+/// Makes a context: a device that listens at a socket.
+///
+/// @trans: VFU_TRANS_SOCK
+/// @path: where to make the UNIX socket, at most 107 bytes; copied. Nothing may
+///        be there: an old socket is not removed. An empty path makes a socket
+///        without a place in the file system.
+/// @flags: LIBVFIO_USER_FLAG_ATTACH_NB or 0
+/// @pvt: for the device's use, see vfu_get_private(); may be NULL
+/// @dev_type: VFU_DEV_TYPE_PCI
+///
+/// The socket is made and listens at once; a client can connect, and waits for
+/// vfu_attach_ctx(). At first there are no regions, no DMA, no migration, one
+/// ERR and one REQ interrupt, and no log.
+///
+/// Returns the context, which vfu_destroy_ctx() releases, or NULL and sets
+/// errno:
+///
+///   EINVAL         an unknown flag; path is NULL
+///   ENOTSUP        another transport, another type of device
+///   ENAMETOOLONG   path is too long
+///   EADDRINUSE     something is there at path
+///   others         as socket(), bind() and listen() set it
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_create_ctx(
+    trans: RawTrans,
+    path: *const c_char,
+    flags: c_int,
+    pvt: *mut c_void,
+    dev_type: RawDevType,
+) -> *mut vfu_ctx_t {
+    guard::enter_without_context(|| {
+        if flags & !LIBVFIO_USER_FLAG_ATTACH_NB != 0 {
+            return Err(Errno::EINVAL);
+        }
+        if trans != vfu_trans_t::VFU_TRANS_SOCK as u32 {
+            return Err(Errno::ENOTSUP);
+        }
+        if dev_type != vfu_dev_type_t::VFU_DEV_TYPE_PCI as u32 {
+            return Err(Errno::ENOTSUP);
+        }
+        // SAFETY: C's promise for path: NULL or a string.
+        let path = unsafe { cast::string(path) }?;
+        let nonblocking = flags & LIBVFIO_USER_FLAG_ATTACH_NB != 0;
+        Context::create(path, nonblocking, pvt).map(cast::into_handle)
+    })
+}
+
+/// Returns the pvt that was given to vfu_create_ctx().
+///
+/// @vfu_ctx: the context; for NULL, NULL is returned and errno is EINVAL
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_get_private(vfu_ctx: *mut vfu_ctx_t) -> *mut c_void {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe { guard::enter_lean(vfu_ctx, "vfu_get_private", |ctx| Ok(ctx.private())) }
+}
+
+/// Chooses the function that resets the device.
+///
+/// @vfu_ctx: the context
+/// @reset: the function; NULL: a reset does nothing and succeeds
+///
+/// Returns 0.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_setup_device_reset_cb(
+    vfu_ctx: *mut vfu_ctx_t,
+    reset: vfu_reset_cb_t,
+) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_setup_device_reset_cb", |ctx| {
+            ctx.setup_reset(reset);
+            Ok(0)
+        })
+    }
+}
+
+/// Chooses the function that quiesces the device.
+///
+/// @vfu_ctx: the context
+/// @quiesce_cb: the function; NULL: the device is never asked, and counts as
+///              quiesced whenever a callback runs
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_setup_device_quiesce_cb(
+    vfu_ctx: *mut vfu_ctx_t,
+    quiesce_cb: vfu_device_quiesce_cb_t,
+) {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_setup_device_quiesce_cb", |ctx| {
+            ctx.setup_quiesce(quiesce_cb);
+            Ok(())
+        })
+    }
+}
+
+/// Finishes the set-up of a device: to be called once, before vfu_attach_ctx().
+///
+/// @vfu_ctx: the context
+///
+/// Makes the configuration space if vfu_pci_init() has not, and fills in what
+/// follows from the set-up: the types of the BARs, the interrupt pin, the
+/// presence of capabilities. Regions, capabilities and callbacks can still be
+/// set up afterwards. Calling it again does nothing.
+///
+/// Returns 0, or -1 and sets errno:
+///
+///   ENOMEM   no memory
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_realize_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe { guard::enter(vfu_ctx, "vfu_realize_ctx", |ctx| ctx.realize().map(|()| 0)) }
+}
+
+/// Takes on a client: accepts its connection and agrees on the protocol version.
+///
+/// @vfu_ctx: the context
+///
+/// Waits for a client and its first message; with LIBVFIO_USER_FLAG_ATTACH_NB
+/// it does what can be done at once and fails with EAGAIN: call it again when
+/// the descriptor of vfu_get_poll_fd() is readable. A thread that waits here may
+/// be cancelled (pthread_cancel()), and the context be destroyed thereafter.
+///
+/// Returns 0, or -1 and sets errno; the context can attach again after all of
+/// these:
+///
+///   EAGAIN       no client yet, or its message is not complete yet
+///   EINTR        a signal arrived
+///   EINVAL       there is a client already; or the client's version message
+///                cannot be agreed to: it has been told so, and is disconnected
+///   ENOMSG       the client left before its message
+///   ECONNRESET   the client left in the middle of its message
+///   others       as accept(), recvmsg() and sendmsg() set it
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_attach_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe { wait::drive(vfu_ctx, "vfu_attach_ctx", Context::attach_step) }
+}
+
+/// Returns a descriptor that is readable when vfu_attach_ctx() (before a client
+/// is attached) or vfu_run_ctx() has something to do.
+///
+/// @vfu_ctx: the context
+///
+/// The descriptor is for poll(), select() and epoll only; it is the library's
+/// and must not be closed. Ask again after vfu_attach_ctx() succeeded and after
+/// vfu_run_ctx() failed with ENOTCONN: it may be another one then.
+///
+/// Returns the descriptor, or -1 and sets errno:
+///
+///   EMFILE, ENFILE, ENOMEM   it cannot be made
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_get_poll_fd(vfu_ctx: *mut vfu_ctx_t) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe { guard::enter(vfu_ctx, "vfu_get_poll_fd", |ctx| ctx.poll_fd()) }
+}
+
+/// Serves the client: reads its requests, executes and answers them.
+///
+/// @vfu_ctx: the context
+///
+/// With LIBVFIO_USER_FLAG_ATTACH_NB it executes the requests that are there, up
+/// to a bound, and returns without waiting. Without the flag it goes on serving
+/// until one of the errors below. All callbacks run in here, on the calling
+/// thread. A thread that waits for a request here may be cancelled
+/// (pthread_cancel()), and the context be destroyed thereafter; a callback is
+/// never cut short by a cancellation.
+///
+/// A request that is refused or fails is answered with an error, and is no
+/// failure of this function. errno is then what the client was sent for the
+/// last one that failed in this call.
+///
+/// Returns the number of requests executed, 0 if there were none, or -1 and sets
+/// errno:
+///
+///   EINVAL     vfu_realize_ctx() has not been called
+///   ENOTCONN   there is no client: none has attached yet, or it has gone; its
+///              DMA regions and interrupts are released, and the device has been
+///              reset (VFU_RESET_LOST_CONN). vfu_attach_ctx() takes on another
+///   EBUSY      the device is asked to quiesce and has not said yet that it did,
+///              see vfu_device_quiesced()
+///   EINTR      a signal arrived while waiting for a request
+///   others     as recvmsg() sets it
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_run_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe { wait::drive(vfu_ctx, "vfu_run_ctx", Context::run_step) }
+}
+
+/// Tells that the device has quiesced, after its quiesce callback failed with
+/// EBUSY.
+///
+/// @vfu_ctx: the context
+/// @quiesce_errno: 0: the device is quiesced; else an errno: it failed to
+///
+/// With 0, what waited for it is done in here, with its callbacks and its reply
+/// to the client, and the device runs again when the function returns. With an
+/// errno, the client is sent that errno and the device is reset
+/// (VFU_RESET_DEVICE). If the client has gone meanwhile, its resources are
+/// released in either case.
+///
+/// Returns 0, or -1 and sets errno:
+///
+///   EINVAL   nothing waits for the device, or it has no quiesce callback; so,
+///            too, inside the quiesce callback
+///   EBUSY    the client went while it was answered, and the device has been
+///            asked to quiesce for that
+///   others   the client could not be answered
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_device_quiesced(vfu_ctx: *mut vfu_ctx_t, quiesce_errno: c_int) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_device_quiesced", |ctx| ctx.device_quiesced(quiesce_errno).map(|()| 0))
+    }
+}
+
+/// Destroys a context.
+///
+/// @vfu_ctx: the context; NULL is ignored
+///
+/// The DMA regions are removed, with their unregister callbacks; the reset
+/// callback runs with VFU_RESET_LOST_CONN; the quiesce callback does not. Then
+/// the client is disconnected, the socket's path removed, and all that the
+/// library owns released. Descriptors that the device passed in, of regions and
+/// ioeventfds, stay open.
+///
+/// No other function may run on the context meanwhile, on any thread, but those
+/// that the callbacks call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_destroy_ctx(vfu_ctx: *mut vfu_ctx_t) {
+    guard::enter_without_context(|| {
+        // SAFETY: C's promise for this function: NULL, or the last use of a live context.
+        if let Some(context) = unsafe { cast::into_context(vfu_ctx) } {
+            context.destroy();
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,281 @@
+//! Access to the client's memory.
+
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+
+use libc::{iovec, size_t};
+
+use super::guard::Answer;
+use super::{
+    cast, dma_sg_t, guard, vfu_ctx_t, vfu_dma_addr_t, vfu_dma_register_cb_t, vfu_dma_unregister_cb_t,
+};
+use crate::dma::Translation;
+use crate::wire::Errno;
+
+/// Says that the device uses DMA. Without this call the library disregards what
+/// memory the client offers.
+///
+/// @vfu_ctx: the context
+/// @max_regions: how many DMA regions the client may have at a time;
+///               LIBVFIO_USER_MAX_DMA_REGIONS is a good value
+/// @dma_register: told of each region that the client adds; may be NULL
+/// @dma_unregister: told of each region that goes; may be NULL, but then
+///                  vfu_sgl_get() always fails
+///
+/// Calling it again replaces all three.
+///
+/// Returns 0, or -1 and sets errno:
+///
+///   EEXIST   set up already, and there are regions
+///   ENOMEM   no memory
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_setup_device_dma(
+    vfu_ctx: *mut vfu_ctx_t,
+    max_regions: size_t,
+    dma_register: vfu_dma_register_cb_t,
+    dma_unregister: vfu_dma_unregister_cb_t,
+) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_setup_device_dma", |ctx| {
+            ctx.setup_dma(max_regions, dma_register, dma_unregister).map(|()| 0)
+        })
+    }
+}
+
+/// Returns the size of a dma_sg_t in bytes.
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn dma_sg_size() -> size_t {
+    size_of::<dma_sg_t>()
+}
+
+/// Translates a range of the client's memory: finds the parts of DMA regions
+/// that it consists of. This is the first step of every DMA.
+///
+/// @vfu_ctx: the context
+/// @dma_addr: start of the range
+/// @len: its length in bytes
+/// @sgl: where to put the entries, one for each region in the range, in order;
+///       the caller's
+/// @max_nr_sgs: how many entries sgl has room for
+/// @prot: what the device is going to do: PROT_READ, PROT_WRITE or both, of
+///        <sys/mman.h>
+///
+/// May be called from any thread while the device is not quiesced. An entry is
+/// good until the unregister callback of its region has returned; used later, it
+/// makes the functions below fail.
+///
+/// Returns the number of entries filled in, 0 if len is 0. If n entries are
+/// needed and there is room for less, the first max_nr_sgs of them are filled
+/// in, and the function returns -n - 1 and sets errno to 0. Otherwise it returns
+/// -1 and sets errno:
+///
+///   ENOENT   part of the range is in no DMA region
+///   EACCES   the client doesn't allow what prot says
+///   EINVAL   vfu_setup_device_dma() has not been called; sgl is NULL
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_addr_to_sgl(
+    vfu_ctx: *mut vfu_ctx_t,
+    dma_addr: vfu_dma_addr_t,
+    len: size_t,
+    sgl: *mut dma_sg_t,
+    max_nr_sgs: size_t,
+    prot: c_int,
+) -> c_int {
+    let room = max_nr_sgs.min(isize::MAX as usize / size_of::<dma_sg_t>());
+    // SAFETY: C's promises: the handle is NULL or a live context, sgl an array
+    // of max_nr_sgs that is the caller's alone.
+    unsafe {
+        guard::enter_lean(vfu_ctx, "vfu_addr_to_sgl", |ctx| {
+            let sgl = cast::array_mut(sgl.cast::<MaybeUninit<dma_sg_t>>(), room)?;
+            Ok(match ctx.addr_to_sgl(dma_addr.addr() as u64, len as u64, sgl, prot)? {
+                Translation::Filled(count) => c_int::try_from(count).unwrap_or(c_int::MAX).into(),
+                Translation::TooSmall(needed) => {
+                    let needed = c_int::try_from(needed).unwrap_or(c_int::MAX);
+                    Answer { value: -1 - needed, errno: Some(0) }
+                }
+            })
+        })
+    }
+}
+
+/// Says whether vfu_sgl_get() can make an entry accessible as memory.
+///
+/// @vfu_ctx: the context
+/// @sg: the entry
+///
+/// Regions that the client shares as a file to map are; the others can be
+/// reached with vfu_sgl_read() and vfu_sgl_write() only. May be called from any
+/// thread while the device is not quiesced.
+///
+/// Returns true or false; false, too, for an entry whose region has gone.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_sg_is_mappable(vfu_ctx: *mut vfu_ctx_t, sg: *mut dma_sg_t) -> bool {
+    // SAFETY: C's promises: the handle is NULL or a live context, sg NULL or an entry.
+    unsafe {
+        guard::enter_lean(vfu_ctx, "vfu_sg_is_mappable", |ctx| Ok(ctx.sg_is_mappable(cast::reference(sg)?)))
+    }
+}
+
+/// Makes entries accessible as memory.
+///
+/// @vfu_ctx: the context
+/// @sgl: entries that vfu_addr_to_sgl() filled in
+/// @iov: filled in with the memory of each entry; the caller's
+/// @cnt: number of entries
+/// @flags: 0
+///
+/// The memory is the client's own. It may be used until vfu_sgl_put(), which has
+/// to follow, and at most until the unregister callback of its region returns.
+/// May be called from any thread while the device is not quiesced.
+///
+/// Returns 0, or -1 and sets errno:
+///
+///   EINVAL   an entry that vfu_addr_to_sgl() has not filled in, or whose region
+///            has gone; flags is not 0; no unregister callback is set up
+///   EFAULT   an entry that is not mappable, see vfu_sg_is_mappable()
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_sgl_get(
+    vfu_ctx: *mut vfu_ctx_t,
+    sgl: *mut dma_sg_t,
+    iov: *mut iovec,
+    cnt: size_t,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: C's promises: the handle is NULL or a live context, sgl and iov
+    // arrays of cnt.
+    unsafe {
+        guard::enter_lean(vfu_ctx, "vfu_sgl_get", |ctx| {
+            let sgl = cast::array(sgl, cnt)?;
+            let iov = cast::array_mut(iov.cast::<MaybeUninit<iovec>>(), cnt)?;
+            ctx.sgl_get(sgl, iov, flags).map(|()| 0)
+        })
+    }
+}
+
+/// Ends the use of memory from vfu_sgl_get(), and marks the pages of entries
+/// that were translated for writing as dirty if the client logs that.
+///
+/// @vfu_ctx: the context
+/// @sgl: the entries
+/// @iov: what vfu_sgl_get() filled in
+/// @cnt: number of entries
+///
+/// May be called from any thread while the device is not quiesced. Entries whose
+/// region has gone are ignored.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_sgl_put(
+    vfu_ctx: *mut vfu_ctx_t,
+    sgl: *mut dma_sg_t,
+    iov: *mut iovec,
+    cnt: size_t,
+) {
+    // The addresses say nothing that the entries do not.
+    let _ = iov;
+    // SAFETY: C's promises: the handle is NULL or a live context, sgl an array of cnt.
+    unsafe {
+        guard::enter_lean(vfu_ctx, "vfu_sgl_put", |ctx| {
+            ctx.sgl_mark_dirty(cast::array(sgl, cnt)?);
+            Ok(())
+        })
+    }
+}
+
+/// Marks the pages of entries that were translated for writing as dirty, if the
+/// client logs that, and leaves the memory in use: for a device that keeps
+/// writing to memory from vfu_sgl_get(). To be called after writing.
+///
+/// @vfu_ctx: the context
+/// @sgl: the entries
+/// @cnt: number of entries
+///
+/// May be called from any thread while the device is not quiesced. Entries whose
+/// region has gone are ignored.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_sgl_mark_dirty(vfu_ctx: *mut vfu_ctx_t, sgl: *mut dma_sg_t, cnt: size_t) {
+    // SAFETY: C's promises: the handle is NULL or a live context, sgl an array of cnt.
+    unsafe {
+        guard::enter_lean(vfu_ctx, "vfu_sgl_mark_dirty", |ctx| {
+            ctx.sgl_mark_dirty(cast::array(sgl, cnt)?);
+            Ok(())
+        })
+    }
+}
+
+/// Reads memory of the client.
+///
+/// @vfu_ctx: the context
+/// @sg: the entry to read, all of it
+/// @sg_cnt: 1
+/// @data: where to put the bytes; the caller's
+/// @flags: VFU_SGL_DIRECT_ACCESS: if the client shares the region as a file,
+///         take the bytes from there; 0: always ask the client by messages
+///
+/// Messages move at most 128 KiB each and wait for the client's replies, without
+/// a timeout and with LIBVFIO_USER_FLAG_ATTACH_NB, too; signals do not end the
+/// wait. Do not use them inside a region access callback: see there.
+///
+/// Returns 0, or -1 and sets errno; data may have been written to then:
+///
+///   EINVAL     an unknown flag; an entry that is not filled in or whose region
+///              has gone; a reply that makes no sense
+///   ENOTSUP    sg_cnt is not 1
+///   EPERM      the client does not allow it
+///   ENOTCONN   no client, or it went
+///   EIO        the client's file cannot be read, or is too short
+///   EPROTO     a reply to something else
+///   others     what the client answered
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_sgl_read(
+    vfu_ctx: *mut vfu_ctx_t,
+    sg: *mut dma_sg_t,
+    sg_cnt: size_t,
+    data: *mut c_void,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: C's promises: the handle is NULL or a live context, sg an array of
+    // sg_cnt. More than its first entry is never looked at.
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_sgl_read", |ctx| {
+            let sg = cast::array(sg, sg_cnt.min(1))?;
+            if data.is_null() {
+                return Err(Errno::EINVAL);
+            }
+            ctx.sgl_read(sg, sg_cnt, data.cast(), flags).map(|()| 0)
+        })
+    }
+}
+
+/// Writes memory of the client.
+///
+/// @vfu_ctx: the context
+/// @sg: the entry to write, all of it; translated with PROT_WRITE
+/// @sg_cnt: 1
+/// @data: the bytes; the caller's
+/// @flags: as for vfu_sgl_read()
+///
+/// As vfu_sgl_read(). Pages written directly are marked as dirty if the client
+/// logs that; for those written by messages that is up to the client.
+///
+/// Returns 0, or -1 and sets errno as vfu_sgl_read(); part of the bytes may have
+/// been written then.
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_sgl_write(
+    vfu_ctx: *mut vfu_ctx_t,
+    sg: *mut dma_sg_t,
+    sg_cnt: size_t,
+    data: *mut c_void,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: C's promises: the handle is NULL or a live context, sg an array of
+    // sg_cnt. More than its first entry is never looked at.
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_sgl_write", |ctx| {
+            let sg = cast::array(sg, sg_cnt.min(1))?;
+            if data.is_null() {
+                return Err(Errno::EINVAL);
+            }
+            ctx.sgl_write(sg, sg_cnt, data.cast_const().cast(), flags).map(|()| 0)
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! What stands round every entry point.
+//!
+//! A panic is a bug of this library and must not take the program down: it is
+//! caught, the context is marked broken, the call fails with `EIO`, and so do
+//! all later calls on that context but its destruction. A thread cannot be
+//! cancelled inside, because unwinding for a cancellation must not meet
+//! `catch_unwind`, which would abort the process; the calls that are cheaper
+//! than that switch (`enter_lean`) contain no cancellation point. `errno` is set
+//! as the last act, when nothing is left to disturb it.
+
+use std::any::Any;
+use std::ffi::{CString, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+
+use super::cast;
+use crate::server::Context;
+use crate::wire::{Errno, Result};
+
+/// What a C function returns when it fails.
+pub(super) trait Failure {
+    const FAILED: Self;
+}
+
+impl Failure for c_int {
+    const FAILED: c_int = -1;
+}
+
+impl Failure for isize {
+    const FAILED: isize = -1;
+}
+
+impl Failure for usize {
+    /// Of an offset in configuration space: 0 is no capability's.
+    const FAILED: usize = 0;
+}
+
+impl Failure for bool {
+    const FAILED: bool = false;
+}
+
+impl Failure for () {
+    const FAILED: () = ();
+}
+
+impl<T> Failure for *mut T {
+    const FAILED: *mut T = ptr::null_mut();
+}
+
+/// A result for C, and the `errno` that goes with it; `None` leaves it alone.
+pub(super) struct Answer<R> {
+    pub value: R,
+    pub errno: Option<c_int>,
+}
+
+impl<R> From<R> for Answer<R> {
+    fn from(value: R) -> Answer<R> {
+        Answer { value, errno: None }
+    }
+}
+
+impl<R: Failure> Answer<R> {
+    fn failed(errno: Errno) -> Answer<R> {
+        Answer { value: R::FAILED, errno: Some(errno.number()) }
+    }
+
+    /// Back to C: the last act.
+    fn give(self) -> R {
+        if let Some(number) = self.errno {
+            set_errno(number);
+        }
+        self.value
+    }
+}
+
+/// Runs `body` for the C function `name` on a context: not broken, panics
+/// caught, the thread not to be cancelled.
+///
+/// # Safety
+///
+/// `handle` is NULL, which fails with `EINVAL`, or a live context.
+pub(super) unsafe fn enter<R: Failure, A: Into<Answer<R>>>(
+    handle: *mut Context,
+    name: &'static str,
+    body: impl FnOnce(&Context) -> Result<A>,
+) -> R {
+    let cancellation = disable_cancellation();
+    // SAFETY: the caller's promise.
+    let answer = unsafe { checked(handle, name, body) };
+    restore_cancellation(cancellation);
+    answer.give()
+}
+
+/// Like [`enter`], for a `body` of a few nanoseconds: it calls nothing back and
+/// makes no system call that is a cancellation point.
+///
+/// # Safety
+///
+/// As for [`enter`].
+pub(super) unsafe fn enter_lean<R: Failure, A: Into<Answer<R>>>(
+    handle: *mut Context,
+    name: &'static str,
+    body: impl FnOnce(&Context) -> Result<A>,
+) -> R {
+    // SAFETY: the caller's promise.
+    unsafe { checked(handle, name, body) }.give()
+}
+
+/// Like [`enter`], where there is no context (yet, or any longer) that could be
+/// broken.
+pub(super) fn enter_without_context<R: Failure>(body: impl FnOnce() -> Result<R>) -> R {
+    let cancellation = disable_cancellation();
+    let answer = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(value)) => value.into(),
+        Ok(Err(errno)) => Answer::failed(errno),
+        Err(_) => Answer::failed(Errno::EIO),
+    };
+    restore_cancellation(cancellation);
+    answer.give()
+}
+
+/// # Safety
+///
+/// As for [`enter`].
+unsafe fn checked<R: Failure, A: Into<Answer<R>>>(
+    handle: *mut Context,
+    name: &'static str,
+    body: impl FnOnce(&Context) -> Result<A>,
+) -> Answer<R> {
+    // SAFETY: the caller's promise.
+    let context = match unsafe { cast::context(handle) } {
+        Ok(context) => context,
+        Err(errno) => return Answer::failed(errno),
+    };
+    if context.is_broken() {
+        return Answer::failed(Errno::EIO);
+    }
+    match catch_unwind(AssertUnwindSafe(|| body(context))) {
+        Ok(Ok(answer)) => answer.into(),
+        Ok(Err(errno)) => Answer::failed(errno),
+        Err(panic) => {
+            give_up(context, name, panic);
+            Answer::failed(Errno::EIO)
+        }
+    }
+}
+
+/// Marks the context broken after a panic and says so, once.
+#[cold]
+fn give_up(context: &Context, name: &str, panic: Box<dyn Any + Send>) {
+    context.mark_broken();
+    let reason = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text.as_str(),
+        _ => "no reason given",
+    };
+    let line = format!("{name}: internal error, the context can only be destroyed: {reason}");
+    // What panicked may be the logging: nothing is left to be done then.
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        if let Ok(line) = CString::new(line) {
+            context.log(libc::LOG_ERR, &line);
+        }
+    }));
+}
+
+const PTHREAD_CANCEL_DISABLE: c_int = 1;
+
+unsafe extern "C-unwind" {
+    /// Unwinds the stack if it enables cancellation for a thread of asynchronous
+    /// type that has been cancelled in the meantime.
+    fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+}
+
+/// Keeps the calling thread from being cancelled; returns what to restore.
+pub(super) fn disable_cancellation() -> c_int {
+    let mut old = 0;
+    // SAFETY: old is good for writes; the state is one of the two there are.
+    unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &mut old) };
+    old
+}
+
+/// Called outside of every guard and with nothing left to drop: the thread may
+/// end here.
+pub(super) fn restore_cancellation(state: c_int) {
+    // SAFETY: state came from disable_cancellation; NULL for a state that is not
+    // wanted is fine.
+    unsafe { pthread_setcancelstate(state, ptr::null_mut()) };
+}
+
+/// Sets the calling thread's `errno`.
+pub(super) fn set_errno(number: c_int) {
+    // SAFETY: the pointer is the calling thread's errno, always good for writes.
+    unsafe { *libc::__errno_location() = number };
+}

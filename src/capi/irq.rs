@@ -1,0 +1,75 @@
+//! Interrupts.
+
+use std::ffi::c_int;
+
+use super::{RawIrqType, guard, vfu_ctx_t, vfu_dev_irq_state_cb_t};
+
+/// Says how many vectors of a type of interrupt the device has. At first: one
+/// ERR, one REQ, none of the others.
+///
+/// @vfu_ctx: the context
+/// @type: enum vfu_dev_irq_type
+/// @count: number of vectors
+///
+/// To be called before vfu_realize_ctx().
+///
+/// Returns 0, or -1 and sets errno:
+///
+///   EINVAL   no such type
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_setup_device_nr_irqs(
+    vfu_ctx: *mut vfu_ctx_t,
+    r#type: RawIrqType,
+    count: u32,
+) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_setup_device_nr_irqs", |ctx| ctx.setup_irqs(r#type, count).map(|()| 0))
+    }
+}
+
+/// Chooses the function that is told when the client masks or unmasks
+/// interrupts of a type.
+///
+/// @vfu_ctx: the context
+/// @type: enum vfu_dev_irq_type
+/// @cb: the function; NULL: nobody is told
+///
+/// Returns 0, or -1 and sets errno:
+///
+///   EINVAL   no such type
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_setup_irq_state_callback(
+    vfu_ctx: *mut vfu_ctx_t,
+    r#type: RawIrqType,
+    cb: vfu_dev_irq_state_cb_t,
+) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_setup_irq_state_callback", |ctx| {
+            ctx.setup_irq_state(r#type, cb).map(|()| 0)
+        })
+    }
+}
+
+/// Triggers an interrupt, of the type that the client has enabled: MSI-X, MSI or
+/// INTx. ERR and REQ cannot be triggered.
+///
+/// @vfu_ctx: the context
+/// @subindex: the vector
+///
+/// May be called from any thread while the device is not quiesced, and never
+/// waits.
+///
+/// Returns 0, or -1 and sets errno:
+///
+///   EINVAL   no type of interrupt has such a vector; vfu_realize_ctx() has not
+///            been called
+///   ENOENT   the client has not enabled the vector
+///   EAGAIN   the client has not taken very many interrupts of this vector
+///   others   as write() sets it
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_irq_trigger(vfu_ctx: *mut vfu_ctx_t, subindex: u32) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe { guard::enter(vfu_ctx, "vfu_irq_trigger", |ctx| ctx.irq_trigger(subindex).map(|()| 0)) }
+}

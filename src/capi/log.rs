@@ -1,0 +1,154 @@
+//! Logging. `vfu_log` takes a variable number of arguments, which stable Rust
+//! cannot define: the function here jumps to one in C (`log_shim.c`), which
+//! comes back with the text.
+
+use std::arch::naked_asm;
+use std::ffi::{CStr, c_char, c_int};
+
+use super::{cast, guard, vfu_ctx_t, vfu_log_fn_t};
+use crate::server::Context;
+
+/// Longest message, in bytes, without its NUL; `log_shim.c` knows it too.
+const MAX_MESSAGE: usize = 8191;
+
+/// Chooses where log messages go. At first they go nowhere.
+///
+/// @vfu_ctx: the context
+/// @log: takes the messages; NULL: there are none
+/// @level: the least important messages to pass on: LOG_EMERG (0) to LOG_DEBUG
+///         (7) of <syslog.h>
+///
+/// The texts of messages are no interface. Each request is logged at LOG_DEBUG;
+/// nothing is formatted for a level that is off.
+///
+/// Returns 0, or -1 and sets errno:
+///
+///   EINVAL   no such level
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_setup_log(
+    vfu_ctx: *mut vfu_ctx_t,
+    log: vfu_log_fn_t,
+    level: c_int,
+) -> c_int {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe { guard::enter(vfu_ctx, "vfu_setup_log", |ctx| ctx.setup_log(log, level).map(|()| 0)) }
+}
+
+/// Logs a message of the device with those of the library.
+///
+/// @vfu_ctx: the context
+/// @level: LOG_EMERG (0) to LOG_DEBUG (7) of <syslog.h>
+/// @fmt: format as for printf(), %m included, for a text of at most 8191 bytes:
+///       a longer one is cut, and what is not UTF-8 is replaced; NULL is ignored
+///
+/// Leaves errno alone. May be called from any thread.
+#[unsafe(no_mangle)]
+#[unsafe(naked)]
+pub unsafe extern "C-unwind" fn vfu_log(vfu_ctx: *mut vfu_ctx_t, level: c_int, fmt: *const c_char) {
+    #[cfg(target_arch = "x86_64")]
+    naked_asm!("jmp {}", sym vfu_log_shim);
+    #[cfg(target_arch = "aarch64")]
+    naked_asm!("b {}", sym vfu_log_shim);
+}
+
+unsafe extern "C-unwind" {
+    /// Only jumped to: the arguments stay where the caller put them.
+    fn vfu_log_shim();
+}
+
+/// For the shim: whether a message would go anywhere.
+///
+/// cbindgen:ignore
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn vfu_log_is_enabled(vfu_ctx: *mut Context, level: c_int) -> bool {
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe { guard::enter_lean(vfu_ctx, "vfu_log", |ctx| Ok(ctx.log_enabled(level))) }
+}
+
+/// For the shim: passes a formatted message on.
+///
+/// cbindgen:ignore
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn vfu_log_text(vfu_ctx: *mut Context, level: c_int, text: *mut c_char, cut: bool) {
+    // SAFETY: the shim's buffer, all of it; nobody else uses it.
+    let bytes = unsafe { cast::array_mut(text.cast::<u8>(), MAX_MESSAGE + 1) };
+    // SAFETY: C's promise for every handle: NULL or a live context.
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_log", |ctx| {
+            if let Some(text) = make_utf8(bytes?, cut) {
+                ctx.log(level, text);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Makes the text at the start of `bytes`, up to the first NUL, valid UTF-8: an
+/// invalid byte becomes a question mark, and if the text was `cut`, an unfinished
+/// character at its end goes.
+fn make_utf8(bytes: &mut [u8], cut: bool) -> Option<&CStr> {
+    let mut end = bytes.iter().position(|&b| b == 0)?;
+    let mut done = 0;
+    while let Some(Err(error)) = bytes.get(done..end).map(str::from_utf8) {
+        let bad = done + error.valid_up_to();
+        match error.error_len() {
+            None if cut => end = bad,
+            length => {
+                done = length.map_or(end, |n| bad + n);
+                bytes.get_mut(bad..done)?.fill(b'?');
+            }
+        }
+    }
+    *bytes.get_mut(end)? = 0;
+    CStr::from_bytes_until_nul(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn cleaned(text: &[u8], cut: bool) -> String {
+        let mut bytes = text.to_vec();
+        bytes.push(0);
+        make_utf8(&mut bytes, cut).unwrap().to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn valid_text_stays() {
+        assert_eq!(cleaned("größe: 3 €".as_bytes(), false), "größe: 3 €");
+        assert_eq!(cleaned("größe: 3 €".as_bytes(), true), "größe: 3 €");
+    }
+
+    #[test]
+    fn invalid_bytes_become_question_marks() {
+        assert_eq!(cleaned(b"a\xffb\xc3(\xe2\x82", false), "a?b?(??");
+    }
+
+    #[test]
+    fn a_character_cut_in_two_goes() {
+        assert_eq!(cleaned(b"a\xffb\xe2\x82", true), "a?b");
+        assert_eq!(cleaned(b"\xe2\x82", true), "");
+    }
+
+    #[test]
+    fn a_text_without_end_is_none() {
+        assert!(make_utf8(&mut [b'a', b'b'], false).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_become_text_of_the_same_length(text: Vec<u8>) {
+            let length = text.iter().position(|&b| b == 0).unwrap_or(text.len());
+            prop_assert_eq!(cleaned(&text, false).len(), length);
+            prop_assert!(cleaned(&text, true).len() <= length);
+            prop_assert!(cleaned(&text, true).len() + 3 >= length);
+        }
+
+        #[test]
+        fn any_text_cut_anywhere_is_a_prefix(text in "[^\0]*", at: prop::sample::Index) {
+            let cut = at.index(text.len() + 1);
+            prop_assert!(text.starts_with(&cleaned(&text.as_bytes()[..cut], true)));
+        }
+    }
+}

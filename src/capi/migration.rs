@@ -1,0 +1,32 @@
+//! Live migration.
+
+use std::ffi::c_int;
+
+use super::{cast, guard, vfu_ctx_t, vfu_migration_callbacks_t};
+
+/// Says that the device can be migrated. Without this call the client is told
+/// that it cannot.
+///
+/// @vfu_ctx: the context
+/// @callbacks: what the device does for it, all of them; copied
+///
+/// The migration state becomes RUNNING. Calling it again replaces the callbacks.
+///
+/// Returns 0, or -1 and sets errno:
+///
+///   EINVAL   another version than VFU_MIGR_CALLBACKS_VERS; a callback is NULL
+///   ENOMEM   no memory
+#[unsafe(no_mangle)]
+pub unsafe extern "C-unwind" fn vfu_setup_device_migration_callbacks(
+    vfu_ctx: *mut vfu_ctx_t,
+    callbacks: *const vfu_migration_callbacks_t,
+) -> c_int {
+    // SAFETY: C's promises: the handle is NULL or a live context, callbacks NULL
+    // or a structure.
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_setup_device_migration_callbacks", |ctx| {
+            let c = cast::reference(callbacks)?;
+            ctx.setup_migration(c.version, c.transition, c.read_data, c.write_data).map(|()| 0)
+        })
+    }
+}

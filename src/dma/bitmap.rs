@@ -1,0 +1,195 @@
+//! Memory for dirty bitmaps.
+//!
+//! A thread may be about to set a bit while the bitmap's region goes, so
+//! bitmaps are not unmapped but kept for other regions (a bit set too much only
+//! makes a page dirty that isn't), without their contents. They take up memory
+//! where bits were set, not where they could be.
+
+use std::slice;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+use super::chunked::{Chunked, Handles};
+use super::mapping::{Mapping, host_page_size};
+use crate::wire::{Errno, Result};
+
+/// Words that are scanned in one go.
+pub(super) const GROUP_WORDS: usize = 512;
+/// Bits in these.
+pub(super) const GROUP_BITS: u64 = GROUP_WORDS as u64 * 64;
+/// Blocks of one size that are made at once, if they are small.
+const BATCH: usize = 64;
+/// Most address space that is mapped for these, in bytes.
+const MAX_BATCH: usize = 256 << 10;
+/// Most address space that the bitmaps of one guest may take: enough for 32 PiB
+/// of 4 KiB pages, and little enough to leave room for everything else.
+const MAX_RESERVED: u64 = 1 << 40;
+
+/// One bitmap, of 2^class words.
+pub(super) struct Block {
+    words: *const AtomicU64,
+    class: u32,
+    /// A bit for each group that may have bits set. Empty if there is one
+    /// group only.
+    summary: Box<[AtomicU64]>,
+}
+
+// SAFETY: `words` points to atomics that live as long as the pool, which is
+// dropped together with its blocks.
+unsafe impl Send for Block {}
+// SAFETY: as above.
+unsafe impl Sync for Block {}
+
+/// All blocks that ever were; handle 0 is none.
+pub(super) struct Blocks(Chunked<OnceLock<Block>, 0>);
+
+impl Blocks {
+    pub(super) const fn new() -> Blocks {
+        Blocks(Chunked::new())
+    }
+
+    #[inline]
+    pub(super) fn get(&self, handle: u32) -> Option<&Block> {
+        self.0.get(handle.into())?.get()
+    }
+}
+
+impl Block {
+    #[inline]
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `words` points to 2^class words within a mapping of the pool
+        // that no other block has; zeroed memory and every other is a valid
+        // atomic, and it is accessed as such only.
+        unsafe { slice::from_raw_parts(self.words, 1 << self.class) }
+    }
+
+    /// Says that a group may have bits set.
+    #[inline]
+    pub(super) fn note(&self, group: usize) {
+        let mask = 1 << (group % 64);
+        if let Some(word) = self.summary.get(group / 64)
+            && word.load(SeqCst) & mask == 0
+        {
+            word.fetch_or(mask, SeqCst);
+        }
+    }
+
+    /// Says so if it has.
+    pub(super) fn note_if_dirty(&self, group: usize) {
+        let words = self.words().chunks(GROUP_WORDS).nth(group).unwrap_or_default();
+        if words.iter().any(|word| word.load(Relaxed) != 0) {
+            self.note(group);
+        }
+    }
+
+    /// Which of the 64 groups from `64 * word` on may have bits set, of those
+    /// in `mask`; these are taken for clean from here on.
+    pub(super) fn take_notes(&self, word: usize, mask: u64) -> u64 {
+        match self.summary.get(word) {
+            Some(notes) if notes.load(SeqCst) & mask != 0 => notes.fetch_and(!mask, SeqCst) & mask,
+            Some(_) => 0,
+            None => mask,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        8 << self.class
+    }
+
+    /// Makes all bits zero before the block has a new region.
+    fn clear(&self, page_size: usize) {
+        for notes in &self.summary {
+            notes.store(0, Relaxed);
+        }
+        // Whole pages are zero already, see `discard`.
+        if self.bytes() < page_size {
+            for word in self.words() {
+                word.store(0, Relaxed);
+            }
+        }
+    }
+
+    /// Gives the memory back to the system, and keeps its address.
+    fn discard(&self, page_size: usize) {
+        if self.bytes() >= page_size {
+            // SAFETY: the range is the block's own, whole pages of private
+            // anonymous memory, which read as zero afterwards; all that is
+            // there are atomics, for which zero is as good as any value.
+            let _ = unsafe { libc::madvise(self.words.cast_mut().cast(), self.bytes(), libc::MADV_DONTNEED) };
+        }
+    }
+}
+
+/// Where blocks come from.
+pub(super) struct Pool {
+    handles: Handles<0>,
+    /// Handles of unused blocks, by class.
+    free: [Vec<u32>; 32],
+    mappings: Vec<Mapping>,
+    reserved: u64,
+    page_size: usize,
+}
+
+impl Pool {
+    pub(super) fn new() -> Pool {
+        Pool {
+            handles: Handles::new(),
+            free: [const { Vec::new() }; 32],
+            mappings: Vec::new(),
+            reserved: 0,
+            page_size: usize::try_from(host_page_size()).unwrap_or(4096),
+        }
+    }
+
+    /// A block for this many bits, all clear.
+    pub(super) fn take(&mut self, blocks: &Blocks, bits: u64) -> Result<u32> {
+        let words = usize::try_from(bits.div_ceil(64)).map_err(|_| Errno::ENOMEM)?;
+        let class = words.checked_next_power_of_two().ok_or(Errno::ENOMEM)?.ilog2();
+        let is_empty = self.free.get(class as usize).ok_or(Errno::ENOMEM)?.is_empty();
+        if is_empty {
+            self.grow(blocks, class)?;
+        }
+        let handle = self.free.get_mut(class as usize).and_then(Vec::pop).ok_or(Errno::ENOMEM)?;
+        if let Some(block) = blocks.get(handle) {
+            block.clear(self.page_size);
+        }
+        Ok(handle)
+    }
+
+    /// Takes a block back.
+    pub(super) fn give_back(&mut self, blocks: &Blocks, handle: u32) {
+        let Some(block) = blocks.get(handle) else { return };
+        block.discard(self.page_size);
+        if let Some(free) = self.free.get_mut(block.class as usize) {
+            free.push(handle);
+        }
+    }
+
+    /// Makes more blocks of a class.
+    fn grow(&mut self, blocks: &Blocks, class: u32) -> Result<()> {
+        let size = 8_usize << class;
+        let length = size.saturating_mul(BATCH).min(MAX_BATCH).max(size).max(self.page_size);
+        let reserved = self.reserved.saturating_add(length as u64);
+        if reserved > MAX_RESERVED {
+            return Err(Errno::ENOMEM);
+        }
+        let mapping = Mapping::zeroed(length)?;
+        let base = mapping.base();
+        self.mappings.push(mapping);
+        self.reserved = reserved;
+        for at in (0..length).step_by(size) {
+            let handle = self.handles.take()?;
+            let place = blocks.0.get_or_make(handle, |_| OnceLock::new())?;
+            let words = base.wrapping_byte_add(at).cast_const().cast();
+            let groups = (size / 8).div_ceil(GROUP_WORDS);
+            let notes = if groups > 1 { groups.div_ceil(64) } else { 0 };
+            let summary = (0..notes).map(|_| AtomicU64::new(0)).collect();
+            let _ = place.set(Block { words, class, summary });
+            if let Some(free) = self.free.get_mut(class as usize) {
+                free.push(handle);
+            }
+        }
+        Ok(())
+    }
+}

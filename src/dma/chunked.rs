@@ -1,0 +1,69 @@
+//! Storage whose elements never move and are freed only with the whole, so
+//! that threads may look at an element while its owner reuses it.
+
+use std::sync::OnceLock;
+
+use crate::wire::{Errno, Result};
+
+/// Elements named by handles from `1 << BASE` up. Chunk k holds the handles
+/// that have their highest bit at position `BASE + k`.
+pub(super) struct Chunked<T, const BASE: u32> {
+    chunks: [OnceLock<Box<[T]>>; 32],
+}
+
+impl<T, const BASE: u32> Chunked<T, BASE> {
+    pub(super) const fn new() -> Self {
+        Chunked { chunks: [const { OnceLock::new() }; 32] }
+    }
+
+    /// The element of a handle; any number may be asked for.
+    #[inline]
+    pub(super) fn get(&self, handle: u64) -> Option<&T> {
+        let top_bit = handle.checked_ilog2()?;
+        let chunk = self.chunks.get(top_bit.wrapping_sub(BASE) as usize)?.get()?;
+        chunk.get((handle ^ (1 << top_bit)) as usize)
+    }
+
+    /// The element of a handle, made with its whole chunk if it isn't there
+    /// yet. `ENOMEM` if there is no memory for it.
+    pub(super) fn get_or_make(&self, handle: u32, make: impl Fn(u32) -> T) -> Result<&T> {
+        let top_bit = handle.checked_ilog2().ok_or(Errno::ENOMEM)?;
+        let chunk = self.chunks.get(top_bit.wrapping_sub(BASE) as usize).ok_or(Errno::ENOMEM)?;
+        if chunk.get().is_none() {
+            let count = 1_u32 << top_bit;
+            let mut elements = Vec::new();
+            elements.try_reserve_exact(count as usize).map_err(|_| Errno::ENOMEM)?;
+            elements.extend((count..=count | (count - 1)).map(make));
+            // Whoever came first wins; the elements are alike.
+            let _ = chunk.set(elements.into_boxed_slice());
+        }
+        self.get(handle.into()).ok_or(Errno::ENOMEM)
+    }
+}
+
+/// Hands out the handles of a [`Chunked`], the last returned first.
+pub(super) struct Handles<const BASE: u32> {
+    free: Vec<u32>,
+    next: u32,
+}
+
+impl<const BASE: u32> Handles<BASE> {
+    pub(super) const fn new() -> Self {
+        Handles { free: Vec::new(), next: 1 << BASE }
+    }
+
+    /// A handle that nobody has, `ENOMEM` if all 2^32 are in use.
+    pub(super) fn take(&mut self) -> Result<u32> {
+        if let Some(handle) = self.free.pop() {
+            return Ok(handle);
+        }
+        let handle = self.next;
+        self.next = handle.checked_add(1).ok_or(Errno::ENOMEM)?;
+        Ok(handle)
+    }
+
+    /// Takes a handle back.
+    pub(super) fn give_back(&mut self, handle: u32) {
+        self.free.push(handle);
+    }
+}

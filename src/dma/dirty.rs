@@ -1,0 +1,225 @@
+//! Setting and harvesting dirty bits.
+//!
+//! Any number of threads set bits while one harvests. An atomic exchange for
+//! each word would cost several times what copying it does. So the harvester
+//! reads and clears words plainly, but says before and after which group of
+//! words it is at, and those who set bits look whether that changed meanwhile.
+//! If it did, or if it is their group, their bits may have been overwritten:
+//! they set them again, this time with the harvester locked out.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, fence};
+
+use parking_lot::Mutex;
+
+use super::bitmap::{Block, Blocks, GROUP_BITS, GROUP_WORDS};
+
+/// Words of a cache line.
+const LINE_WORDS: usize = 8;
+
+/// What harvester and setters tell each other; in cache lines of its own.
+#[repr(align(128))]
+struct Progress {
+    /// Odd while a group is being harvested.
+    sequence: AtomicU64,
+    /// Which one.
+    group: AtomicU64,
+    /// Held while a group is being harvested.
+    lock: Mutex<()>,
+}
+
+/// The dirty bitmaps of an address space.
+pub(super) struct Dirty {
+    /// 0 if nothing is logged, else the logging page size's shift.
+    page_shift: AtomicU32,
+    progress: Progress,
+    pub(super) blocks: Blocks,
+}
+
+/// The bits first to last of a word.
+pub(super) fn mask(first: u64, last: u64) -> u64 {
+    (!0 << (first % 64)) & (!0 >> (63 - last % 64))
+}
+
+impl Dirty {
+    pub(super) const fn new() -> Dirty {
+        Dirty {
+            page_shift: AtomicU32::new(0),
+            progress: Progress {
+                sequence: AtomicU64::new(0),
+                group: AtomicU64::new(0),
+                lock: Mutex::new(()),
+            },
+            blocks: Blocks::new(),
+        }
+    }
+
+    /// Log2 of the logging page size, 0 if nothing is logged.
+    #[inline]
+    pub(super) fn page_shift(&self) -> u32 {
+        self.page_shift.load(Acquire)
+    }
+
+    /// Switches logging on, or off (0).
+    pub(super) fn set_page_shift(&self, shift: u32) {
+        self.page_shift.store(shift, Release);
+    }
+
+    /// Sets the bits `first` to `last` (both included) of a block.
+    pub(super) fn set(&self, handle: u32, first: u64, last: u64) {
+        let Some(block) = self.blocks.get(handle) else { return };
+        let mut from = first;
+        loop {
+            let end = from | (GROUP_BITS - 1);
+            self.set_in_group(handle, block, from, end.min(last));
+            if last <= end {
+                return;
+            }
+            from = end + 1;
+        }
+    }
+
+    fn set_in_group(&self, handle: u32, block: &Block, first: u64, last: u64) {
+        let group = first / GROUP_BITS;
+        let before = self.progress.sequence.load(Acquire);
+        let is_ours = before & 1 == 1 && self.progress.group.load(Acquire) == name(handle, group);
+        let mut done = false;
+        if !is_ours {
+            set_bits(block, first, last);
+            done = self.progress.sequence.load(SeqCst) == before;
+        }
+        if !done {
+            let _no_harvest = self.progress.lock.lock();
+            set_bits(block, first, last);
+        }
+        // After the bits, so that a harvester that takes the note finds them.
+        block.note(group as usize);
+    }
+
+    /// Takes the bits `first` to `last` (both included) out of a block and
+    /// hands those groups that have some to `sink`, with the number of the
+    /// first word. `keep_last` leaves the last bit set. One harvester at a time:
+    /// the caller sees to it.
+    pub(super) fn harvest(
+        &self,
+        handle: u32,
+        first: u64,
+        last: u64,
+        keep_last: bool,
+        mut sink: impl FnMut(u64, &mut [u64]),
+    ) {
+        let Some(block) = self.blocks.get(handle) else { return };
+        let (first_group, last_group) = (first / GROUP_BITS, last / GROUP_BITS);
+        let mut buffer = [0; GROUP_WORDS];
+        for notes in first_group / 64..=last_group / 64 {
+            let wanted = mask(first_group.max(notes * 64), last_group.min(notes * 64 + 63));
+            let mut dirty = block.take_notes(notes as usize, wanted);
+            while dirty != 0 {
+                let group = notes * 64 + u64::from(dirty.trailing_zeros());
+                dirty &= dirty - 1;
+                let bits = first.max(group * GROUP_BITS)..=last.min(group * GROUP_BITS + (GROUP_BITS - 1));
+                let keep = if keep_last && group == last_group { mask(last, last) } else { 0 };
+                let (word, end) = (*bits.start() / 64, *bits.end() / 64);
+                let Some(found) = buffer.get_mut(..(end - word + 1) as usize) else { continue };
+                let Some(words) = block.words().get(word as usize..=end as usize) else { continue };
+                let progress = self.progress.enter(name(handle, group));
+                take_bits(words, found, mask(*bits.start(), 63), mask(0, *bits.end()), keep);
+                drop(progress);
+                if end - word < GROUP_WORDS as u64 - 1 || keep != 0 {
+                    block.note_if_dirty(group as usize);
+                }
+                if found.iter().any(|word| *word != 0) {
+                    sink(word, found);
+                }
+            }
+        }
+    }
+}
+
+/// Names a group of a block. Blocks have at most 2^16 groups.
+fn name(handle: u32, group: u64) -> u64 {
+    u64::from(handle) << 32 | group
+}
+
+/// A group being harvested.
+struct Harvest<'a> {
+    progress: &'a Progress,
+    _lock: parking_lot::MutexGuard<'a, ()>,
+    sequence: u64,
+}
+
+impl Progress {
+    fn enter(&self, group: u64) -> Harvest<'_> {
+        let lock = self.lock.lock();
+        let sequence = self.sequence.load(Relaxed).wrapping_add(1);
+        self.group.store(group, Release);
+        self.sequence.store(sequence, SeqCst);
+        Harvest { progress: self, _lock: lock, sequence }
+    }
+}
+
+impl Drop for Harvest<'_> {
+    fn drop(&mut self) {
+        self.progress.sequence.store(self.sequence.wrapping_add(1), Release);
+    }
+}
+
+/// Sets bits of one group, so that they come before whatever the caller reads
+/// next from `Progress::sequence`.
+fn set_bits(block: &Block, first: u64, last: u64) {
+    let Some(words) = block.words().get((first / 64) as usize..=(last / 64) as usize) else { return };
+    match words {
+        [] => {}
+        [word] => {
+            word.fetch_or(mask(first, last), SeqCst);
+        }
+        [head, middle @ .., tail] => {
+            head.fetch_or(mask(first, 63), Relaxed);
+            for word in middle {
+                if word.load(Relaxed) != !0 {
+                    word.store(!0, Relaxed);
+                }
+            }
+            tail.fetch_or(mask(0, last), Relaxed);
+            fence(SeqCst);
+        }
+    }
+}
+
+/// Moves the bits of `words` to `found`, only those of `first` of the first
+/// word and of `last` of the last. Those of `keep` stay set in the last, too.
+fn take_bits(words: &[AtomicU64], found: &mut [u64], first: u64, last: u64, keep: u64) {
+    match (words, found) {
+        ([word], [found]) => *found = take_word(word, first & last, keep),
+        ([head, words @ .., tail], [found_head, found @ .., found_tail]) => {
+            *found_head = take_word(head, first, 0);
+            for (words, found) in words.chunks(LINE_WORDS).zip(found.chunks_mut(LINE_WORDS)) {
+                take_line(words, found);
+            }
+            *found_tail = take_word(tail, last, keep);
+        }
+        _ => {}
+    }
+}
+
+fn take_word(word: &AtomicU64, wanted: u64, keep: u64) -> u64 {
+    let bits = word.load(SeqCst);
+    if bits & wanted & !keep != 0 {
+        word.store(bits & !wanted | keep & bits, Relaxed);
+    }
+    bits & wanted
+}
+
+/// Moves all bits of a few words.
+fn take_line(words: &[AtomicU64], found: &mut [u64]) {
+    let mut any = 0;
+    for (word, found) in words.iter().zip(found) {
+        *found = word.load(SeqCst);
+        any |= *found;
+    }
+    if any != 0 {
+        for word in words {
+            word.store(0, Relaxed);
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Dirty logging: start, stop, report.
+
+use super::region::{Access, Snapshot};
+use super::report::{Part, Reply, bitmap_size};
+use super::space::{AddressSpace, State};
+use crate::wire::{Errno, LoggingRange, Result};
+
+/// Logging in progress.
+pub(super) struct Logging {
+    page_shift: u32,
+    /// First and last addresses, ascending, apart from each other; empty if
+    /// everything is logged.
+    ranges: Vec<(u64, u64)>,
+}
+
+impl Logging {
+    /// The ranges that have addresses between `first` and `last`.
+    fn ranges(&self, first: u64, last: u64) -> &[(u64, u64)] {
+        const EVERYTHING: &[(u64, u64)] = &[(0, u64::MAX)];
+        if self.ranges.is_empty() {
+            return EVERYTHING;
+        }
+        let from = self.ranges.partition_point(|range| range.1 < first);
+        let to = self.ranges.partition_point(|range| range.0 <= last);
+        self.ranges.get(from..to).unwrap_or_default()
+    }
+}
+
+/// Checks and sorts the ranges of a request and joins those that overlap.
+fn sorted(ranges: &[LoggingRange]) -> Result<Vec<(u64, u64)>> {
+    let last = |range: &LoggingRange| range.iova.checked_add(range.length.checked_sub(1)?);
+    let pairs = ranges.iter().map(|range| Some((range.iova, last(range)?)));
+    let mut pairs = pairs.collect::<Option<Vec<_>>>().ok_or(Errno::EINVAL)?;
+    pairs.sort_unstable();
+    pairs.dedup_by(|next, joined| {
+        let overlaps = next.0 <= joined.1;
+        if overlaps {
+            joined.1 = joined.1.max(next.1);
+        }
+        overlaps
+    });
+    Ok(pairs)
+}
+
+impl AddressSpace {
+    /// Starts logging of writes to regions that have a descriptor, those that
+    /// will be mapped included. Writes outside of all `ranges` are not
+    /// reported, unless there are none. Returns the page size used, in bytes:
+    /// the one asked for, or the host's if that is larger.
+    ///
+    /// If logging is active already, nothing changes: the page size in use
+    /// succeeds.
+    ///
+    /// # Errors
+    /// `EINVAL`: a page size that is no power of two or, while logging is
+    /// active, not the one in use; a range that is empty or wraps. `ENOMEM`: no
+    /// room for the bitmaps; logging is off then.
+    pub fn logging_start(&self, page_size: u64, ranges: &[LoggingRange]) -> Result<u64> {
+        if !page_size.is_power_of_two() {
+            return Err(Errno::EINVAL);
+        }
+        let ranges = sorted(ranges)?;
+        let mut state = self.state.lock();
+        if let Some(logging) = &state.logging {
+            let in_use = 1 << logging.page_shift;
+            return if page_size == in_use { Ok(in_use) } else { Err(Errno::EINVAL) };
+        }
+        let page_size = page_size.max(super::mapping::host_page_size());
+        state.logging = Some(Logging { page_shift: page_size.ilog2(), ranges });
+        if let Err(e) = self.give_blocks(&mut state) {
+            self.stop(&mut state);
+            return Err(e);
+        }
+        self.dirty.set_page_shift(page_size.ilog2());
+        Ok(page_size)
+    }
+
+    /// Stops logging and forgets what was logged. Nothing happens if it isn't
+    /// active.
+    pub fn logging_stop(&self) {
+        self.stop(&mut self.state.lock());
+    }
+
+    /// The page size of logging in bytes, none if it isn't active.
+    pub fn logging_page_size(&self) -> Option<u64> {
+        match self.dirty.page_shift() {
+            0 => None,
+            shift => Some(1 << shift),
+        }
+    }
+
+    fn stop(&self, state: &mut State) {
+        self.dirty.set_page_shift(0);
+        state.logging = None;
+        self.for_each_region(|region, slot| {
+            slot.set_block(0);
+            state.pool.give_back(&self.dirty.blocks, region.block);
+        });
+    }
+
+    fn give_blocks(&self, state: &mut State) -> Result<()> {
+        let mut result = Ok(());
+        self.for_each_region(|region, slot| {
+            if result.is_ok() {
+                match self.block_for(state, &region) {
+                    Ok(block) => slot.set_block(block),
+                    Err(e) => result = Err(e),
+                }
+            }
+        });
+        result
+    }
+
+    /// A bitmap for a region, 0 if it needs none.
+    pub(super) fn block_for(&self, state: &mut State, region: &Snapshot) -> Result<u32> {
+        let Some(logging) = &state.logging else { return Ok(0) };
+        let has_file = region.attributes.access() != Access::Message;
+        if !has_file || logging.ranges(region.start, region.last()).is_empty() {
+            return Ok(0);
+        }
+        let pages = ((region.size - 1) >> logging.page_shift) + 1;
+        state.pool.take(&self.dirty.blocks, pages)
+    }
+
+    /// Moves the dirty bits of `length` bytes from `iova` on to `bitmap`, which
+    /// must have the size that [`bitmap_size`] says. Bit i stands for the i-th
+    /// `page_size` bytes from `iova` on, lowest bit of the first byte first. Bits
+    /// beyond the range are reported as far as the bitmap and the region in
+    /// which the range ends go, and zero beyond. A logged bit is cleared only if
+    /// the bitmap covers all that it stands for.
+    ///
+    /// # Errors
+    /// In this order: `EINVAL` from [`bitmap_size`] or for a bitmap of another
+    /// size; `ENOENT` if an address is in no region; `EINVAL` if logging isn't
+    /// active or the page size is no power of two; `ENOTSUP` if `iova` is no
+    /// multiple of the logging page size from the start of its region; `EINVAL`
+    /// if that region has no descriptor.
+    pub fn report(&self, iova: u64, length: u64, page_size: u64, bitmap: &mut [u8]) -> Result<()> {
+        let size = bitmap_size(length, page_size)?;
+        if bitmap.len() as u64 != size {
+            return Err(Errno::EINVAL);
+        }
+        let state = self.state.lock();
+        let last = iova.checked_add(length - 1).ok_or(Errno::ENOENT)?;
+        let end_region = self.check_mapped(iova, last)?;
+        let logging = state.logging.as_ref().ok_or(Errno::EINVAL)?;
+        if !page_size.is_power_of_two() {
+            return Err(Errno::EINVAL);
+        }
+        let region = self.region_around(iova).ok_or(Errno::ENOENT)?;
+        if (iova - region.start) & ((1 << logging.page_shift) - 1) != 0 {
+            return Err(Errno::ENOTSUP);
+        }
+        if region.attributes.access() == Access::Message {
+            return Err(Errno::EINVAL);
+        }
+        let bits = u128::from(size) * 8;
+        let covered = u128::from(iova) + (bits << page_size.ilog2()) - 1;
+        let covered_last = u64::try_from(covered).unwrap_or(u64::MAX).min(end_region.last());
+        let mut reply = Reply::new(bitmap, iova, page_size.ilog2());
+        let mut from = iova;
+        while let Some(region) = self.region_around(from) {
+            self.report_region(logging, &region, from, covered_last, &mut reply);
+            if region.last() >= covered_last {
+                break;
+            }
+            from = region.last() + 1;
+        }
+        reply.finish();
+        Ok(())
+    }
+
+    /// The region that the addresses end in; `ENOENT` if one is in none.
+    fn check_mapped(&self, first: u64, last: u64) -> Result<Snapshot> {
+        let mut region = self.region_around(first).ok_or(Errno::ENOENT)?;
+        while region.last() < last {
+            region = self.region_around(region.last() + 1).ok_or(Errno::ENOENT)?;
+        }
+        Ok(region)
+    }
+
+    /// Moves the bits of a region from the address `from` on to the reply, as
+    /// far as this goes.
+    fn report_region(
+        &self,
+        logging: &Logging,
+        region: &Snapshot,
+        from: u64,
+        covered_last: u64,
+        reply: &mut Reply<'_>,
+    ) {
+        let page_shift = logging.page_shift;
+        let (start, last) = (region.start, region.last());
+        let covered_last = covered_last.min(last);
+        let part = Part { start, covered_last, page_shift };
+        // All that the last page stands for is at least one byte, so this is
+        // true for a region that is covered to its end.
+        let last_page = (covered_last - start) >> page_shift;
+        let page_end = u128::from(start) + (u128::from(last_page + 1) << page_shift);
+        let is_last_whole = covered_last == last || page_end - 1 <= covered_last.into();
+        let mut next_page = (from - start) >> page_shift;
+        for range in logging.ranges(from, covered_last) {
+            // Pages are counted from the region's start, and belong to a range
+            // that has any of their bytes.
+            let first = (range.0.max(from) - start) >> page_shift;
+            let end = (range.1.min(covered_last) - start) >> page_shift;
+            let first = first.max(next_page);
+            if first <= end {
+                let keep_last = end == last_page && !is_last_whole;
+                self.dirty.harvest(region.block, first, end, keep_last, |word, words| {
+                    reply.add(&part, word, words);
+                });
+                next_page = end + 1;
+            }
+        }
+    }
+}

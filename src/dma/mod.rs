@@ -1,0 +1,35 @@
+//! The guest's address space: which of the client's memory is mapped where, how
+//! the device gets at it, and which pages it wrote.
+//!
+//! [`AddressSpace`] is the whole of it. Its regions live in slots that are
+//! never freed while it lives (`region`, `chunked`), found through a sorted
+//! index that readers search without a lock (`index`), after a look at the
+//! region their thread used last (`hint`). C code holds scatter-gather entries,
+//! which name a slot and its generation (`sgl`). Dirty pages are bits in
+//! bitmaps of the regions (`bitmap`, `dirty`), reported at any page size
+//! (`logging`, `report`). Descriptors are shared by all address spaces of the
+//! process (`file`, `mapping`).
+//!
+//! Nothing here knows of sockets: what is reached by messages is told apart
+//! ([`SgRange::access`]) and left to the caller.
+
+mod bitmap;
+mod chunked;
+mod dirty;
+mod file;
+mod hint;
+mod index;
+mod logging;
+mod mapping;
+mod region;
+mod report;
+mod sgl;
+mod space;
+
+#[cfg(test)]
+mod tests;
+
+pub use region::{Access, DmaInfo, Prot, RegionId};
+pub use report::bitmap_size;
+pub use sgl::{SgEntry, SgRange, Translation};
+pub use space::{AddressSpace, MAX_REGION_SIZE, MapRequest, Mapped};

@@ -1,0 +1,345 @@
+//! Scatter-gather entries: the 40 opaque bytes that C code holds.
+//!
+//! An entry names its region's slot and the generation that the slot had, so
+//! that one that outlived its region, or was never filled in, is found out.
+
+use std::ffi::c_void;
+use std::mem::{MaybeUninit, offset_of};
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
+
+use super::region::{Access, Prot, RegionId, Slot, Snapshot};
+use super::space::AddressSpace;
+use crate::wire::{Errno, Result};
+
+/// `dma_sg_t`. Any bytes are a value; whether it is good is seen when used.
+///
+/// C code keeps entries wherever it likes, at odd addresses, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, packed)]
+pub struct SgEntry {
+    /// First address of the region.
+    iova: u64,
+    /// The slot's handle, below 2^32 and never 0.
+    region: u64,
+    length: u64,
+    /// From the region's start.
+    offset: u64,
+    /// Lowest byte (in memory the first, on every machine): writeable. The
+    /// other seven: the generation.
+    tail: u64,
+}
+
+const _: () = assert!(
+    size_of::<SgEntry>() == 40
+        && offset_of!(SgEntry, region) == 8
+        && offset_of!(SgEntry, length) == 16
+        && offset_of!(SgEntry, offset) == 24
+        && offset_of!(SgEntry, tail) == 32
+);
+
+impl SgEntry {
+    /// What memory that was never filled in may hold.
+    pub const ZERO: SgEntry = SgEntry { iova: 0, region: 0, length: 0, offset: 0, tail: 0 };
+
+    #[inline]
+    fn new(region: &Snapshot, offset: u64, length: u64, writeable: bool) -> SgEntry {
+        SgEntry {
+            iova: region.start,
+            region: region.handle.into(),
+            length,
+            offset,
+            tail: (region.tag | u64::from(writeable)).to_le(),
+        }
+    }
+
+    /// Whether it was made for writing.
+    #[inline]
+    pub fn is_writeable(&self) -> bool {
+        u64::from_le(self.tail) & 0xff != 0
+    }
+
+    /// Bytes.
+    #[inline]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Distance from the region's start, in bytes.
+    #[inline]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    #[inline]
+    fn tag(&self) -> u64 {
+        u64::from_le(self.tail) & !0xff
+    }
+}
+
+/// What [`AddressSpace::translate`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Translation {
+    /// This many entries were filled in.
+    Filled(usize),
+    /// There was no room for so many entries; those that fit are filled in.
+    TooSmall(usize),
+}
+
+/// What a good entry stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SgRange {
+    /// Its region.
+    pub region: RegionId,
+    /// How the device gets there.
+    pub access: Access,
+    /// What it may do there.
+    pub prot: Prot,
+    /// First address, in the client's space.
+    pub iova: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+impl AddressSpace {
+    /// Splits `length` bytes from `iova` on into entries, one per region, in
+    /// order, and gives them to `put` with their numbers, `max` at the most.
+    /// `WRITE` in `prot` makes them writeable. Length 0 needs none.
+    ///
+    /// # Errors
+    /// `ENOENT`: an address is in no region. `EACCES`: a region of an entry that
+    /// fits doesn't allow `prot`.
+    #[inline]
+    pub fn translate_with(
+        &self,
+        iova: u64,
+        length: u64,
+        prot: Prot,
+        max: usize,
+        mut put: impl FnMut(usize, SgEntry),
+    ) -> Result<Translation> {
+        let lane = self.hints.lane();
+        // SAFETY: only `find_region` sets lanes, to slots of this space, which
+        // go when it goes.
+        if let Some(region) = unsafe { lane.get() }.and_then(Slot::snapshot)
+            && let Some(offset) = region.offset_of(iova)
+            && length.wrapping_sub(1) < region.size - offset
+            && region.attributes.allows(prot)
+            && max > 0
+        {
+            put(0, SgEntry::new(&region, offset, length, prot.contains(Prot::WRITE)));
+            return Ok(Translation::Filled(1));
+        }
+        self.search(iova, length, prot, max, &mut put)
+    }
+
+    /// As [`AddressSpace::translate_with`], into memory that need not be
+    /// initialised.
+    pub fn translate(
+        &self,
+        iova: u64,
+        length: u64,
+        prot: Prot,
+        out: &mut [MaybeUninit<SgEntry>],
+    ) -> Result<Translation> {
+        self.translate_with(iova, length, prot, out.len(), |number, entry| {
+            if let Some(place) = out.get_mut(number) {
+                place.write(entry);
+            }
+        })
+    }
+
+    #[inline(never)]
+    fn search(
+        &self,
+        iova: u64,
+        length: u64,
+        prot: Prot,
+        max: usize,
+        put: &mut dyn FnMut(usize, SgEntry),
+    ) -> Result<Translation> {
+        let Some(more) = length.checked_sub(1) else { return Ok(Translation::Filled(0)) };
+        let last = iova.checked_add(more).ok_or(Errno::ENOENT)?;
+        let (mut from, mut count) = (iova, 0);
+        loop {
+            let region = self.find_region(from).ok_or(Errno::ENOENT)?;
+            let end = region.last().min(last);
+            if count < max {
+                if !region.attributes.allows(prot) {
+                    return Err(Errno::EACCES);
+                }
+                let offset = from.wrapping_sub(region.start);
+                let writeable = prot.contains(Prot::WRITE);
+                put(count, SgEntry::new(&region, offset, end - from + 1, writeable));
+            }
+            count += 1;
+            if end == last {
+                break;
+            }
+            from = end + 1;
+        }
+        Ok(if count <= max { Translation::Filled(count) } else { Translation::TooSmall(count) })
+    }
+
+    /// The region around `iova`, which is the next hint.
+    #[inline]
+    fn find_region(&self, iova: u64) -> Option<Snapshot> {
+        self.index.find(iova, |handle| {
+            let slot = self.slots.get(handle.into())?;
+            let region = slot.snapshot()?;
+            region.offset_of(iova)?;
+            self.hints.lane().set(slot);
+            Some(region)
+        })
+    }
+
+    /// The region of an entry, if the entry is good.
+    #[inline]
+    fn resolve(&self, entry: &SgEntry) -> Option<Snapshot> {
+        let region = self.slots.get(entry.region)?.region(entry.tag())?;
+        let room = region.size.checked_sub(entry.offset)?;
+        (entry.length <= room).then_some(region)
+    }
+
+    /// What an entry stands for. `EINVAL` if it was never filled in, or its
+    /// region is gone.
+    pub fn range_of(&self, entry: &SgEntry) -> Result<SgRange> {
+        let region = self.resolve(entry).ok_or(Errno::EINVAL)?;
+        Ok(SgRange {
+            region: region.id(),
+            access: region.attributes.access(),
+            prot: region.attributes.prot(),
+            iova: region.start.wrapping_add(entry.offset),
+            length: entry.length,
+        })
+    }
+
+    /// Where an entry is in this process's memory; good until its region is
+    /// removed.
+    ///
+    /// # Errors
+    /// `EINVAL` as [`AddressSpace::range_of`]; `EFAULT` if the region isn't
+    /// mapped.
+    #[inline]
+    pub fn get(&self, entry: &SgEntry) -> Result<libc::iovec> {
+        let region = self.resolve(entry).ok_or(Errno::EINVAL)?;
+        if region.attributes.access() != Access::Mmap {
+            return Err(Errno::EFAULT);
+        }
+        // Both fit: the region is mapped.
+        let address = region.vaddr.wrapping_add(entry.offset as usize);
+        Ok(libc::iovec {
+            iov_base: ptr::with_exposed_provenance_mut::<c_void>(address),
+            iov_len: entry.length as usize,
+        })
+    }
+
+    /// Whether an entry can be used with [`AddressSpace::get`].
+    pub fn is_mappable(&self, entry: &SgEntry) -> bool {
+        self.resolve(entry).is_some_and(|region| region.attributes.access() == Access::Mmap)
+    }
+
+    /// Marks the pages of an entry dirty, if dirty pages are logged and the
+    /// entry is writeable and good.
+    #[inline]
+    pub fn mark_dirty(&self, entry: &SgEntry) {
+        let page_shift = self.dirty.page_shift();
+        if page_shift != 0 && entry.is_writeable() {
+            self.mark(entry, page_shift);
+        }
+    }
+
+    #[inline(never)]
+    fn mark(&self, entry: &SgEntry, page_shift: u32) {
+        let Some(region) = self.resolve(entry) else { return };
+        let Some(more) = entry.length.checked_sub(1) else { return };
+        let last = entry.offset.wrapping_add(more);
+        self.dirty.set(region.block, entry.offset >> page_shift, last >> page_shift);
+    }
+
+    /// Reads the bytes of an entry without a message.
+    ///
+    /// # Errors
+    /// `EINVAL` as [`AddressSpace::range_of`]; `EFAULT` if the region is reached
+    /// by messages; `EIO` if its file can't be read there.
+    ///
+    /// # Safety
+    /// `data` is good for writing `entry.length()` bytes, and the region is not
+    /// removed meanwhile.
+    pub unsafe fn read(&self, entry: &SgEntry, data: *mut u8) -> Result<()> {
+        let region = self.resolve(entry).ok_or(Errno::EINVAL)?;
+        match region.attributes.access() {
+            Access::Message => Err(Errno::EFAULT),
+            Access::Mmap => {
+                let from = self.get(entry)?;
+                // SAFETY: `from` lies in the region's mapping, which stays by
+                // this function's contract, as `data` is good for as much. The
+                // device may hand us a buffer in the region itself, hence no
+                // assumption that they don't overlap.
+                unsafe { ptr::copy(from.iov_base.cast_const().cast(), data, from.iov_len) };
+                Ok(())
+            }
+            Access::FileIo => self.transfer(&region, entry, |file, done, left, offset| {
+                // SAFETY: `done + left` is the entry's length, for which `data`
+                // is good.
+                unsafe { libc::pread64(file, data.add(done).cast(), left, offset) }
+            }),
+        }
+    }
+
+    /// Writes the bytes of an entry without a message, then marks its pages
+    /// dirty. Whether the entry is writeable is the caller's to check.
+    ///
+    /// # Errors
+    /// As [`AddressSpace::read`].
+    ///
+    /// # Safety
+    /// `data` is good for reading `entry.length()` bytes, and the region is not
+    /// removed meanwhile.
+    pub unsafe fn write(&self, entry: &SgEntry, data: *const u8) -> Result<()> {
+        let region = self.resolve(entry).ok_or(Errno::EINVAL)?;
+        let result = match region.attributes.access() {
+            Access::Message => return Err(Errno::EFAULT),
+            Access::Mmap => {
+                let to = self.get(entry)?;
+                // SAFETY: as in `read`, the other way round.
+                unsafe { ptr::copy(data, to.iov_base.cast(), to.iov_len) };
+                Ok(())
+            }
+            Access::FileIo => self.transfer(&region, entry, |file, done, left, offset| {
+                // SAFETY: as in `read`.
+                unsafe { libc::pwrite64(file, data.add(done).cast(), left, offset) }
+            }),
+        };
+        // Not before, or a report in between would lose the pages. After a
+        // failure some of them may have been written.
+        self.mark_dirty(entry);
+        result
+    }
+
+    /// Calls `step` with a descriptor, bytes done, bytes left and file offset
+    /// until all is done.
+    fn transfer(
+        &self,
+        region: &Snapshot,
+        entry: &SgEntry,
+        step: impl Fn(libc::c_int, usize, usize, i64) -> isize,
+    ) -> Result<()> {
+        let slot = self.slots.get(region.handle.into()).ok_or(Errno::EINVAL)?;
+        let (file, start) = slot.open_file(region.tag).ok_or(Errno::EINVAL)?;
+        let start = start.checked_add(entry.offset).ok_or(Errno::EIO)?;
+        let length = usize::try_from(entry.length).map_err(|_| Errno::EIO)?;
+        let mut done = 0;
+        while done < length {
+            let offset = start.checked_add(done as u64).and_then(|offset| i64::try_from(offset).ok());
+            let moved = step(file.as_fd().as_raw_fd(), done, length - done, offset.ok_or(Errno::EIO)?);
+            match usize::try_from(moved) {
+                Ok(0) => return Err(Errno::EIO),
+                Ok(moved) => done += moved,
+                Err(_) if Errno::last() == Errno::EINTR => {}
+                Err(_) => return Err(Errno::EIO),
+            }
+        }
+        Ok(())
+    }
+}

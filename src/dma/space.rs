@@ -1,0 +1,316 @@
+//! The table of regions: map, find, remove.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use nix::sys::stat::SFlag;
+use parking_lot::Mutex;
+
+use super::bitmap::Pool;
+use super::chunked::{Chunked, Handles};
+use super::dirty::Dirty;
+use super::file::{SharedFile, stat};
+use super::hint::Hints;
+use super::index::Index;
+use super::logging::Logging;
+use super::mapping::{file_type, host_page_size, map_file, page_size};
+use super::region::{Access, Attributes, Backing, DmaInfo, Prot, RegionId, Slot, Snapshot};
+use crate::wire::{Errno, Result};
+
+/// Largest region, in bytes.
+pub const MAX_REGION_SIZE: u64 =
+    if cfg!(any(target_arch = "x86_64", target_arch = "powerpc64")) { 8 << 40 } else { 0xffff_ffff };
+
+/// Generations of all address spaces of the process, so that an entry is no
+/// good in another context either. At one map per microsecond the 2^56 that an
+/// entry holds last for two thousand years.
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+/// What to map.
+#[derive(Debug)]
+pub struct MapRequest {
+    /// First address.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What the device may do.
+    pub prot: Prot,
+    /// How it gets there.
+    pub access: Access,
+    /// The descriptor; to be there unless access is by messages. It is closed
+    /// if the map fails.
+    pub file: Option<OwnedFd>,
+    /// Where the region starts in the file, in bytes.
+    pub offset: u64,
+}
+
+/// A successful map.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapped {
+    /// The region.
+    pub region: RegionId,
+    /// False if this very region was mapped before.
+    pub fresh: bool,
+    /// Bytes at the region's end that lie beyond the end of the file, where
+    /// zeroed memory that is not shared with the client was mapped instead.
+    pub beyond_file: Option<u64>,
+}
+
+/// What is changed by one thread at a time.
+pub(super) struct State {
+    handles: Handles<SLOT_BASE>,
+    count: u64,
+    pub(super) logging: Option<Logging>,
+    pub(super) pool: Pool,
+}
+
+pub(super) const SLOT_BASE: u32 = 6;
+
+/// The guest's address space: which regions there are, and which of their pages
+/// were written. All methods may be called on any thread at any time.
+pub struct AddressSpace {
+    limit: AtomicU64,
+    pub(super) dirty: Dirty,
+    pub(super) slots: Chunked<Slot, SLOT_BASE>,
+    pub(super) index: Index,
+    pub(super) state: Mutex<State>,
+    pub(super) hints: Hints,
+}
+
+/// A region about to be made.
+struct NewRegion {
+    backing: Backing,
+    vaddr: usize,
+    page_size: u64,
+    beyond_file: Option<u64>,
+}
+
+impl Default for AddressSpace {
+    fn default() -> Self {
+        AddressSpace::new()
+    }
+}
+
+impl AddressSpace {
+    /// An empty address space, for any number of regions.
+    pub fn new() -> AddressSpace {
+        AddressSpace {
+            limit: AtomicU64::new(u64::MAX),
+            dirty: Dirty::new(),
+            slots: Chunked::new(),
+            index: Index::new(),
+            state: Mutex::new(State { handles: Handles::new(), count: 0, logging: None, pool: Pool::new() }),
+            hints: Hints::new(),
+        }
+    }
+
+    /// Sets how many regions there may be. Those that there are stay.
+    pub fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Relaxed);
+    }
+
+    /// How many regions there may be.
+    pub fn limit(&self) -> u64 {
+        self.limit.load(Relaxed)
+    }
+
+    /// How many regions there are.
+    pub fn len(&self) -> u64 {
+        self.state.lock().count
+    }
+
+    /// Whether there are no regions.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Maps a region. From its success on it can be found and used.
+    ///
+    /// # Errors
+    /// In this order: `ENOSPC` for a size above [`MAX_REGION_SIZE`]; `EINVAL` for
+    /// size 0 or a range that wraps; `EEXIST` if it overlaps a region, unless it
+    /// is equal to it in everything; `EINVAL` if there are as many as there may
+    /// be, or if the file can't be read and written at any offset; the errno of
+    /// mmap(2).
+    pub fn map(&self, request: MapRequest) -> Result<Mapped> {
+        let MapRequest { iova, size, prot, access, .. } = request;
+        if size > MAX_REGION_SIZE {
+            return Err(Errno::ENOSPC);
+        }
+        let last = size.checked_sub(1).and_then(|more| iova.checked_add(more)).ok_or(Errno::EINVAL)?;
+        let mut state = self.state.lock();
+        if let Some(region) = self.region_up_to(last)
+            && region.last() >= iova
+        {
+            return self.map_again(&region, request);
+        }
+        if state.count >= self.limit() {
+            return Err(Errno::EINVAL);
+        }
+        let new = NewRegion::make(request)?;
+        let handle = state.handles.take()?;
+        let tag = GENERATION.fetch_add(1, Relaxed) << 8;
+        let attributes = Attributes::new(prot, access);
+        let mut region = Snapshot { tag, handle, attributes, start: iova, size, vaddr: new.vaddr, block: 0 };
+        let beyond_file = new.beyond_file;
+        if let Err(e) = self.add(&mut state, &mut region, new) {
+            state.pool.give_back(&self.dirty.blocks, region.block);
+            state.handles.give_back(handle);
+            return Err(e);
+        }
+        state.count += 1;
+        Ok(Mapped { region: region.id(), fresh: true, beyond_file })
+    }
+
+    fn add(&self, state: &mut State, region: &mut Snapshot, new: NewRegion) -> Result<()> {
+        let slot = self.slots.get_or_make(region.handle, Slot::new)?;
+        region.block = self.block_for(state, region)?;
+        let info = new.info(region)?;
+        // SAFETY: the slot is vacant, so no region's callbacks can hold the
+        // pointer any more, and the lock of all changes is held.
+        unsafe { slot.info().write(info) };
+        slot.publish(region, new.backing);
+        if let Err(e) = self.index.insert(region.start, region.handle) {
+            drop(slot.retire());
+            return Err(e);
+        }
+        Ok(())
+    }
+
+    /// Maps what overlaps a region: fine if it is the same again.
+    fn map_again(&self, region: &Snapshot, request: MapRequest) -> Result<Mapped> {
+        let MapRequest { iova, size, prot, access, file, offset } = request;
+        let slot = self.slots.get(region.handle.into()).ok_or(Errno::EEXIST)?;
+        let is_same = (region.start, region.size) == (iova, size)
+            && region.attributes == Attributes::new(prot, access)
+            && slot.with_backing(|backing| backing.is_same(file, offset));
+        if !is_same {
+            return Err(Errno::EEXIST);
+        }
+        Ok(Mapped { region: region.id(), fresh: false, beyond_file: None })
+    }
+
+    /// The region with exactly these addresses.
+    pub fn find_exact(&self, iova: u64, size: u64) -> Option<RegionId> {
+        let _state = self.state.lock();
+        let region = self.region_up_to(iova)?;
+        ((region.start, region.size) == (iova, size)).then(|| region.id())
+    }
+
+    /// The region with the lowest addresses.
+    pub fn first(&self) -> Option<RegionId> {
+        let _state = self.state.lock();
+        let slot = self.slots.get(self.index.first()?.into())?;
+        Some(slot.snapshot()?.id())
+    }
+
+    /// What the callbacks are told about a region; null if it is gone. The
+    /// pointer is good until the region is removed.
+    pub fn info(&self, region: RegionId) -> *mut DmaInfo {
+        match self.slots.get(region.handle.into()) {
+            Some(slot) if slot.region(region.tag).is_some() => slot.info(),
+            _ => std::ptr::null_mut(),
+        }
+    }
+
+    /// Removes a region: nothing finds it any more, entries of it are stale, it
+    /// is unmapped, its use of its file and its dirty bits are gone. Nothing
+    /// happens if it was removed already.
+    pub fn remove(&self, region: RegionId) {
+        let mut state = self.state.lock();
+        let Some(slot) = self.slots.get(region.handle.into()) else { return };
+        let Some(region) = slot.region(region.tag) else { return };
+        self.index.remove(region.start);
+        let backing = slot.retire();
+        state.pool.give_back(&self.dirty.blocks, region.block);
+        state.handles.give_back(region.handle);
+        state.count -= 1;
+        drop(state);
+        drop(backing);
+    }
+
+    /// The region with the greatest start up to `address`. Under the lock of
+    /// all changes.
+    fn region_up_to(&self, address: u64) -> Option<Snapshot> {
+        self.slots.get(self.index.up_to(address)?.into())?.snapshot()
+    }
+
+    /// The region around `address`. Under the lock of all changes.
+    pub(super) fn region_around(&self, address: u64) -> Option<Snapshot> {
+        self.region_up_to(address).filter(|region| region.offset_of(address).is_some())
+    }
+
+    /// Goes through the regions in ascending order. Under the lock of all
+    /// changes; `visit` must not change which there are.
+    pub(super) fn for_each_region(&self, mut visit: impl FnMut(Snapshot, &Slot)) {
+        self.index.for_each(|handle| {
+            if let Some(slot) = self.slots.get(handle.into())
+                && let Some(region) = slot.snapshot()
+            {
+                visit(region, slot);
+            }
+        });
+    }
+}
+
+impl Backing {
+    fn is_same(&self, file: Option<OwnedFd>, offset: u64) -> bool {
+        if self.offset != offset {
+            return false;
+        }
+        match (&self.file, file) {
+            (None, None) => true,
+            (Some(mine), Some(other)) => stat(&other)
+                .and_then(|stat| SharedFile::acquire(other, &stat))
+                .is_ok_and(|other| other.is_same(mine)),
+            _ => false,
+        }
+    }
+}
+
+impl NewRegion {
+    fn make(request: MapRequest) -> Result<NewRegion> {
+        let MapRequest { size, prot, access, file, offset, .. } = request;
+        let Some(fd) = file else {
+            if access != Access::Message {
+                return Err(Errno::EINVAL);
+            }
+            let backing = Backing { offset, ..Backing::default() };
+            return Ok(NewRegion { backing, vaddr: 0, page_size: host_page_size(), beyond_file: None });
+        };
+        let stat = stat(&fd)?;
+        let is_seekable = matches!(file_type(&stat), SFlag::S_IFREG | SFlag::S_IFBLK | SFlag::S_IFCHR);
+        if access == Access::Message || access == Access::FileIo && !is_seekable {
+            return Err(Errno::EINVAL);
+        }
+        let file = SharedFile::acquire(fd, &stat)?;
+        let mut backing = Backing { mapping: None, file: None, offset };
+        let (mut vaddr, mut beyond_file) = (0, None);
+        if access == Access::Mmap {
+            let mapped = map_file(&file, &stat, offset, size, prot)?;
+            (vaddr, beyond_file) = (mapped.vaddr, mapped.beyond_file);
+            backing.mapping = Some(mapped.mapping);
+        }
+        backing.file = Some(file);
+        Ok(NewRegion { backing, vaddr, page_size: page_size(&stat), beyond_file })
+    }
+
+    fn info(&self, region: &Snapshot) -> Result<DmaInfo> {
+        let number = |value| usize::try_from(value).map_err(|_| Errno::EINVAL);
+        let mapping = self.backing.mapping.as_ref();
+        Ok(DmaInfo {
+            iova: libc::iovec {
+                iov_base: std::ptr::without_provenance_mut(number(region.start)?),
+                iov_len: number(region.size)?,
+            },
+            vaddr: std::ptr::with_exposed_provenance_mut(region.vaddr),
+            mapping: libc::iovec {
+                iov_base: mapping.map_or(std::ptr::null_mut(), |mapping| mapping.base()),
+                iov_len: mapping.map_or(0, |mapping| mapping.length()),
+            },
+            page_size: number(self.page_size)?,
+            prot: region.attributes.prot().bits(),
+        })
+    }
+}

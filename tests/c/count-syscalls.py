@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""Counts the system calls between the marks that tests/c/counts.c makes.
+
+usage: count-syscalls.py PROGRAM
+
+Runs the program under strace. Ends with status 77 (skipped) where strace cannot
+trace.
+"""
+import collections
+import re
+import subprocess
+import sys
+import tempfile
+
+# Mark -> what may lie between it and the next mark, at the most. The numbers are
+# those of the enumeration in counts.c.
+END = 1
+LIMITS = {
+    2: ("region read", ["recvmsg", "sendmsg"]),
+    3: ("region write", ["recvmsg", "sendmsg"]),
+    4: ("64 posted writes", ["recvmsg"]),
+    5: ("idle call", ["recvmsg"]),
+    6: ("region read of 32 KiB", ["recvmsg", "sendmsg"]),
+}
+MARK = re.compile(r"^(?:\d+ +)?getpriority\((?:-(\d+)|(\d+) /\*|(0x[0-9a-f]+))")
+CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
+
+
+def mark_number(line):
+    match = MARK.match(line)
+    if not match:
+        return None
+    if match[1]:
+        return int(match[1])
+    number = int(match[2] or match[3], 0)
+    return 2**32 - number if number >= 2**31 else None
+
+
+def main():
+    program = sys.argv[1]
+    if subprocess.run(["strace", "-o", "/dev/null", "true"], check=False).returncode != 0:
+        print("strace cannot trace here")
+        return 77
+    with tempfile.NamedTemporaryFile("r") as trace:
+        subprocess.run(["strace", "-f", "-s0", "-o", trace.name, program], check=True)
+        lines = trace.read().splitlines()
+    seen, current, wrong = collections.Counter(), None, 0
+    calls = []
+    for line in lines:
+        number = mark_number(line)
+        if number is None:
+            found = CALL.match(line)
+            if current is not None and found:
+                calls.append(found[1])
+            continue
+        if number == END:
+            name, limit = LIMITS[current]
+            seen[name] += 1
+            if calls != limit:
+                wrong += 1
+                print(f"{name}: {' '.join(calls) or 'nothing'}, not {' '.join(limit)}")
+            current = None
+        else:
+            current, calls = number, []
+    for name, limit in LIMITS.values():
+        print(f"{name}: {len(limit)} system calls, {seen[name]} times")
+    if wrong or any(seen[name] == 0 for name, _ in LIMITS.values()):
+        print("not as it should be" if wrong else "a mark was not seen")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

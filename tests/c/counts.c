@@ -1,0 +1,213 @@
+/*
+ * What a request costs: at most one receive and one send, and no allocation. An
+ * idle poll costs one system call.
+ *
+ * Allocations are counted by functions of this program that stand in front of the
+ * C library's. System calls are counted from outside: run under strace by
+ * count-syscalls.py, which looks at what lies between the marks. Each mark is a
+ * system call that nothing else makes.
+ *
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <sys/syscall.h>
+
+#include "client.h"
+
+enum { BAR_SIZE = 0x10000, ROUNDS = 50, BURST = 64 };
+
+static atomic_ulong allocations;
+
+extern void *__libc_malloc(size_t size);
+extern void *__libc_calloc(size_t n, size_t size);
+extern void *__libc_realloc(void *old, size_t size);
+extern void *__libc_memalign(size_t align, size_t size);
+
+void *
+malloc(size_t size)
+{
+    allocations++;
+    return __libc_malloc(size);
+}
+
+void *
+calloc(size_t n, size_t size)
+{
+    allocations++;
+    return __libc_calloc(n, size);
+}
+
+void *
+realloc(void *old, size_t size)
+{
+    allocations++;
+    return __libc_realloc(old, size);
+}
+
+void *
+aligned_alloc(size_t align, size_t size)
+{
+    allocations++;
+    return __libc_memalign(align, size);
+}
+
+int
+posix_memalign(void **out, size_t align, size_t size)
+{
+    allocations++;
+    *out = __libc_memalign(align, size);
+    return *out == NULL ? ENOMEM : 0;
+}
+
+static vfu_ctx_t *ctx;
+static int client;
+static char memory[BAR_SIZE];
+
+static ssize_t
+bar_access(vfu_ctx_t *c, char *buf, size_t count, loff_t offset, bool is_write)
+{
+    (void)c;
+    if (is_write) {
+        memcpy(memory + offset, buf, count);
+    } else {
+        memcpy(buf, memory + offset, count);
+    }
+    return count;
+}
+
+/* Says to whoever traces this program that the calls up to the next mark belong
+ * to this kind of request. getpriority() of a negative "who" is used by nobody. */
+static void
+mark(int what)
+{
+    (void)syscall(SYS_getpriority, -what, 0);
+}
+
+enum { MARK_END = 1, MARK_READ, MARK_WRITE, MARK_BURST, MARK_IDLE, MARK_LARGE };
+
+/* Runs the context once, marked and counted. */
+static int
+run(int what)
+{
+    unsigned long before = allocations;
+    int count;
+
+    mark(what);
+    count = vfu_run_ctx(ctx);
+    mark(MARK_END);
+    CHECK_EQ(allocations - before, 0);
+    return count;
+}
+
+static void
+start(void)
+{
+    ctx = vfu_create_ctx(VFU_TRANS_SOCK, socket_path, LIBVFIO_USER_FLAG_ATTACH_NB, NULL, VFU_DEV_TYPE_PCI);
+    CHECK(ctx != NULL);
+    CHECK_EQ(vfu_setup_region(ctx, 0, BAR_SIZE, bar_access, VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0,
+                              -1, 0), 0);
+    CHECK_EQ(vfu_realize_ctx(ctx), 0);
+    client = client_connect();
+    client_send_version(client);
+    CHECK_EQ(vfu_attach_ctx(ctx), 0);
+    client_recv_version(client);
+    CHECK(vfu_get_poll_fd(ctx) >= 0); /* having one must cost nothing */
+}
+
+static void
+one_access(bool is_write, uint32_t count)
+{
+    static struct region_message reply;
+
+    if (is_write) {
+        client_send_region_write(client, 7, 0, 0, 8, "12345678", count);
+    } else {
+        client_send_region_read(client, 7, 0, 8, count);
+    }
+    CHECK_EQ(run(is_write ? MARK_WRITE : MARK_READ), 1);
+    client_reply(client, 7, is_write ? VFIO_USER_REGION_WRITE : VFIO_USER_REGION_READ, &reply,
+                 is_write ? 16 : 16 + count);
+}
+
+static void
+warm_up(void)
+{
+    static char large[16 + BAR_SIZE];
+
+    /* Without marks: the first requests may allocate what the later ones use. */
+    for (int i = 0; i < 4; i++) {
+        client_send_region_read(client, 7, 0, 0, BAR_SIZE / 2);
+        CHECK_EQ(vfu_run_ctx(ctx), 1);
+        client_reply(client, 7, VFIO_USER_REGION_READ, large, 16 + BAR_SIZE / 2);
+        client_send_region_write(client, 7, 0, 0, 8, "12345678", 8);
+        CHECK_EQ(vfu_run_ctx(ctx), 1);
+        client_reply(client, 7, VFIO_USER_REGION_WRITE, large, 16);
+    }
+}
+
+static void
+each_access_allocates_nothing(void)
+{
+    for (int i = 0; i < ROUNDS; i++) {
+        one_access(false, 1 + i % 8);
+        one_access(true, 1 + i % 8);
+    }
+}
+
+static void
+a_large_read_allocates_nothing(void)
+{
+    static char large[16 + BAR_SIZE];
+
+    for (int i = 0; i < 4; i++) {
+        client_send_region_read(client, 7, 0, 0, BAR_SIZE / 2);
+        CHECK_EQ(run(MARK_LARGE), 1);
+        client_reply(client, 7, VFIO_USER_REGION_READ, large, 16 + BAR_SIZE / 2);
+    }
+}
+
+static void
+a_burst_of_posted_writes(void)
+{
+    for (int round = 0; round < 4; round++) {
+        for (int i = 0; i < BURST; i++) {
+            client_send_region_write(client, i, VFIO_USER_F_NO_REPLY, 0, 8 * i, "abcdefgh", 8);
+        }
+        CHECK_EQ(run(MARK_BURST), BURST);
+    }
+}
+
+static void
+an_idle_call(void)
+{
+    for (int i = 0; i < ROUNDS; i++) {
+        CHECK_EQ(run(MARK_IDLE), 0);
+    }
+}
+
+static void
+the_end(void)
+{
+    close(client);
+    CHECK_FAILS(vfu_run_ctx(ctx), ENOTCONN);
+    vfu_destroy_ctx(ctx);
+}
+
+int
+main(void)
+{
+    make_socket_folder();
+    RUN(start);
+    RUN(warm_up);
+    RUN(each_access_allocates_nothing);
+    RUN(a_large_read_allocates_nothing);
+    RUN(a_burst_of_posted_writes);
+    RUN(an_idle_call);
+    RUN(the_end);
+    remove_socket_folder();
+    return check_result();
+}

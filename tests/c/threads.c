@@ -1,0 +1,303 @@
+/*
+ * Threads: one that waits in the library is interrupted or cancelled; others use
+ * guest memory and interrupts beside the one that runs the context.
+ *
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+
+#include "client.h"
+
+enum { GUEST = 0x100000, GUEST_SIZE = 0x10000, THREADS = 4 };
+
+static void
+dma_nothing(vfu_ctx_t *c, vfu_dma_info_t *info)
+{
+    (void)c, (void)info;
+}
+
+static vfu_ctx_t *
+create(int flags)
+{
+    vfu_ctx_t *ctx = vfu_create_ctx(VFU_TRANS_SOCK, socket_path, flags, NULL, VFU_DEV_TYPE_PCI);
+
+    CHECK(ctx != NULL);
+    CHECK_EQ(vfu_pci_init(ctx, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL, 0), 0);
+    CHECK_EQ(vfu_setup_device_dma(ctx, 64, dma_nothing, dma_nothing), 0);
+    CHECK_EQ(vfu_setup_device_nr_irqs(ctx, VFU_DEV_MSIX_IRQ, THREADS), 0);
+    CHECK_EQ(vfu_realize_ctx(ctx), 0);
+    return ctx;
+}
+
+/* Waits until a thread sleeps in a system call. */
+static void
+await_sleep(pid_t thread)
+{
+    char path[64], text[512], state = '?';
+
+    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", thread);
+    while (state != 'S') {
+        FILE *file = fopen(path, "r");
+        CHECK(file != NULL);
+        CHECK(fgets(text, sizeof(text), file) != NULL);
+        fclose(file);
+        state = strrchr(text, ')')[2];
+        sched_yield();
+    }
+}
+
+struct waiter {
+    vfu_ctx_t *ctx;
+    bool asynchronous;
+    atomic_int thread;
+    int result, error;
+};
+
+static void *
+attach_in_thread(void *argument)
+{
+    struct waiter *waiter = argument;
+
+    if (waiter->asynchronous) {
+        pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
+    }
+    atomic_store(&waiter->thread, gettid());
+    waiter->result = vfu_attach_ctx(waiter->ctx);
+    waiter->error = errno;
+    return NULL;
+}
+
+static void *
+run_in_thread(void *argument)
+{
+    struct waiter *waiter = argument;
+
+    if (waiter->asynchronous) {
+        pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
+    }
+    atomic_store(&waiter->thread, gettid());
+    waiter->result = vfu_run_ctx(waiter->ctx);
+    waiter->error = errno;
+    return NULL;
+}
+
+static pthread_t
+start(struct waiter *waiter, void *(*function)(void *))
+{
+    pthread_t thread;
+
+    atomic_store(&waiter->thread, 0);
+    CHECK_EQ(pthread_create(&thread, NULL, function, waiter), 0);
+    while (atomic_load(&waiter->thread) == 0) {
+        sched_yield();
+    }
+    await_sleep(atomic_load(&waiter->thread));
+    return thread;
+}
+
+static void
+attach_client(struct waiter *waiter, int *client)
+{
+    pthread_t thread;
+
+    atomic_store(&waiter->thread, 0);
+    CHECK_EQ(pthread_create(&thread, NULL, attach_in_thread, waiter), 0);
+    *client = client_connect();
+    client_send_version(*client);
+    client_recv_version(*client);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK_EQ(waiter->result, 0);
+}
+
+static void
+on_signal(int number)
+{
+    (void)number;
+}
+
+static void
+signals_end_waiting(void)
+{
+    struct sigaction action = { .sa_handler = on_signal }; /* no SA_RESTART */
+    struct waiter waiter = { .ctx = create(0) };
+    pthread_t thread;
+    int client;
+
+    CHECK_EQ(sigaction(SIGUSR1, &action, NULL), 0);
+    thread = start(&waiter, attach_in_thread);
+    pthread_kill(thread, SIGUSR1);
+    pthread_join(thread, NULL);
+    CHECK(waiter.result == -1 && waiter.error == EINTR);
+
+    /* Half a version message, then a signal: what has arrived is kept. */
+    client = client_connect();
+    CHECK_EQ(send(client, "\1\0\1\0\24\0", 6, 0), 6);
+    thread = start(&waiter, attach_in_thread);
+    pthread_kill(thread, SIGUSR1);
+    pthread_join(thread, NULL);
+    CHECK(waiter.result == -1 && waiter.error == EINTR);
+    CHECK_EQ(send(client, "\0\0\0\0\0\0\0\0\0\0\0\0\2\0", 14, 0), 14);
+    CHECK_EQ(vfu_attach_ctx(waiter.ctx), 0);
+    client_recv_version(client);
+
+    thread = start(&waiter, run_in_thread);
+    pthread_kill(thread, SIGUSR1);
+    pthread_join(thread, NULL);
+    CHECK(waiter.result == -1 && waiter.error == EINTR);
+    close(client);
+    vfu_destroy_ctx(waiter.ctx);
+}
+
+static void
+cancel(bool asynchronous)
+{
+    struct waiter waiter = { .ctx = create(0), .asynchronous = asynchronous };
+    pthread_t thread;
+    void *result;
+    int client;
+
+    thread = start(&waiter, attach_in_thread);
+    CHECK_EQ(pthread_cancel(thread), 0);
+    CHECK_EQ(pthread_join(thread, &result), 0);
+    CHECK(result == PTHREAD_CANCELED);
+
+    attach_client(&waiter, &client);
+    thread = start(&waiter, run_in_thread);
+    CHECK_EQ(pthread_cancel(thread), 0);
+    CHECK_EQ(pthread_join(thread, &result), 0);
+    CHECK(result == PTHREAD_CANCELED);
+
+    vfu_destroy_ctx(waiter.ctx); /* nothing is locked */
+    CHECK_EQ(recv(client, &result, 1, 0), 0);
+    close(client);
+}
+
+static void
+a_waiting_thread_can_be_cancelled(void)
+{
+    cancel(false);
+    cancel(true);
+}
+
+struct worker {
+    vfu_ctx_t *ctx;
+    int number;
+    atomic_bool *stop;
+    unsigned long good, stale;
+};
+
+/* What SPDK's threads do for each request. */
+static void *
+use_guest_memory(void *argument)
+{
+    struct worker *worker = argument;
+    char sg[40];
+    struct iovec iov;
+
+    while (!atomic_load(worker->stop) || worker->good == 0) {
+        vfu_dma_addr_t at = (void *)(uintptr_t)(GUEST + worker->number * 0x1000);
+
+        if (vfu_addr_to_sgl(worker->ctx, at, 0x1000, (dma_sg_t *)sg, 1, PROT_READ | PROT_WRITE) == 1 &&
+            vfu_sgl_get(worker->ctx, (dma_sg_t *)sg, &iov, 1, 0) == 0) {
+            CHECK_EQ(iov.iov_len, 0x1000);
+            ((volatile char *)iov.iov_base)[worker->number]++;
+            vfu_sgl_put(worker->ctx, (dma_sg_t *)sg, &iov, 1);
+            worker->good++;
+        } else {
+            CHECK(errno == ENOENT || errno == EINVAL);
+            worker->stale++;
+        }
+        CHECK_EQ(vfu_irq_trigger(worker->ctx, worker->number), 0);
+    }
+    return NULL;
+}
+
+static void
+map(vfu_ctx_t *ctx, int client, uint16_t id, uint64_t addr, int fd)
+{
+    struct vfio_user_dma_map request = {
+        .argsz = sizeof(request), .flags = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE,
+        .addr = addr, .size = GUEST_SIZE };
+
+    client_send_flags(client, id, VFIO_USER_DMA_MAP, 0, &request, sizeof(request), fd);
+    CHECK_EQ(vfu_run_ctx(ctx), 1);
+    client_reply(client, id, VFIO_USER_DMA_MAP, NULL, 0);
+}
+
+static void
+unmap(vfu_ctx_t *ctx, int client, uint16_t id, uint64_t addr)
+{
+    struct vfio_user_dma_unmap request = { .argsz = sizeof(request), .addr = addr, .size = GUEST_SIZE };
+
+    client_send(client, id, VFIO_USER_DMA_UNMAP, &request, sizeof(request));
+    CHECK_EQ(vfu_run_ctx(ctx), 1);
+    client_reply(client, id, VFIO_USER_DMA_UNMAP, &request, sizeof(request));
+}
+
+static void
+many_threads_use_guest_memory(void)
+{
+    struct worker workers[THREADS];
+    pthread_t threads[THREADS];
+    atomic_bool stop = false;
+    struct waiter waiter = { .ctx = create(LIBVFIO_USER_FLAG_ATTACH_NB) };
+    struct vfio_irq_set set = {
+        .argsz = sizeof(set), .flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+        .index = VFU_DEV_MSIX_IRQ, .count = 1 };
+    int events[THREADS], client = client_connect(), fd = memfd_create("guest", MFD_CLOEXEC);
+
+    CHECK_EQ(ftruncate(fd, GUEST_SIZE), 0);
+    client_send_version(client);
+    CHECK_EQ(vfu_attach_ctx(waiter.ctx), 0);
+    client_recv_version(client);
+    map(waiter.ctx, client, 1, GUEST, fd);
+    for (int i = 0; i < THREADS; i++) {
+        events[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        set.start = i;
+        client_send_flags(client, 2, VFIO_USER_DEVICE_SET_IRQS, 0, &set, sizeof(set), events[i]);
+        CHECK_EQ(vfu_run_ctx(waiter.ctx), 1);
+        client_reply(client, 2, VFIO_USER_DEVICE_SET_IRQS, NULL, 0);
+        workers[i] = (struct worker) { .ctx = waiter.ctx, .number = i, .stop = &stop };
+        CHECK_EQ(pthread_create(&threads[i], NULL, use_guest_memory, &workers[i]), 0);
+    }
+    /* Other regions come and go meanwhile, all round the one in use. */
+    for (int i = 0; i < 300; i++) {
+        map(waiter.ctx, client, 3, i % 2 ? GUEST - GUEST_SIZE : GUEST + GUEST_SIZE, fd);
+        map(waiter.ctx, client, 4, GUEST + 16 * GUEST_SIZE, fd);
+        unmap(waiter.ctx, client, 5, i % 2 ? GUEST - GUEST_SIZE : GUEST + GUEST_SIZE);
+        unmap(waiter.ctx, client, 6, GUEST + 16 * GUEST_SIZE);
+    }
+    atomic_store(&stop, true);
+    for (int i = 0; i < THREADS; i++) {
+        uint64_t triggers;
+        unsigned char count;
+
+        CHECK_EQ(pthread_join(threads[i], NULL), 0);
+        CHECK_EQ(workers[i].stale, 0);
+        CHECK_EQ(pread(fd, &count, 1, i * 0x1000 + i), 1);
+        CHECK_EQ(count, (unsigned char)workers[i].good);
+        CHECK_EQ(read(events[i], &triggers, sizeof(triggers)), sizeof(triggers));
+        CHECK_EQ(triggers, workers[i].good);
+        close(events[i]);
+    }
+    close(client);
+    close(fd);
+    vfu_destroy_ctx(waiter.ctx);
+}
+
+int
+main(void)
+{
+    make_socket_folder();
+    RUN(signals_end_waiting);
+    RUN(a_waiting_thread_can_be_cancelled);
+    RUN(many_threads_use_guest_memory);
+    remove_socket_folder();
+    return check_result();
+}

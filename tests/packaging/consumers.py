@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Build and install the library in the ways its consumers do, and use it there.
+
+Usage: consumers.py [unittest options]
+
+Every test installs into a folder of its own, compiles a program against what is
+there, and runs it. All builds share one Cargo target folder, $CARGO_TARGET_DIR or
+a temporary one, so that the Rust code is compiled once for each profile.
+
+Needs meson, ninja, pkg-config, a C compiler, cargo and rustc. Test output of the
+tools is shown only when they fail.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+import unittest
+
+HERE = pathlib.Path(__file__).resolve().parent
+PROJECT = HERE.parent.parent
+WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+
+shared_folder = None
+
+
+def setUpModule():  # noqa: N802 (unittest's name)
+    global shared_folder
+    shared_folder = tempfile.TemporaryDirectory(prefix="libvfio-user-packaging-")
+    os.environ.setdefault("CARGO_TARGET_DIR", f"{shared_folder.name}/cargo")
+
+
+def tearDownModule():  # noqa: N802
+    shared_folder.cleanup()
+
+
+def run(command, **environment):
+    """Run a command; return what it printed, or fail with it."""
+    result = subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, **{key: str(value) for key, value in environment.items()}},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise AssertionError(f"{command}: status {result.returncode}\n{result.stdout}")
+    return result.stdout
+
+
+def public_names():
+    listed = re.search(r"global:(.*)local:", (PROJECT / "libvfio-user.map").read_text(), re.DOTALL)
+    return set(re.findall(r"\w+", listed.group(1)))
+
+
+def exported(library):
+    """Names of the symbols that a shared library or an archive defines for others."""
+    dynamic = [] if library.suffix == ".a" else ["--dynamic"]
+    lines = run(["nm", *dynamic, "--defined-only", "--extern-only", "--format=posix", library]).splitlines()
+    symbols = [line.split() for line in lines if len(line.split()) >= 2]
+    return {name.partition("@")[0] for name, kind, *_ in symbols if kind != "A"}
+
+
+class Consumer(unittest.TestCase):
+    def setUp(self):
+        self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory(prefix="consumer-")))
+        self.build = self.folder / "build"
+
+    def meson_install(self, *options, **environment):
+        """Set up, compile and install with these options of `meson setup`."""
+        log = run(["meson", "setup", *options, self.build, PROJECT])
+        self.assertNotIn("WARNING", log)
+        run(["meson", "compile", "-C", self.build])
+        run(["meson", "install", "-C", self.build], **environment)
+
+    def check_program(self, program, **environment):
+        output = run([program, self.folder / "socket"], **environment)
+        self.assertEqual(output, "consumer: fine\n")
+
+    def compile(self, *arguments, output="consumer"):
+        run(["cc", *WARNINGS, "-o", self.folder / output, *arguments])
+        return self.folder / output
+
+    def pkg_config(self, prefix, *options):
+        output = run(
+            ["pkg-config", *options, "libvfio-user"],
+            PKG_CONFIG_PATH=prefix,
+        )
+        return output.split()
+
+    def check_shared_library(self, libdir):
+        library = libdir / "libvfio-user.so"
+        self.assertEqual(os.readlink(libdir / "libvfio-user.so.0"), "libvfio-user.so.0.0.1")
+        self.assertEqual(library.resolve().name, "libvfio-user.so.0.0.1")
+        self.assertIn("[libvfio-user.so.0]", run(["readelf", "--dynamic", "--wide", library]))
+        self.assertEqual(exported(library), public_names())
+
+    def check_static_library(self, libdir):
+        self.assertEqual(exported(libdir / "libvfio-user.a"), public_names())
+
+
+class Spdk(Consumer):
+    """The command lines of SPDK's configure and makefiles."""
+
+    def install_and_link(self, buildtype, kind):
+        destination = self.folder / "destination"
+        self.meson_install(
+            "--buildtype", buildtype, f"-Ddefault_library={kind}", "-Dlibdir=/usr/local/lib",
+            DESTDIR=destination,
+        )  # fmt: skip
+        prefix = destination / "usr/local"
+        # SPDK brings -ljson-c for the C library; this one does without.
+        json_c = subprocess.run(["pkg-config", "--exists", "json-c"], check=False).returncode == 0
+        program = self.compile(
+            f"-I{prefix}/include", HERE / "consumer.c",
+            f"-L{prefix}/lib", "-lvfio-user", *(["-ljson-c"] if json_c else []),
+        )  # fmt: skip
+        return prefix / "lib", program
+
+    def test_static(self):
+        for buildtype in ("release", "debug"):
+            with self.subTest(buildtype):
+                libdir, program = self.install_and_link(buildtype, "static")
+                self.check_static_library(libdir)
+                self.assertEqual(list(libdir.glob("*.so*")), [])
+                self.check_program(program)
+                shutil.rmtree(self.build)
+
+    def test_shared(self):
+        libdir, program = self.install_and_link("release", "shared")
+        self.check_shared_library(libdir)
+        self.assertEqual(list(libdir.glob("*.a")), [])
+        self.check_program(program, LD_LIBRARY_PATH=libdir)
+
+
+class Subproject(Consumer):
+    """A parent project that reads libvfio_user_dep, as QEMU does."""
+
+    def build_parent(self, *options):
+        parent = self.folder / "parent"
+        shutil.copytree(HERE / "parent", parent)
+        shutil.copy(HERE / "consumer.c", parent)
+        (parent / "subprojects").mkdir()
+        (parent / "subprojects/libvfio-user").symlink_to(PROJECT)
+        log = run(["meson", "setup", "--werror", *options, self.build, parent])
+        self.assertNotIn("WARNING", log)
+        run(["meson", "compile", "-C", self.build])
+        self.check_program(self.build / "consumer")
+        self.check_program(self.build / "consumer-by-name")
+
+    def test_shared(self):
+        self.build_parent("--buildtype=release")
+
+    def test_static(self):
+        self.build_parent("--buildtype=release", "-Ddefault_library=static")
+
+
+class PkgConfig(Consumer):
+    def install(self, *options):
+        prefix = self.folder / "prefix"
+        self.meson_install("--buildtype=release", f"--prefix={prefix}", "-Dlibdir=lib", *options)
+        return prefix
+
+    def test_shared(self):
+        prefix = self.install()
+        flags = self.pkg_config(prefix / "lib/pkgconfig", "--cflags", "--libs")
+        program = self.compile("-DSHORT_INCLUDES", HERE / "consumer.c", *flags)
+        self.assertIn("libvfio-user.so.0", run(["readelf", "--dynamic", program]))
+        self.check_program(program, LD_LIBRARY_PATH=prefix / "lib")
+
+    def test_static(self):
+        prefix = self.install("-Ddefault_library=static")
+        flags = self.pkg_config(prefix / "lib/pkgconfig", "--static", "--cflags", "--libs")
+        program = self.compile("-DSHORT_INCLUDES", HERE / "consumer.c", *flags)
+        self.assertNotIn("libvfio-user", run(["readelf", "--dynamic", program]))
+        self.check_program(program)
+        # Nothing of it is missing where everything is static, either.
+        self.check_program(self.compile("-static", HERE / "consumer.c", *flags, output="all-static"))
+        self.check_beside_another_rust_library(flags)
+
+    def check_beside_another_rust_library(self, flags):
+        other = self.folder / "libother.a"
+        run(["rustc", "--edition=2024", "--crate-type=staticlib", "-o", other, HERE / "other_library.rs"])
+        for position, libraries in {"before": [other, *flags], "behind": [*flags, other]}.items():
+            program = self.compile(HERE / "two_rust_libraries.c", *libraries, "-lm", output=position)
+            self.assertEqual(run([program]), "two libraries: fine\n")
+
+    def test_uninstalled(self):
+        run(["meson", "setup", "--buildtype=release", self.build, PROJECT])
+        run(["meson", "compile", "-C", self.build])
+        flags = self.pkg_config(self.build / "meson-uninstalled", "--cflags", "--libs")
+        program = self.compile("-DSHORT_INCLUDES", HERE / "consumer.c", *flags)
+        self.check_program(program, LD_LIBRARY_PATH=self.build)
+
+    def test_both_in_places_of_their_own(self):
+        prefix = self.folder / "opt/vfio"
+        self.meson_install(
+            "--buildtype=debugoptimized", "-Ddefault_library=both", f"--prefix={prefix}",
+            "-Dlibdir=lib64/here", "-Dincludedir=headers",
+        )  # fmt: skip
+        libdir = prefix / "lib64/here"
+        self.check_shared_library(libdir)
+        self.check_static_library(libdir)
+        self.assertTrue((prefix / "headers/vfio-user/pci_caps/px.h").is_file())
+        flags = self.pkg_config(libdir / "pkgconfig", "--cflags", "--libs")
+        self.check_program(self.compile(HERE / "consumer.c", *flags), LD_LIBRARY_PATH=libdir)
+
+
+class Build(Consumer):
+    def test_nothing_to_do_the_second_time(self):
+        run(["meson", "setup", "--buildtype=release", self.build, PROJECT])
+        run(["meson", "compile", "-C", self.build])
+        self.assertIn("no work to do", run(["ninja", "-C", self.build]))
+
+    def test_works_without_network(self):
+        """With the crates there, a build that can't reach the network is like any other."""
+        run(["cargo", "fetch", "--locked", "--manifest-path", PROJECT / "Cargo.toml"])
+        run(["meson", "setup", "--buildtype=release", self.build, PROJECT])
+        run(
+            ["meson", "compile", "-C", self.build],
+            CARGO_HTTP_PROXY="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9",
+            CARGO_TARGET_DIR=self.folder / "fresh",
+        )  # fmt: skip
+
+    def test_says_what_is_missing(self):
+        """Without Rust in PATH the set-up ends with a sentence that says so."""
+        tools = self.folder / "tools"
+        tools.mkdir()
+        for tool in ("meson", "ninja", "cc", "ar", "ld", "as", "objcopy", "pkg-config", "python3", "env", "sh"):
+            (tools / tool).symlink_to(shutil.which(tool))
+        with self.assertRaisesRegex(AssertionError, "cargo and rustc .* must be in PATH"):
+            run(["meson", "setup", self.build, PROJECT], PATH=tools)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,276 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_num::maybe_hex;
+
+use crate::client::Options;
+use crate::error::EXIT_CODES;
+use crate::region::{Irq, Region};
+
+/// Look at, drive and test a vfio-user device server.
+///
+/// Numbers are decimal, or hexadecimal after 0x. Regions are numbers or one of
+/// BAR0 to BAR5, ROM, CONFIG, VGA.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// How long to wait for each answer of the server [default: 5]
+    ///
+    /// For irq also how long to wait for interrupts [default: for ever].
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// Ask for a second socket for the commands of the server
+    #[arg(long, global = true)]
+    pub twin_socket: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Cli {
+    /// How to connect.
+    pub fn options(&self) -> Options {
+        const TIMEOUT: Duration = Duration::from_secs(5);
+        Options { timeout: self.timeout.unwrap_or(TIMEOUT), twin_socket: self.twin_socket }
+    }
+}
+
+/// What to do with a server.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the device, its regions, its interrupts, and what was negotiated
+    Info(Info),
+    /// Show the PCI configuration space
+    Config(Config),
+    /// Read a region
+    Read(Read),
+    /// Write to a region
+    Write(Write),
+    /// Wait for interrupts and print each
+    ///
+    /// MSI and MSI-X are switched on in the configuration space meanwhile, as a
+    /// driver would do.
+    Irq(IrqArgs),
+    /// Make the example device dma-engine move memory
+    ///
+    /// The client's memory is mapped, the device told what to do, its interrupt
+    /// waited for, and the memory taken back.
+    Dma(Dma),
+    /// Reset the device
+    Reset(Reset),
+}
+
+impl Command {
+    /// The socket that the command is about.
+    pub fn socket(&self) -> &PathBuf {
+        match self {
+            Command::Info(a) => &a.socket,
+            Command::Config(a) => &a.socket,
+            Command::Read(a) => &a.at.socket,
+            Command::Write(a) => &a.at.socket,
+            Command::Irq(a) => &a.socket,
+            Command::Dma(a) => &a.socket,
+            Command::Reset(a) => &a.socket,
+        }
+    }
+}
+
+/// Arguments of `info`.
+#[derive(Args, Debug)]
+pub struct Info {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `config`.
+#[derive(Args, Debug)]
+pub struct Config {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+    /// Print JSON
+    #[arg(long, conflicts_with = "dump")]
+    pub json: bool,
+    /// Print the bytes as `lspci -F` reads them
+    #[arg(long)]
+    pub dump: bool,
+}
+
+/// Where in the device, and in what portions.
+#[derive(Args, Debug)]
+pub struct At {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+    /// The region, by number or name
+    pub region: Region,
+    /// Bytes from the region's start
+    #[arg(value_parser = maybe_hex::<u64>)]
+    pub offset: u64,
+    /// Bytes in one access: 1, 2, 4 or 8
+    #[arg(long, default_value = "4", value_parser = width)]
+    pub width: usize,
+    /// Use accesses as large as the server takes
+    #[arg(long, conflicts_with = "width")]
+    pub block: bool,
+}
+
+/// Arguments of `read`.
+#[derive(Args, Debug)]
+pub struct Read {
+    /// Where
+    #[command(flatten)]
+    pub at: At,
+    /// Bytes to read in all [default: one access]
+    #[arg(long, value_parser = maybe_hex::<usize>)]
+    pub count: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write the bytes as they are
+    #[arg(long, conflicts_with = "json")]
+    pub raw: bool,
+}
+
+/// Arguments of `write`.
+#[derive(Args, Debug)]
+pub struct Write {
+    /// Where
+    #[command(flatten)]
+    pub at: At,
+    /// Numbers of --width bytes each, written one behind the other; or - for
+    /// bytes from standard input
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    pub values: Vec<String>,
+    /// Take the bytes from a file; - for standard input
+    #[arg(long)]
+    pub file: Option<PathBuf>,
+}
+
+/// Arguments of `irq`.
+#[derive(Args, Debug)]
+pub struct IrqArgs {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+    /// Interrupt type: intx, msi, msix, err or req [default: the first of
+    /// msix, msi, intx that the device has]
+    #[arg(long = "type")]
+    pub irq: Option<Irq>,
+    /// How many vectors to arm, from the first on [default: all]
+    #[arg(long, value_parser = maybe_hex::<u32>)]
+    pub vectors: Option<u32>,
+    /// Stop after so many interrupts; without, listen until --timeout
+    #[arg(long, value_parser = maybe_hex::<u64>)]
+    pub count: Option<u64>,
+    /// Once armed, let the server trigger every vector by itself
+    #[arg(long)]
+    pub trigger: bool,
+    /// Once armed, write a number to a region, as `vfu write` does
+    #[arg(long, num_args = 3, value_names = ["REGION", "OFFSET", "VALUE"])]
+    pub write: Vec<String>,
+    /// Bytes of the number that --write writes: 1, 2, 4 or 8
+    #[arg(long, default_value = "4", value_parser = width, requires = "write")]
+    pub width: usize,
+    /// Print a line of JSON for each interrupt
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a DMA engine can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Operation {
+    /// Copy one range to another
+    Copy,
+    /// Fill a range with the low byte of --value
+    Fill,
+    /// Fill a range with bytes that count up from --value
+    Pattern,
+    /// Sum up a range
+    Checksum,
+}
+
+/// What the client's memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MemoryKind {
+    /// A file that the server gets the descriptor of
+    Memfd,
+    /// Private to this process: the server must send messages
+    Message,
+}
+
+/// How the device reaches the client's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Access {
+    /// Mapped where possible
+    Auto,
+    /// By messages, even where it is mapped
+    Message,
+    /// Through the library, without messages where possible
+    Direct,
+}
+
+/// Arguments of `dma`.
+#[derive(Args, Debug)]
+pub struct Dma {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+    /// What the engine shall do
+    pub operation: Operation,
+    /// Bytes to move, up to 1 GiB
+    #[arg(long, default_value = "4096", value_parser = dma_size)]
+    pub bytes: usize,
+    /// What the client's memory is made of
+    #[arg(long, value_enum, default_value = "memfd")]
+    pub memory: MemoryKind,
+    /// How the device reaches it
+    #[arg(long, value_enum, default_value = "auto")]
+    pub access: Access,
+    /// First address of the client's memory, a multiple of the page size
+    #[arg(long, default_value = "0x100000000", value_parser = maybe_hex::<u64>)]
+    pub addr: u64,
+    /// The number that fill and pattern need
+    #[arg(long, default_value = "0x5a", value_parser = maybe_hex::<u64>)]
+    pub value: u64,
+    /// The interrupt vector that tells of the end
+    #[arg(long, default_value = "0", value_parser = maybe_hex::<u32>)]
+    pub vector: u32,
+    /// Check every byte of the memory, or the sum, afterwards
+    #[arg(long)]
+    pub verify: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `reset`.
+#[derive(Args, Debug)]
+pub struct Reset {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+}
+
+fn width(text: &str) -> Result<usize, String> {
+    match maybe_hex(text) {
+        Ok(n @ (1 | 2 | 4 | 8)) => Ok(n),
+        _ => Err("none of 1, 2, 4, 8".into()),
+    }
+}
+
+fn dma_size(text: &str) -> Result<usize, String> {
+    match maybe_hex(text) {
+        Ok(n) if n <= 1 << 30 => Ok(n),
+        _ => Err("not a number up to 1 GiB".into()),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_string())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("not a number of seconds above 0".into()),
+    }
+}

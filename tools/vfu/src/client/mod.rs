@@ -1,0 +1,281 @@
+//! A blocking client: one connection to a server, one request at a time.
+//!
+//! Commands of the server that arrive while this client waits for a reply, or
+//! for anything else, are answered from its [`Memory`]. Several clients can
+//! live side by side; nothing is shared between them.
+//!
+//! Every reply is checked before its contents are believed: identity, type,
+//! and each size against what the request asked for.
+
+mod deadline;
+mod device;
+mod dma;
+mod memory;
+mod stream;
+mod version;
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use vfio_user::wire::{Command, Errno, Header, HeaderFlags, MessageType, limits};
+use zerocopy::IntoBytes;
+
+pub use deadline::Deadline;
+pub use device::RegionDetails;
+pub use memory::{Backing, Memory, Segment, Traffic};
+pub use version::Negotiated;
+
+use crate::error::{Error, Result};
+use stream::{Message, Received, Stream};
+
+/// How to connect.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long to wait for each answer.
+    pub timeout: Duration,
+    /// Ask for a second socket for the server's commands.
+    pub twin_socket: bool,
+}
+
+/// A connection on which the version is negotiated.
+pub struct Client {
+    main: Stream,
+    twin: Option<Stream>,
+    timeout: Duration,
+    next_id: u16,
+    memory: Memory,
+    negotiated: Negotiated,
+}
+
+/// A successful reply.
+struct Reply {
+    body: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+/// What ended a wait.
+enum Event {
+    /// A message on the main connection.
+    Message(Message),
+    /// A command on the second socket, which is answered already.
+    Answered,
+    /// Some of the descriptors given are readable: which.
+    Ready(Vec<usize>),
+    /// The server closed the main connection.
+    HungUp,
+    /// The deadline.
+    Timeout,
+}
+
+impl Client {
+    /// Connects to the server that listens at `path` and negotiates.
+    pub fn connect(path: &Path, options: Options) -> Result<Client> {
+        let main = Stream::new(open(path, options.timeout)?)?;
+        let negotiated = version::parse(&[0; 4])?;
+        let timeout = options.timeout;
+        let mut client =
+            Client { main, twin: None, timeout, next_id: 0, memory: Memory::default(), negotiated };
+        let proposal = version::proposal(options.twin_socket)?;
+        let mut reply = client.request(Command::Version, &"version negotiation", &[&proposal], &[])?;
+        client.negotiated = version::parse(&reply.body)?;
+        let twin = client.negotiated.capabilities.twin_socket.filter(|t| t.supported && options.twin_socket);
+        if let Some(twin) = twin {
+            if twin.fd_index >= reply.fds.len() {
+                return Err(Error::Protocol("the second socket was promised but did not come".into()));
+            }
+            client.twin = Some(Stream::new(UnixStream::from(reply.fds.swap_remove(twin.fd_index)))?);
+        }
+        Ok(client)
+    }
+
+    /// What was negotiated.
+    pub fn negotiated(&self) -> &Negotiated {
+        &self.negotiated
+    }
+
+    /// Whether the server uses a second socket.
+    pub fn has_twin_socket(&self) -> bool {
+        self.twin.is_some()
+    }
+
+    /// How long each answer may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Largest transfer in one message, in bytes: what the server takes and
+    /// this client receives.
+    pub fn max_data_xfer_size(&self) -> usize {
+        let server = usize::try_from(self.negotiated.capabilities.max_data_xfer_size);
+        server.unwrap_or(usize::MAX).min(limits::MAX_DATA_XFER_SIZE)
+    }
+
+    /// Most descriptors the server takes with one message.
+    pub fn max_msg_fds(&self) -> usize {
+        let server = usize::try_from(self.negotiated.capabilities.max_msg_fds);
+        server.unwrap_or(usize::MAX).min(limits::SCM_MAX_FD)
+    }
+
+    /// The memory that the server reaches.
+    pub fn memory(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+
+    /// Waits until some of `fds` are readable, answering the server's commands
+    /// in the meantime: the places of those in `fds`; none if the deadline
+    /// comes first.
+    pub fn wait_readable(&mut self, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<Vec<usize>> {
+        loop {
+            match self.next_event(fds, deadline)? {
+                Event::Ready(places) => return Ok(places),
+                Event::Answered => {}
+                Event::Timeout => return Ok(Vec::new()),
+                Event::HungUp => return Err(Error::Protocol("the server hung up".into())),
+                Event::Message(message) => match message.header.message_type() {
+                    Some(MessageType::Command) => self.answer(&message, false)?,
+                    _ => return Err(unasked(&message.header)),
+                },
+            }
+        }
+    }
+
+    /// Sends a command whose payload is `parts` one after the other, and
+    /// returns the reply. `what` says in an error what was asked for.
+    fn request(
+        &mut self,
+        command: Command,
+        what: &dyn std::fmt::Display,
+        parts: &[&[u8]],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Reply> {
+        let payload: usize = parts.iter().map(|p| p.len()).sum();
+        let size = u32::try_from(payload.saturating_add(limits::HEADER_SIZE));
+        let size = size.map_err(|_| Error::Usage(format!("{what}: too large for a message")))?;
+        let header = Header::command(self.next_id, command as u16, size);
+        self.next_id = self.next_id.wrapping_add(1);
+        let message = [header.as_bytes(), &parts.concat()].concat();
+        if !self.main.send(&message, fds, Deadline::after(self.timeout))? {
+            return Err(self.silent(format!("{what}: the server did not read the request")));
+        }
+        loop {
+            let message = match self.next_event(&[], Deadline::after(self.timeout))? {
+                Event::Message(message) => message,
+                Event::Answered => continue,
+                Event::HungUp => return Err(Error::Protocol(format!("{what}: the server hung up"))),
+                Event::Timeout | Event::Ready(_) => {
+                    return Err(self.silent(format!("{what}: no answer from the server")));
+                }
+            };
+            match message.header.message_type() {
+                Some(MessageType::Command) => self.answer(&message, false)?,
+                _ => return check_reply(&header, message, what),
+            }
+        }
+    }
+
+    fn silent(&self, what: String) -> Error {
+        Error::Silent { what, seconds: self.timeout.as_secs_f64() }
+    }
+
+    /// The next thing that happens.
+    fn next_event(&mut self, fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<Event> {
+        loop {
+            match self.main.receive()? {
+                Received::Message(message) => return Ok(Event::Message(message)),
+                Received::End => return Ok(Event::HungUp),
+                Received::Nothing => {}
+            }
+            match self.twin.as_mut().map_or(Ok(Received::Nothing), Stream::receive)? {
+                Received::Message(message) => {
+                    self.answer(&message, true)?;
+                    return Ok(Event::Answered);
+                }
+                Received::End => self.twin = None,
+                Received::Nothing => {}
+            }
+            let mut polled: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+            polled.push(PollFd::new(&self.main, PollFlags::IN));
+            polled.extend(self.twin.as_ref().map(|twin| PollFd::new(twin, PollFlags::IN)));
+            if !deadline.wait(&mut polled)? {
+                return Ok(Event::Timeout);
+            }
+            let ready = polled.iter().take(fds.len()).enumerate();
+            let places: Vec<usize> =
+                ready.filter(|(_, p)| !p.revents().is_empty()).map(|(place, _)| place).collect();
+            if !places.is_empty() {
+                return Ok(Event::Ready(places));
+            }
+        }
+    }
+
+    /// Executes a command of the server and answers on the socket it came on.
+    fn answer(&mut self, command: &Message, on_twin: bool) -> Result<()> {
+        let reply = dma::serve(&mut self.memory, command)?;
+        if command.header.no_reply() {
+            return Ok(());
+        }
+        let stream = match self.twin.as_mut().filter(|_| on_twin) {
+            Some(twin) => twin,
+            None => &mut self.main,
+        };
+        match stream.send(&reply, &[], Deadline::after(self.timeout))? {
+            true => Ok(()),
+            false => Err(self.silent("the server did not read the answer to its command".into())),
+        }
+    }
+}
+
+/// Connects, within the time given: with another client attached, a server's
+/// queue may be full.
+fn open(path: &Path, timeout: Duration) -> Result<UnixStream> {
+    let cannot = |e: io::Error| Error::Connect { path: path.display().to_string(), source: e };
+    let address = SocketAddrUnix::new(path).map_err(|e| cannot(e.into()))?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(|e| Error::local("socket", e))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))
+        .map_err(|e| Error::local("socket", e))?;
+    loop {
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => return Ok(UnixStream::from(socket)),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => {
+                let what = format!("{}: the server did not accept the connection", path.display());
+                return Err(Error::Silent { what, seconds: timeout.as_secs_f64() });
+            }
+            Err(e) => return Err(cannot(e.into())),
+        }
+    }
+}
+
+fn unasked(header: &Header) -> Error {
+    Error::Protocol(format!("an unasked reply, id {}, command {}", header.msg_id, header.cmd))
+}
+
+fn check_reply(request: &Header, reply: Message, what: &dyn std::fmt::Display) -> Result<Reply> {
+    let header = reply.header;
+    let wrong = |text: String| Err(Error::Protocol(format!("{what}: {text}")));
+    if header.message_type() != Some(MessageType::Reply) {
+        return wrong(format!("a message of type {}", header.flags & HeaderFlags::TYPE_MASK.bits()));
+    }
+    if (header.msg_id, header.cmd) != (request.msg_id, request.cmd) {
+        return wrong(format!(
+            "a reply with id {} to command {}, where id {} and command {} were due",
+            header.msg_id, header.cmd, request.msg_id, request.cmd
+        ));
+    }
+    if !header.flags().contains(HeaderFlags::ERROR) {
+        return Ok(Reply { body: reply.body, fds: reply.fds });
+    }
+    match i32::try_from(header.error_no) {
+        // Some servers know no errno for what went wrong.
+        Ok(0) => Err(Error::Unfit(format!("{what}: the device answered with an error, but no errno"))),
+        Ok(n) => Err(Error::Device { what: what.to_string(), errno: Errno::new(n) }),
+        Err(_) => wrong(format!("an error reply with errno {}", header.error_no)),
+    }
+}

@@ -1,0 +1,224 @@
+//! Whole messages over a socket, with their descriptors, before a deadline.
+//!
+//! A message is read by its header's size and never beyond, so descriptors
+//! always belong to the message that they arrive with.
+
+use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use vfio_user::wire::{Header, limits, take};
+
+use super::deadline::Deadline;
+use crate::error::{Error, Result};
+
+/// Descriptors that this client takes with one message.
+pub const MAX_MSG_FDS: usize = 16;
+
+/// Messages that are kept while the server doesn't read what is sent to it.
+const MAX_WAITING: usize = 16;
+
+/// A message as it came.
+#[derive(Debug)]
+pub struct Message {
+    /// Its header; `msg_size` is the size of header and body.
+    pub header: Header,
+    /// What follows the header.
+    pub body: Vec<u8>,
+    /// The descriptors that came along.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// What [`Stream::receive`] found.
+#[derive(Debug)]
+pub enum Received {
+    /// A whole message.
+    Message(Message),
+    /// Nothing, or a message that isn't whole yet.
+    Nothing,
+    /// The other side has closed the connection.
+    End,
+}
+
+/// A message that is being received.
+#[derive(Default)]
+struct Partial {
+    head: [u8; limits::HEADER_SIZE],
+    header: Option<Header>,
+    body: Vec<u8>,
+    /// Bytes received of the head or, once there is a header, of the body.
+    have: usize,
+    fds: Vec<OwnedFd>,
+}
+
+impl Partial {
+    fn is_empty(&self) -> bool {
+        self.header.is_none() && self.have == 0
+    }
+
+    /// The room for the bytes to come, and the place for descriptors.
+    fn room(&mut self) -> (&mut [u8], &mut Vec<OwnedFd>) {
+        let whole = if self.header.is_some() { &mut self.body[..] } else { &mut self.head[..] };
+        (whole.get_mut(self.have..).unwrap_or_default(), &mut self.fds)
+    }
+
+    /// Takes note of `count` bytes that were put into the room.
+    fn filled(&mut self, count: usize) -> Result<()> {
+        self.have = self.have.saturating_add(count);
+        if self.header.is_some() || self.have < limits::HEADER_SIZE {
+            return Ok(());
+        }
+        let (header, _) = take::<Header>(&self.head).map_err(|e| Error::Protocol(e.to_string()))?;
+        let size = usize::try_from(header.msg_size).unwrap_or(usize::MAX);
+        let Some(body) = size.checked_sub(limits::HEADER_SIZE).filter(|_| size <= limits::MAX_MESSAGE_SIZE)
+        else {
+            return Err(Error::Protocol(format!("a header that says the message has {size} bytes")));
+        };
+        self.header = Some(header);
+        self.body = vec![0; body];
+        self.have = 0;
+        Ok(())
+    }
+
+    /// The message, if it is whole; then this is ready for the next one.
+    fn take_whole(&mut self) -> Option<Message> {
+        let header = self.header.filter(|_| self.have == self.body.len())?;
+        let Partial { body, fds, .. } = std::mem::take(self);
+        Some(Message { header, body, fds })
+    }
+}
+
+/// One end of a connection.
+pub struct Stream {
+    socket: UnixStream,
+    partial: Partial,
+    waiting: VecDeque<Message>,
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Stream {
+    /// Talks over `socket`, which becomes non-blocking.
+    pub fn new(socket: UnixStream) -> Result<Stream> {
+        socket.set_nonblocking(true).map_err(|e| Error::local("socket", e))?;
+        Ok(Stream { socket, partial: Partial::default(), waiting: VecDeque::new() })
+    }
+
+    /// Sends `message` whole, `fds` with its first byte. False if the deadline
+    /// comes first. If the server has hung up, that is for the next
+    /// [`receive`](Self::receive) to tell: its last answer may wait there.
+    pub fn send(&mut self, message: &[u8], fds: &[BorrowedFd<'_>], deadline: Deadline) -> Result<bool> {
+        let mut rest = message;
+        let mut fds = fds;
+        while !rest.is_empty() {
+            match send_some(&self.socket, rest, fds) {
+                Ok(sent) => {
+                    rest = rest.get(sent..).unwrap_or_default();
+                    fds = &[];
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    if !self.wait_for_room(deadline)? {
+                        return Ok(false);
+                    }
+                }
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ok(true),
+                Err(e) => return Err(Error::local("sendmsg", e)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits for room to send, taking in what the server sends in the meantime:
+    /// it may not read before it has got rid of that.
+    fn wait_for_room(&mut self, deadline: Deadline) -> Result<bool> {
+        let mut events = PollFlags::OUT;
+        if self.waiting.len() < MAX_WAITING {
+            events |= PollFlags::IN;
+        }
+        let mut polled = [PollFd::new(&self.socket, events)];
+        if !deadline.wait(&mut polled)? {
+            return Ok(false);
+        }
+        let readable = polled.iter().any(|p| p.revents().contains(PollFlags::IN));
+        if readable && let Received::Message(message) = self.receive_new()? {
+            self.waiting.push_back(message);
+        }
+        Ok(true)
+    }
+
+    /// The next message, without waiting.
+    pub fn receive(&mut self) -> Result<Received> {
+        match self.waiting.pop_front() {
+            Some(message) => Ok(Received::Message(message)),
+            None => self.receive_new(),
+        }
+    }
+
+    fn receive_new(&mut self) -> Result<Received> {
+        loop {
+            if let Some(message) = self.partial.take_whole() {
+                return Ok(Received::Message(message));
+            }
+            let (room, fds) = self.partial.room();
+            let got = match receive_some(&self.socket, room, fds) {
+                Ok(got) => got,
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => return Ok(Received::Nothing),
+                Err(Errno::CONNRESET) => 0,
+                Err(e) => return Err(Error::local("recvmsg", e)),
+            };
+            if self.partial.fds.len() > MAX_MSG_FDS {
+                let text = format!("more than the agreed {MAX_MSG_FDS} descriptors with a message");
+                return Err(Error::Protocol(text));
+            }
+            if got == 0 {
+                return match self.partial.is_empty() {
+                    true => Ok(Received::End),
+                    false => Err(Error::Protocol("the server hung up in the middle of a message".into())),
+                };
+            }
+            self.partial.filled(got)?;
+        }
+    }
+}
+
+fn send_some(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
+    let rights = SendAncillaryMessage::ScmRights(fds);
+    let mut space = vec![MaybeUninit::uninit(); rights.size()];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(rights) {
+        return Err(Errno::NOBUFS);
+    }
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
+}
+
+/// Receives what there is, `room.len()` bytes at the most; 0 at the end.
+fn receive_some(socket: &UnixStream, room: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(limits::SCM_MAX_FD))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(socket, &mut [IoSliceMut::new(room)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    // There is room for all that one message can carry, so the kernel cuts
+    // them only where this process may not open that many.
+    match got.flags.contains(ReturnFlags::CTRUNC) {
+        true => Err(Errno::MFILE),
+        false => Ok(got.bytes),
+    }
+}

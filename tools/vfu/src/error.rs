@@ -1,0 +1,98 @@
+//! What can go wrong, and the exit code each of it has.
+
+use std::fmt::Display;
+use std::io;
+
+use vfio_user::wire::Errno;
+
+/// What every fallible function of the tool returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a command failed. Displayed in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device answered a request with an errno.
+    #[error("{what}: the device answered: {errno}")]
+    Device {
+        /// The request.
+        what: String,
+        /// What the reply said.
+        errno: Errno,
+    },
+    /// The device answered by the rules, yet didn't do what it should.
+    #[error("{0}")]
+    Unfit(String),
+    /// The command line asks for something that makes no sense.
+    #[error("{0}")]
+    Usage(String),
+    /// There is no server at this path.
+    #[error("cannot connect to {path}: {source}")]
+    Connect {
+        /// The socket's path.
+        path: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The server is there but says nothing.
+    #[error("{what} within {seconds} s")]
+    Silent {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        seconds: f64,
+    },
+    /// The server broke the protocol.
+    #[error("protocol violation: {0}")]
+    Protocol(String),
+    /// Something failed on this side.
+    #[error("{what}: {source}")]
+    Local {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// The table of exit codes for `--help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the device answered with an error, or did not do what it was asked
+  2  the command line makes no sense
+  3  cannot connect to the socket
+  4  the server is silent: nothing came within --timeout
+  5  the server broke the protocol, or hung up
+  6  something failed on this side (a file, memory, a descriptor)";
+
+impl Error {
+    /// The exit code of the process, as [`EXIT_CODES`] lists them.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Device { .. } | Error::Unfit(_) => 1,
+            Error::Usage(_) => 2,
+            Error::Connect { .. } => 3,
+            Error::Silent { .. } => 4,
+            Error::Protocol(_) => 5,
+            Error::Local { .. } => 6,
+        }
+    }
+
+    /// A failure on this side.
+    pub fn local(what: impl Display, source: impl Into<io::Error>) -> Error {
+        Error::Local { what: what.to_string(), source: source.into() }
+    }
+
+    /// The message in one line, of bounded length: what a server sent may be
+    /// quoted in it.
+    pub fn line(&self) -> String {
+        const LONGEST: usize = 300;
+        let text = self.to_string();
+        let mut line: String =
+            text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
+        if line.len() < text.len() {
+            line.push('…');
+        }
+        line
+    }
+}

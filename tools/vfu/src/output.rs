@@ -1,0 +1,49 @@
+//! What goes to standard output.
+
+use std::fmt::Display;
+use std::io::{ErrorKind, Write, stdout};
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// Writes `bytes`. A reader that has seen enough, such as `head`, is no error,
+/// and nobody is left to go on for.
+pub fn bytes(bytes: &[u8]) -> Result<()> {
+    let mut out = stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(e) => Err(Error::local("standard output", e)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Writes `text` and ends the line.
+pub fn line(text: impl Display) -> Result<()> {
+    bytes(format!("{text}\n").as_bytes())
+}
+
+/// Writes JSON for people to read as well.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::local("JSON", e))?;
+    line(text)
+}
+
+/// Writes JSON in one line.
+pub fn json_line(value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string(value).map_err(|e| Error::local("JSON", e))?;
+    line(text)
+}
+
+/// A table without lines, whose columns named in `numbers` are aligned right.
+pub fn table(head: &[&str], numbers: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(head);
+    for column in numbers {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
