@@ -9,6 +9,7 @@ import errno
 import json
 import mmap
 import os
+import select
 import socket
 import struct
 import tempfile
@@ -424,11 +425,8 @@ class Client:
 
     def nothing(self):
         """Whether nothing has come from the server."""
-        try:
-            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        return False
+        # Asked of the kernel: recv with MSG_DONTWAIT would still wait for the socket's timeout.
+        return not select.select([self.sock], [], [], 0)[0]
 
     def eof(self):
         """Whether the server has closed the connection, in good order."""

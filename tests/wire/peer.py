@@ -148,25 +148,24 @@ def exchange(client, data):
     Everything is done in small steps in one thread, so neither side can wait for the other.
     """
     ctx, out, got, size = client.ctx, memoryview(data), bytearray(), None
-    for _ in range(1000000):
-        if out:
-            try:
-                out = out[client.sock.send(out, socket.MSG_DONTWAIT):]
-            except BlockingIOError:
-                pass
-        ctx.run()
-        try:
-            part = client.sock.recv(16 - len(got) if len(got) < 16 else min(size - len(got), MIB),
-                                    socket.MSG_DONTWAIT)
-            assert part, "end of file in a message"
-            got += part
-        except BlockingIOError:
-            continue
-        if size is None and len(got) >= 16:
-            size = struct.unpack_from("<I", got, 4)[0]
-        if len(got) == size:
-            return Reply(got, [])
-    raise AssertionError("the message does not come to an end")
+    client.sock.setblocking(False)
+    try:
+        for _ in range(1000000):
+            with contextlib.suppress(BlockingIOError):
+                if out:
+                    out = out[client.sock.send(out):]
+            ctx.run()
+            with contextlib.suppress(BlockingIOError):
+                part = client.sock.recv(16 - len(got) if size is None else min(size - len(got), MIB))
+                assert part, "end of file in a message"
+                got += part
+                if size is None and len(got) == 16:
+                    size = struct.unpack_from("<I", got, 4)[0]
+            if len(got) == size:
+                return Reply(got, [])
+        raise AssertionError("the message does not come to an end")
+    finally:
+        client.sock.settimeout(20)
 
 
 # --- the process ------------------------------------------------------------------
@@ -193,6 +192,16 @@ def mappings(name):
 
 def file_mappings(name):
     return mappings(f"/memfd:{name} ")
+
+
+def fds_of(name):
+    """The descriptors of a named memory file that the process has open."""
+    found = []
+    for n in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{n}").startswith(f"/memfd:{name} "):
+                found.append(int(n))
+    return sorted(found)
 
 
 def peek(address, n):
