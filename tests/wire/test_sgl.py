@@ -1,6 +1,7 @@
 """The scatter-gather API: translation, memory, access directly and by messages."""
 import ctypes as c
 import errno
+import functools
 import os
 import struct
 import threading
@@ -40,6 +41,7 @@ def entry(sg):
     return sg.dma_addr, sg.length, sg.offset, sg.writeable
 
 
+@functools.cache
 def pattern(n, seed=1):
     return bytes((i * 7 + seed + i // 256) & 0xff for i in range(n))
 
