@@ -894,3 +894,35 @@ def test_other_threads_translate_get_and_put_while_requests_are_handled(fd):
         assert not failures
         found |= client.report(BASE, 64 * PAGE)
         assert found == (1 << 64) - 1, "a written page was never reported"
+
+
+# --- commands that cross a DMA message on the only socket --------------------------------------
+def test_commands_that_cross_a_dma_message_are_executed_afterwards_in_order(device, fd):
+    ctx, client = device
+    client.map(BASE, PAGE)
+    n, sg = ctx.sgl(BASE, 64)
+    ctx.events.clear()
+
+    def answer(guest, head, address, count, data):
+        client.send(DMA_MAP, struct.pack("<IIQQQ", 32, RWF, 0, BASE + PAGE, PAGE), [fd], msg_id=1)
+        client.send(DMA_UNMAP, struct.pack("<IIQQ", 24, 0, BASE + PAGE, PAGE), msg_id=2)
+    with Guest(client, bytearray(b"mem!" * 1024), BASE, answer=answer):
+        assert sgl_read(ctx, sg, 64) == b"mem!" * 16
+    assert ctx.events == [] and client.nothing()
+    assert ctx.readable(), "the queued commands are something to do"
+    assert ctx.run() == 2
+    assert ctx.events == [("register", BASE + PAGE, PAGE), ("unregister", BASE + PAGE, PAGE)]
+    assert [(r.msg_id, r.flags) for r in (client.recv(), client.recv())] == [(1, F_REPLY), (2, F_REPLY)]
+    assert fds_of("sgl-test") == [fd]
+
+
+def test_an_entry_that_outlived_its_region_inside_the_callback_of_the_request_in_progress(device, fd):
+    """A stale entry is found out from inside callbacks, too."""
+    ctx, client = device
+    client.map(BASE, PAGE, fd)
+    n, sg = ctx.sgl(BASE, 64)
+    client.unmap(BASE, PAGE)
+    seen = []
+    ctx.on_dma_register = lambda i: seen.append(is_mappable(ctx, sg))
+    client.map(BASE, PAGE, fd)
+    assert seen == [False]
