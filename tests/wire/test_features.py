@@ -1,5 +1,6 @@
 """DEVICE_FEATURE: probe, get and set of the device's features."""
 import errno
+import os
 import struct
 
 import pytest

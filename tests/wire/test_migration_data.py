@@ -1,5 +1,4 @@
 """MIG_DATA_READ and MIG_DATA_WRITE: the device's state on its way."""
-import ctypes as c
 import errno
 import struct
 
