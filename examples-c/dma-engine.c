@@ -4,8 +4,9 @@
  * Shows what a device with DMA is made of: a PCI Express function with power
  * management, function level reset and MSI-X; a memory BAR of registers; a BAR
  * of memory that the client maps in part; access to the guest's memory, mapped
- * or by messages; completion interrupts; reset and quiesce. The registers are in
- * dma-engine.h.
+ * or by messages; completion interrupts; reset and quiesce. This file sets the
+ * device up and runs it. dma-engine.h is what its driver has to know; the BARs are
+ * in dma-engine-registers.c, the DMA in dma-engine-work.c.
  *
  * The rule that shapes the program: a register write only notes what to do. DMA
  * is done from the main loop, once the write has been answered, a chunk at a

@@ -51,7 +51,7 @@
 #define DMA_ENGINE_RING_MAX 4096u
 
 #define DMA_ENGINE_CONTROL_ENABLE 0x00000001u /* without it nothing is executed */
-#define DMA_ENGINE_CONTROL_RESET 0x80000000u  /* as a device reset; reads 0 */
+#define DMA_ENGINE_CONTROL_RESET 0x80000000u  /* all registers but the MSI-X table to 0 */
 
 #define DMA_ENGINE_STATUS_BUSY 0x00000001u  /* there is something to execute */
 #define DMA_ENGINE_STATUS_ERROR 0x00000002u /* REG_ERROR is not 0 */

@@ -1,6 +1,7 @@
 //! The life of a context: making, serving, destroying it.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{
     LIBVFIO_USER_FLAG_ATTACH_NB, RawDevType, RawTrans, cast, guard, vfu_ctx_t, vfu_dev_type_t,
@@ -239,9 +240,16 @@ pub unsafe extern "C-unwind" fn vfu_device_quiesced(vfu_ctx: *mut vfu_ctx_t, qui
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_destroy_ctx(vfu_ctx: *mut vfu_ctx_t) {
     guard::enter_without_context(|| {
-        // SAFETY: C's promise for this function: NULL, or the last use of a live context.
-        if let Some(context) = unsafe { cast::into_context(vfu_ctx) } {
-            context.destroy();
+        // SAFETY: C's promise: NULL or a live context.
+        let Ok(context) = (unsafe { cast::context(vfu_ctx) }) else {
+            return Ok(());
+        };
+        // A bug of ours in there must not keep the context from going.
+        let may_go = catch_unwind(AssertUnwindSafe(|| context.tear_down())).unwrap_or(true);
+        if may_go {
+            // SAFETY: C's promise for this function: the last use of the context,
+            // whose callbacks are over.
+            drop(unsafe { cast::into_context(vfu_ctx) });
         }
         Ok(())
     })

@@ -10,8 +10,9 @@
 #![allow(non_camel_case_types, reason = "these are the names of the C interface")]
 
 use std::ffi::{c_char, c_int, c_void};
+use std::mem::offset_of;
 
-use libc::{iovec, loff_t, size_t, ssize_t};
+use libc::{loff_t, size_t, ssize_t};
 
 use crate::dma::{DmaInfo, SgEntry};
 use crate::server::Context;
@@ -229,7 +230,7 @@ pub type vfu_dev_irq_state_cb_t =
 /// Suggested max_regions of vfu_setup_device_dma().
 pub const LIBVFIO_USER_MAX_DMA_REGIONS: c_int = 1000000;
 
-/// A DMA region: memory of the client that the device may use.
+/// A DMA region, as the header's template declares it.
 pub type vfu_dma_info_t = DmaInfo;
 
 /// The client added a DMA region.
@@ -348,10 +349,15 @@ pub type RawPciType = u32;
 /// The bytes of configuration space, a `vfu_pci_config_space_t` of <pci_defs.h>.
 pub type PciConfigSpace = u8;
 
-// What the C compiler sees of `DmaInfo` and what device code was compiled for.
-const _: () = {
-    assert!(size_of::<DmaInfo>() == 56);
-    assert!(size_of::<SgEntry>() == 40);
-    assert!(size_of::<vfu_migration_callbacks_t>() == 32);
-    assert!(size_of::<iovec>() == 16);
-};
+// The structure in the header's template is the one of the DMA room.
+const _: () = assert!(
+    size_of::<DmaInfo>() == 56
+        && offset_of!(DmaInfo, iova) == 0
+        && offset_of!(DmaInfo, vaddr) == 16
+        && offset_of!(DmaInfo, mapping) == 24
+        && offset_of!(DmaInfo, page_size) == 40
+        && offset_of!(DmaInfo, prot) == 48
+);
+
+// Callers know the size of an entry by dma_sg_size(), and compile it in.
+const _: () = assert!(size_of::<SgEntry>() == 40);

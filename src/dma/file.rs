@@ -3,9 +3,9 @@
 //! A client sends a duplicate of the same few descriptors with every map. One
 //! per open file description is kept, counted; the others are closed at once.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::stat::{FileStat, fstat};
@@ -23,8 +23,8 @@ struct Kept {
 }
 
 /// All kept descriptors. Those of one inode are in the order of the kernel's
-/// kcmp(2), if that works.
-static FILES: LazyLock<Mutex<HashMap<Key, Vec<Kept>>>> = LazyLock::new(|| Mutex::new(HashMap::new()));
+/// kcmp(2), if that works. Holds no memory while there are none.
+static FILES: Mutex<BTreeMap<Key, Vec<Kept>>> = Mutex::new(BTreeMap::new());
 
 /// One open file description of the client.
 pub(super) struct OpenFile {

@@ -76,18 +76,20 @@ impl Context {
         }
     }
 
-    /// See `vfu_destroy_ctx`. The quiesce callback is not called.
-    pub fn destroy(self: Box<Self>) {
+    /// What `vfu_destroy_ctx` does before the context itself goes; the quiesce
+    /// callback is not called. Says whether it may go: not from inside a
+    /// callback, which has to return into the context.
+    pub fn tear_down(&self) -> bool {
         if self.busy.get() {
-            // From inside a callback: what it would return to must stay.
             log!(self, LOG_ERR, "a context cannot be destroyed by its own callback");
-            std::mem::forget(self);
-            return;
+            return false;
         }
+        let _busy = self.enter();
         let pending = self.pending.borrow_mut().take();
         drop(pending);
         self.callbacks.quiesce.set(None);
         self.release_device();
         self.close_connection();
+        true
     }
 }

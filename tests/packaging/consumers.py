@@ -16,6 +16,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -236,4 +237,8 @@ class Build(Consumer):
 
 
 if __name__ == "__main__":
-    unittest.main(verbosity=2)
+    program = unittest.main(verbosity=2, exit=False)
+    bad = len(program.result.failures) + len(program.result.errors)
+    skipped = len(program.result.skipped)
+    print(f"{program.result.testsRun - bad - skipped} passed, {bad} failed, {skipped} skipped")
+    sys.exit(bad != 0)

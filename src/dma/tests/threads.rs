@@ -1,0 +1,163 @@
+//! Several threads at once.
+
+use std::sync::Barrier;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::thread;
+
+use super::*;
+
+/// Pages are marked while they are reported: each must be in one report.
+fn no_mark_is_lost(pages: u64, span: u64, reported_shift: u32, rounds: u32) {
+    const MARKERS: u64 = 3;
+    let space = AddressSpace::new();
+    let size = pages * page();
+    space.map(request(0, size, Access::FileIo, Some(&memory(page())))).unwrap();
+    space.logging_start(page(), &[]).unwrap();
+    let mut lost = 0;
+    let (begin, running) = (Barrier::new(MARKERS as usize + 1), AtomicU32::new(0));
+    thread::scope(|scope| {
+        for marker in 0..MARKERS {
+            let (space, begin, running) = (&space, &begin, &running);
+            scope.spawn(move || {
+                for _ in 0..rounds {
+                    begin.wait();
+                    for first in (0..pages).step_by(span as usize) {
+                        if first / span % MARKERS == marker {
+                            mark(space, first * page(), span.min(pages - first) * page());
+                        }
+                    }
+                    running.fetch_sub(1, SeqCst);
+                    begin.wait();
+                }
+            });
+        }
+        for _ in 0..rounds {
+            running.store(MARKERS as u32, SeqCst);
+            begin.wait();
+            let mut seen = Vec::new();
+            let mut is_last = false;
+            while !is_last {
+                is_last = running.load(SeqCst) == 0;
+                let found = report(&space, 0, size, page() << reported_shift).unwrap();
+                seen.resize(found.len(), 0);
+                seen.iter_mut().zip(found).for_each(|(seen, found)| *seen |= found);
+            }
+            let count: u32 = seen.iter().map(|word: &u64| word.count_ones()).sum();
+            lost += pages.div_ceil(1 << reported_shift) - u64::from(count);
+            begin.wait();
+        }
+    });
+    // Not in the loop, where it would leave the markers waiting.
+    assert_eq!(lost, 0);
+}
+
+#[test]
+fn no_single_page_is_lost() {
+    no_mark_is_lost(64 * 32, 1, 0, 1500);
+}
+
+#[test]
+fn no_page_of_a_small_region_is_lost() {
+    no_mark_is_lost(50, 1, 0, 10_000);
+}
+
+#[test]
+fn no_span_is_lost() {
+    no_mark_is_lost(64 * 1024 * 2 + 100, 200, 0, 100);
+}
+
+#[test]
+fn no_page_is_lost_at_coarse_reports() {
+    no_mark_is_lost(64 * 64, 3, 3, 300);
+}
+
+/// Entries are used while regions come and go: an entry is what was asked for,
+/// or fails.
+#[test]
+fn translating_while_mapping() {
+    const PLACES: u64 = 600;
+    let place = |i: u64| i * 0x10_0000;
+    let size = |i: u64| (i % 7 + 1) * page();
+    let space = AddressSpace::new();
+    let fd = memory(8 * page());
+    let map = |i: u64| {
+        let access = if i.is_multiple_of(3) { Access::Mmap } else { Access::FileIo };
+        space.map(request(place(i), size(i), access, Some(&fd))).unwrap().region
+    };
+    // Every fourth stays.
+    for i in (0..PLACES).step_by(4) {
+        map(i);
+    }
+    space.logging_start(page(), &[]).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for seed in 1..=3_u64 {
+            let (space, done) = (&space, &done);
+            scope.spawn(move || {
+                let mut random = seed;
+                let (mut good, mut kept) = (0_u64, SgEntry::ZERO);
+                while !done.load(Relaxed) || good == 0 {
+                    random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    let i = (random >> 33) % PLACES;
+                    let iova = place(i) + (random >> 20) % size(i);
+                    let Ok((list, _)) = entries(space, iova, 1, Prot::WRITE, 1) else {
+                        assert!(!i.is_multiple_of(4), "what stays is always found");
+                        continue;
+                    };
+                    let range = space.range_of(&list[0]);
+                    match (space.get(&list[0]), i % 3) {
+                        (Ok(iov), 0) => assert_eq!(iov.iov_len, 1),
+                        (Err(Errno::EFAULT), 1 | 2) | (Err(Errno::EINVAL), _) => {}
+                        other => panic!("{other:?}"),
+                    }
+                    assert!(range.is_ok() || !i.is_multiple_of(4));
+                    if let Ok(range) = range {
+                        assert_eq!(range.iova, iova);
+                        good += 1;
+                    }
+                    space.mark_dirty(&list[0]);
+                    space.mark_dirty(&kept);
+                    kept = list[0];
+                }
+            });
+        }
+        for round in 0..30 {
+            let regions: Vec<_> = (0..PLACES).filter(|i| i % 4 != 0).map(|i| (i, map(i))).collect();
+            if round % 8 == 0 {
+                space.logging_stop();
+                space.logging_start(page() << (round % 3), &[]).unwrap();
+            }
+            for (i, region) in regions {
+                let old = entry(&space, place(i), 1, Prot::WRITE);
+                space.remove(region);
+                assert!(space.range_of(&old).is_err());
+                assert!(entries(&space, place(i), 1, Prot::WRITE, 1).is_err());
+            }
+        }
+        done.store(true, Relaxed);
+    });
+    assert_eq!(space.len(), PLACES / 4);
+}
+
+#[test]
+fn address_spaces_of_many_threads_share_files() {
+    let fd = memory(8 * page());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for round in 0..500 {
+                    let space = AddressSpace::new();
+                    for i in 0..4 {
+                        let access = if i == round % 4 { Access::Mmap } else { Access::FileIo };
+                        space.map(request(i * page(), page(), access, Some(&fd))).unwrap();
+                    }
+                    let entry = entry(&space, 0, 4, Prot::READ);
+                    // SAFETY: four bytes are asked for.
+                    unsafe { space.read(&entry, [0; 4].as_mut_ptr()) }.unwrap();
+                }
+            });
+        }
+    });
+}

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What every function of the library owes to C: no crash for NULL, errno that
+ * says why, printf() formats, threads that can be cancelled.
+ *
+ * Usage: calls PATH, where PATH is free for a socket.
+ */
+#include <libvfio-user.h>
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#define EXPECT(what) \
+	do { \
+		if (!(what)) { \
+			printf("line %d: %s, errno %d\n", __LINE__, #what, errno); \
+			exit(1); \
+		} \
+	} while (0)
+
+/* A call that has to fail with a result and an errno. */
+#define FAILS(call, result, number) \
+	do { \
+		errno = 0; \
+		EXPECT((call) == (result)); \
+		EXPECT(errno == (number)); \
+	} while (0)
+
+static void without_context(void)
+{
+	vfu_migration_callbacks_t callbacks;
+	struct iovec iov;
+	char sg[64], byte = 0;
+
+	memset(&callbacks, 0, sizeof(callbacks));
+	memset(sg, 0, sizeof(sg));
+
+	FAILS(vfu_get_private(NULL), NULL, EINVAL);
+	FAILS(vfu_setup_device_reset_cb(NULL, NULL), -1, EINVAL);
+	vfu_setup_device_quiesce_cb(NULL, NULL);
+	FAILS(vfu_realize_ctx(NULL), -1, EINVAL);
+	FAILS(vfu_attach_ctx(NULL), -1, EINVAL);
+	FAILS(vfu_get_poll_fd(NULL), -1, EINVAL);
+	FAILS(vfu_run_ctx(NULL), -1, EINVAL);
+	FAILS(vfu_device_quiesced(NULL, 0), -1, EINVAL);
+	vfu_destroy_ctx(NULL);
+	FAILS(vfu_setup_region(NULL, 0, 0, NULL, VFU_REGION_FLAG_RW, NULL, 0, -1, 0), -1, EINVAL);
+	FAILS(vfu_setup_device_nr_irqs(NULL, VFU_DEV_INTX_IRQ, 1), -1, EINVAL);
+	FAILS(vfu_setup_irq_state_callback(NULL, VFU_DEV_INTX_IRQ, NULL), -1, EINVAL);
+	FAILS(vfu_irq_trigger(NULL, 0), -1, EINVAL);
+	FAILS(vfu_setup_device_dma(NULL, 1, NULL, NULL), -1, EINVAL);
+	FAILS(vfu_addr_to_sgl(NULL, NULL, 1, (dma_sg_t *)sg, 1, 1), -1, EINVAL);
+	FAILS(vfu_sg_is_mappable(NULL, (dma_sg_t *)sg), false, EINVAL);
+	FAILS(vfu_sgl_get(NULL, (dma_sg_t *)sg, &iov, 1, 0), -1, EINVAL);
+	vfu_sgl_put(NULL, (dma_sg_t *)sg, &iov, 1);
+	vfu_sgl_mark_dirty(NULL, (dma_sg_t *)sg, 1);
+	FAILS(vfu_sgl_read(NULL, (dma_sg_t *)sg, 1, &byte, 0), -1, EINVAL);
+	FAILS(vfu_sgl_write(NULL, (dma_sg_t *)sg, 1, &byte, 0), -1, EINVAL);
+	FAILS(vfu_pci_init(NULL, VFU_PCI_TYPE_EXPRESS, 0, 0), -1, EINVAL);
+	vfu_pci_set_id(NULL, 1, 2, 3, 4);
+	vfu_pci_set_class(NULL, 1, 2, 3);
+	FAILS(vfu_pci_get_config_space(NULL), NULL, EINVAL);
+	FAILS(vfu_pci_add_capability(NULL, 0, 0, &byte), -1, EINVAL);
+	FAILS(vfu_pci_find_capability(NULL, false, 1), 0, EINVAL);
+	FAILS(vfu_pci_find_next_capability(NULL, false, 0, 1), 0, EINVAL);
+	FAILS(vfu_setup_device_migration_callbacks(NULL, &callbacks), -1, EINVAL);
+	FAILS(vfu_setup_log(NULL, NULL, LOG_ERR), -1, EINVAL);
+	FAILS(vfu_create_ioeventfd(NULL, 0, -1, 0, 4, 0, 0, -1, 0), -1, EINVAL);
+	errno = 77;
+	vfu_log(NULL, LOG_ERR, "%s", "nobody hears this");
+	EXPECT(errno == 77);
+}
+
+static void without_pointers(vfu_ctx_t *ctx)
+{
+	char sg[64];
+
+	memset(sg, 0, sizeof(sg));
+	FAILS(vfu_addr_to_sgl(ctx, NULL, 1, NULL, 1, 1), -1, EINVAL);
+	FAILS(vfu_sg_is_mappable(ctx, NULL), false, EINVAL);
+	FAILS(vfu_sgl_get(ctx, NULL, NULL, 1, 0), -1, EINVAL);
+	FAILS(vfu_sgl_get(ctx, (dma_sg_t *)sg, NULL, 1, 0), -1, EINVAL);
+	vfu_sgl_put(ctx, NULL, NULL, 1);
+	vfu_sgl_mark_dirty(ctx, NULL, 1);
+	FAILS(vfu_sgl_read(ctx, NULL, 1, sg, 0), -1, EINVAL);
+	FAILS(vfu_sgl_read(ctx, (dma_sg_t *)sg, 1, NULL, 0), -1, EINVAL);
+	FAILS(vfu_sgl_write(ctx, NULL, 1, sg, 0), -1, EINVAL);
+	FAILS(vfu_sgl_write(ctx, (dma_sg_t *)sg, 1, NULL, 0), -1, EINVAL);
+	FAILS(vfu_pci_add_capability(ctx, 0, 0, NULL), -1, EINVAL);
+	FAILS(vfu_setup_device_migration_callbacks(ctx, NULL), -1, EINVAL);
+}
+
+static void creation(const char *path)
+{
+	FAILS(vfu_create_ctx(VFU_TRANS_SOCK, path, 2, NULL, VFU_DEV_TYPE_PCI), NULL, EINVAL);
+	/* The flags come first, then the transport, the device, the path. */
+	FAILS(vfu_create_ctx(VFU_TRANS_PIPE, path, 2, NULL, (vfu_dev_type_t)7), NULL, EINVAL);
+	FAILS(vfu_create_ctx(VFU_TRANS_PIPE, NULL, 0, NULL, VFU_DEV_TYPE_PCI), NULL, ENOTSUP);
+	FAILS(vfu_create_ctx((vfu_trans_t)99, path, 0, NULL, VFU_DEV_TYPE_PCI), NULL, ENOTSUP);
+	FAILS(vfu_create_ctx(VFU_TRANS_SOCK, NULL, 0, NULL, (vfu_dev_type_t)7), NULL, ENOTSUP);
+	FAILS(vfu_create_ctx(VFU_TRANS_SOCK, NULL, 0, NULL, VFU_DEV_TYPE_PCI), NULL, EINVAL);
+}
+
+static char logged[10000];
+static int log_calls;
+
+static void on_log(vfu_ctx_t *ctx, int level, const char *text)
+{
+	(void)ctx;
+	(void)level;
+	snprintf(logged, sizeof(logged), "%s", text);
+	log_calls++;
+	errno = 1234;
+}
+
+static void logging(vfu_ctx_t *ctx)
+{
+	static char text[9000];
+	int calls;
+
+	vfu_log(ctx, LOG_ERR, "no function yet");
+	FAILS(vfu_setup_log(ctx, on_log, 8), -1, EINVAL);
+	FAILS(vfu_setup_log(ctx, on_log, -1), -1, EINVAL);
+	EXPECT(vfu_setup_log(ctx, on_log, LOG_INFO) == 0);
+
+	errno = ENOTTY;
+	vfu_log(ctx, LOG_ERR, "%d %s %#llx %.2f %c: %m", -5, "five", 0xffffffffffffULL, 1.5, 'x');
+	EXPECT(errno == ENOTTY);
+	EXPECT(strcmp(logged, "-5 five 0xffffffffffff 1.50 x: Inappropriate ioctl for device") == 0);
+
+	/* More arguments than registers hold. */
+	vfu_log(ctx, LOG_INFO, "%d%d%d%d%d%d%d%d%d %g%g%g%g%g%g%g%g%g", 1, 2, 3, 4, 5, 6, 7, 8, 9,
+		1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0);
+	EXPECT(strcmp(logged, "123456789 123456789") == 0);
+
+	/* Cut in the middle of a character, of which nothing may be left. */
+	memset(text, 'a', sizeof(text) - 1);
+	memcpy(text + 8190, "\xc3\xa9", 2);
+	vfu_log(ctx, LOG_INFO, "%s", text);
+	EXPECT(strlen(logged) == 8190);
+	memset(text, 'a', sizeof(text) - 1);
+	vfu_log(ctx, LOG_INFO, "%s", text);
+	EXPECT(strlen(logged) == 8191);
+	vfu_log(ctx, LOG_INFO, "a%sb", "\xff\xc3");
+	EXPECT(strcmp(logged, "a??b") == 0);
+
+	calls = log_calls;
+	vfu_log(ctx, LOG_DEBUG, "%s", "off");
+	vfu_log(ctx, LOG_ERR, NULL);
+	EXPECT(log_calls == calls);
+
+	EXPECT(vfu_setup_log(ctx, NULL, LOG_INFO) == 0);
+	vfu_log(ctx, LOG_ERR, "off");
+	EXPECT(log_calls == calls);
+}
+
+static pthread_barrier_t started;
+static int cancel_type;
+static pid_t waiting;
+
+static void *attach(void *ctx)
+{
+	waiting = (pid_t)syscall(SYS_gettid);
+	pthread_barrier_wait(&started);
+	pthread_setcanceltype(cancel_type, NULL);
+	vfu_attach_ctx((vfu_ctx_t *)ctx);
+	return NULL;
+}
+
+/* Whether a thread of this process sleeps in the kernel. */
+static bool sleeps(pid_t thread)
+{
+	char path[64], state = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int)thread);
+	file = fopen(path, "r");
+	EXPECT(file != NULL);
+	EXPECT(fscanf(file, "%*d %*s %c", &state) == 1);
+	fclose(file);
+	return state == 'S';
+}
+
+/* A thread that waits for a client can be cancelled, on its way there and there. */
+static void cancellation(vfu_ctx_t *ctx, int type, bool asleep)
+{
+	pthread_t thread;
+	void *result;
+
+	cancel_type = type;
+	EXPECT(pthread_barrier_init(&started, NULL, 2) == 0);
+	EXPECT(pthread_create(&thread, NULL, attach, ctx) == 0);
+	pthread_barrier_wait(&started);
+	/* Destroyed only when the other thread has left it, too. */
+	EXPECT(pthread_barrier_destroy(&started) == 0);
+	while (asleep && !sleeps(waiting))
+		sched_yield();
+	EXPECT(pthread_cancel(thread) == 0);
+	EXPECT(pthread_join(thread, &result) == 0);
+	EXPECT(result == PTHREAD_CANCELED);
+}
+
+int main(int argc, char **argv)
+{
+	vfu_ctx_t *ctx;
+	int device, i;
+
+	if (argc != 2)
+		return 2;
+
+	without_context();
+	creation(argv[1]);
+
+	ctx = vfu_create_ctx(VFU_TRANS_SOCK, argv[1], 0, &device, VFU_DEV_TYPE_PCI);
+	EXPECT(ctx != NULL);
+	EXPECT(vfu_get_private(ctx) == &device);
+	without_pointers(ctx);
+	logging(ctx);
+	EXPECT(vfu_realize_ctx(ctx) == 0);
+	for (i = 0; i < 20; i++) {
+		cancellation(ctx, PTHREAD_CANCEL_DEFERRED, i % 2);
+		cancellation(ctx, PTHREAD_CANCEL_ASYNCHRONOUS, i % 2);
+	}
+	vfu_destroy_ctx(ctx);
+	return 0;
+}

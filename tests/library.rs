@@ -1,0 +1,138 @@
+//! The shared library as the loader and C programs see it: its name, exactly the
+//! symbols of `libvfio-user.map`, and what its functions owe to C.
+//!
+//! Checks cargo's library, or the one that `VFU_LIBRARY` names, such as meson's.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use object::elf::{FileHeader64, STV_DEFAULT};
+use object::read::elf::{Dyn, ElfFile, FileHeader, SectionHeader, Sym};
+use object::{Endianness, Object, ObjectSymbol, elf};
+
+const SONAME: &str = "libvfio-user.so.0";
+const VERSION: &str = "LIBVFIO_USER_0";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The library to check.
+fn library() -> PathBuf {
+    if let Some(path) = env::var_os("VFU_LIBRARY") {
+        return path.into();
+    }
+    let deps = env::current_exe().unwrap().parent().unwrap().to_owned();
+    let candidates = [deps.join("libvfio_user.so"), deps.parent().unwrap().join("libvfio_user.so")];
+    candidates.into_iter().find(|path| path.exists()).expect("cargo built the library")
+}
+
+/// The names that the linker script lets out.
+fn public() -> BTreeSet<String> {
+    let script = fs::read_to_string(root().join("libvfio-user.map")).unwrap();
+    let names = script.split("global:").nth(1).unwrap().split("local:").next().unwrap();
+    names.split(';').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
+}
+
+/// The functions that the record of the interface lists.
+fn recorded() -> BTreeSet<String> {
+    let record = fs::read_to_string(root().join("tests/abi/interface.inc")).unwrap();
+    let functions = record.lines().filter_map(|line| line.strip_prefix("FUNCTION("));
+    functions.map(|line| line.split(',').next().unwrap().to_owned()).filter(|name| name != "name").collect()
+}
+
+#[test]
+fn the_linker_script_lists_the_interface() {
+    assert_eq!(public(), recorded());
+    assert_eq!(public().len(), 34);
+    let script = fs::read_to_string(root().join("libvfio-user.map")).unwrap();
+    assert!(script.contains(&format!("{VERSION} {{")));
+}
+
+#[test]
+fn the_library_exports_the_interface_and_nothing_else() {
+    let data = fs::read(library()).unwrap();
+    let file = ElfFile::<FileHeader64<Endianness>>::parse(&*data).unwrap();
+    let exported: BTreeSet<String> = file
+        .dynamic_symbols()
+        .filter(|symbol| symbol.is_global() && !symbol.is_undefined())
+        .filter(|symbol| symbol.elf_symbol().st_shndx(file.endian()) != elf::SHN_ABS)
+        .filter(|symbol| symbol.elf_symbol().st_visibility() == STV_DEFAULT)
+        .map(|symbol| symbol.name().unwrap().to_owned())
+        .collect();
+    assert_eq!(exported, public());
+}
+
+#[test]
+fn versions_if_there_are_any_are_ours() {
+    let data = fs::read(library()).unwrap();
+    let header = FileHeader64::<Endianness>::parse(&*data).unwrap();
+    let endian = header.endian().unwrap();
+    let sections = header.sections(endian, &*data).unwrap();
+    let Some(versions) = sections.versions(endian, &*data).unwrap() else {
+        return;
+    };
+    if sections.iter().all(|section| section.sh_type(endian) != elf::SHT_GNU_VERDEF) {
+        return;
+    }
+    let symbols = sections.symbols(endian, &*data, elf::SHT_DYNSYM).unwrap();
+    for (index, symbol) in symbols.enumerate() {
+        let name = String::from_utf8(symbols.symbol_name(endian, symbol).unwrap().to_owned()).unwrap();
+        if public().contains(&name) && symbol.st_shndx(endian) != elf::SHN_UNDEF {
+            let version = versions.version(versions.version_index(endian, index).index()).unwrap().unwrap();
+            assert_eq!(version.name(), VERSION.as_bytes(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_loader_knows_the_library_by_its_name() {
+    let data = fs::read(library()).unwrap();
+    let header = FileHeader64::<Endianness>::parse(&*data).unwrap();
+    let endian = header.endian().unwrap();
+    let sections = header.sections(endian, &*data).unwrap();
+    let (entries, strings) = sections.dynamic(endian, &*data).unwrap().unwrap();
+    let strings = sections.strings(endian, &*data, strings).unwrap();
+    let soname = entries.iter().find(|entry| entry.tag(endian) == elf::DT_SONAME).unwrap();
+    assert_eq!(soname.string(endian, strings).unwrap(), SONAME.as_bytes());
+}
+
+/// Compiles a C file, links it with the library and runs it.
+fn run(name: &str, options: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("program");
+    let library = fs::canonicalize(library()).unwrap();
+    symlink(&library, folder.path().join(SONAME)).unwrap();
+    let compiled = Command::new("gcc")
+        .args(["-std=gnu99", "-Wall", "-Wextra", "-Werror", "-pthread", "-I"])
+        .arg(root().join("include"))
+        .args(options)
+        .arg(root().join("tests/abi").join(name))
+        .arg(&library)
+        .arg("-o")
+        .arg(&program)
+        .output()
+        .unwrap();
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    let ran = Command::new(&program)
+        .env("LD_LIBRARY_PATH", folder.path())
+        .arg(folder.path().join("socket"))
+        .output()
+        .unwrap();
+    let said = [ran.stdout, ran.stderr].concat();
+    assert!(ran.status.success(), "{name}: {}: {}", ran.status, String::from_utf8_lossy(&said));
+}
+
+#[test]
+fn a_program_can_refer_to_every_function() {
+    run("interface.c", &["-DWITH_LIBRARY"]);
+}
+
+#[test]
+fn calls_keep_what_they_owe_to_c() {
+    run("calls.c", &[]);
+}
