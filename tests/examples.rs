@@ -8,6 +8,7 @@ use std::fs;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
@@ -73,10 +74,7 @@ impl Device {
             .arg(format!("--socket-path={}", socket.display()))
             .spawn()
             .unwrap();
-        while !socket.exists() {
-            assert!(process.try_wait().unwrap().is_none(), "{name} runs");
-            std::thread::yield_now();
-        }
+        await_listener(&mut process, &socket);
         Device { process, folder }
     }
 
@@ -101,6 +99,16 @@ impl Drop for Device {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Waits until a process listens. Its socket is there a moment before: such a
+/// connection is refused. One that is made is ended at once, which the examples
+/// take for a client that has left again.
+fn await_listener(process: &mut Child, socket: &Path) {
+    while UnixStream::connect(socket).is_err() {
+        assert!(process.try_wait().unwrap().is_none(), "it runs");
+        std::thread::yield_now();
     }
 }
 
@@ -173,10 +181,7 @@ fn each_takes_a_bare_path_serves_one_client_after_another_and_ends_cleanly() {
     let socket = folder.path().join("bare");
     let mut process =
         Command::new(BUILT.path().join("null")).args(["--once", socket.to_str().unwrap()]).spawn().unwrap();
-    while !socket.exists() {
-        assert!(process.try_wait().unwrap().is_none());
-        std::thread::yield_now();
-    }
+    await_listener(&mut process, &socket);
     drop(Client::new(&socket).unwrap());
     assert!(process.wait().unwrap().success(), "leaves with its client");
 }
@@ -301,7 +306,7 @@ fn the_dma_engines_own_memory_can_be_mapped_in_part() {
 fn half_a_message_and_gone() {
     let device = Device::start("null", &[]);
     for _ in 0..20 {
-        let mut stream = std::os::unix::net::UnixStream::connect(device.socket()).unwrap();
+        let mut stream = UnixStream::connect(device.socket()).unwrap();
         stream.write_all(&[1, 0, 1, 0, 20, 0, 0, 0, 0, 0]).unwrap();
         drop(stream);
     }

@@ -27,9 +27,26 @@ def answers(client):
 @contextlib.contextmanager
 def attached(caps=None, version=None, **kw):
     """A context and its client; at the end the connection must still answer."""
-    with Ctx(**kw) as ctx, ctx.connect(caps=caps, version=version) as client:
+    with Ctx(**kw) as ctx, ctx.connect(caps=caps, version=version) as client, cut_if_hanging(client):
         yield ctx, client
         answers(client)
+
+
+@contextlib.contextmanager
+def cut_if_hanging(client):
+    """A library that waits for a message nobody will send gets the end of the connection instead."""
+    def cut():
+        for sock in (client.sock, client.twin):
+            if sock:
+                sock.shutdown(socket.SHUT_RDWR)
+    timer = threading.Timer(60, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 # --- DMA messages ---------------------------------------------------------------

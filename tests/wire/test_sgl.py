@@ -329,6 +329,25 @@ def test_an_entry_that_is_no_entry(device, fd):
     assert client.report(BASE, PAGE) == 0
 
 
+@pytest.mark.parametrize("offset, length", [
+    (PAGE - 7, 8), (PAGE, 1), (0, PAGE + 1), (1, PAGE), (PAGE + 1, 0), (TOP - 8, 8), (8, TOP - 8), (1 << 63, 1 << 63)])
+def test_an_entry_that_was_changed_to_reach_beyond_its_region(device, fd, offset, length):
+    ctx, client = device
+    client.map(BASE, PAGE, fd)
+    client.map(BASE + PAGE, PAGE, fd, offset=PAGE)
+    client.log_start()
+    n, sg = ctx.sgl(BASE, 8)
+    sg[0].offset, sg[0].length = offset, length
+    fails(errno.EINVAL, ctx.sgl_get, sg)
+    assert is_mappable(ctx, sg) is False
+    ctx.sgl_put(sg)
+    buf = c.create_string_buffer(2 * PAGE)
+    for flags in (0, DIRECT):
+        fails(errno.EINVAL, call, "vfu_sgl_read", ctx.p, sg, 1, buf, flags)
+        fails(errno.EINVAL, call, "vfu_sgl_write", ctx.p, sg, 1, buf, flags)
+    assert client.report(BASE, 2 * PAGE) == 0
+
+
 @pytest.mark.parametrize("kind", ["message", "file io"])
 def test_an_entry_of_a_region_that_is_not_mapped(device, fd, kind):
     ctx, client = device
@@ -584,10 +603,11 @@ def test_message_access_from_inside_a_region_callback():
 
 
 # Replies to a DMA message that are refused: (how the reply is made, errno for a read, errno for a write)
-def reply_bytes(head, address, count, cmd=None, msg_id=None, flags=F_REPLY, error=0, payload=None):
+def reply_bytes(head, address, count, cmd=None, msg_id=None, flags=F_REPLY, error=0, payload=None, longer=0):
     i, command, _, _, _ = struct.unpack("<HHIII", head)
     if payload is None:
         payload = struct.pack("<QQ", address, count) + (b"d" * count if command == DMA_READ else b"")
+        payload = payload[:len(payload) + longer] + b"!" * longer
     return header(i if msg_id is None else msg_id(i), cmd or command, 16 + len(payload), flags, error) + payload
 
 
@@ -605,6 +625,8 @@ BAD_REPLIES = {
     "other command": (dict(cmd=REGION_READ), errno.EINVAL),
     "no payload": (dict(payload=b""), errno.EINVAL),
     "15 bytes": (dict(payload=b"x" * 15), errno.EINVAL),
+    "a byte too much": (dict(longer=1), errno.EINVAL),
+    "a byte too little": (dict(longer=-1), errno.EINVAL),
     "too much": (dict(payload=b"x" * 500), errno.EINVAL),
 }
 
