@@ -123,12 +123,13 @@ impl Dirty {
                 let Some(found) = buffer.get_mut(..(end - word + 1) as usize) else { continue };
                 let Some(words) = block.words().get(word as usize..=end as usize) else { continue };
                 let progress = self.progress.enter(name(handle, group));
-                take_bits(words, found, mask(*bits.start(), 63), mask(0, *bits.end()), keep);
+                let (head, tail) = (mask(*bits.start(), 63), mask(0, *bits.end()));
+                let any = take_bits(words, found, head, tail, keep);
                 drop(progress);
                 if end - word < GROUP_WORDS as u64 - 1 || keep != 0 {
                     block.note_if_dirty(group as usize);
                 }
-                if found.iter().any(|word| *word != 0) {
+                if any {
                     sink(word, found);
                 }
             }
@@ -188,30 +189,43 @@ fn set_bits(block: &Block, first: u64, last: u64) {
 
 /// Moves the bits of `words` to `found`, only those of `first` of the first
 /// word and of `last` of the last. Those of `keep` stay set in the last, too.
-fn take_bits(words: &[AtomicU64], found: &mut [u64], first: u64, last: u64, keep: u64) {
+/// Returns whether there were any.
+fn take_bits(words: &[AtomicU64], found: &mut [u64], first: u64, last: u64, keep: u64) -> bool {
     match (words, found) {
-        ([word], [found]) => *found = take_word(word, first & last, keep),
+        ([word], [found]) => {
+            *found = take_word(word, first & last, keep);
+            *found != 0
+        }
         ([head, words @ .., tail], [found_head, found @ .., found_tail]) => {
             *found_head = take_word(head, first, 0);
-            for (words, found) in words.chunks(LINE_WORDS).zip(found.chunks_mut(LINE_WORDS)) {
-                take_line(words, found);
-            }
             *found_tail = take_word(tail, last, keep);
+            let mut any = *found_head | *found_tail;
+            let (lines, rest) = words.as_chunks::<LINE_WORDS>();
+            let (found_lines, found_rest) = found.as_chunks_mut::<LINE_WORDS>();
+            for (words, found) in lines.iter().zip(found_lines) {
+                any |= take_line(words, found);
+            }
+            for (word, found) in rest.iter().zip(found_rest) {
+                *found = take_word(word, !0, 0);
+                any |= *found;
+            }
+            any != 0
         }
-        _ => {}
+        _ => false,
     }
 }
 
 fn take_word(word: &AtomicU64, wanted: u64, keep: u64) -> u64 {
     let bits = word.load(SeqCst);
     if bits & wanted & !keep != 0 {
-        word.store(bits & !wanted | keep & bits, Relaxed);
+        word.store(bits & !wanted | bits & keep, Relaxed);
     }
     bits & wanted
 }
 
-/// Moves all bits of a few words.
-fn take_line(words: &[AtomicU64], found: &mut [u64]) {
+/// Moves all bits of a few words, and returns whether there were any.
+#[inline(always)]
+fn take_line(words: &[AtomicU64; LINE_WORDS], found: &mut [u64; LINE_WORDS]) -> u64 {
     let mut any = 0;
     for (word, found) in words.iter().zip(found) {
         *found = word.load(SeqCst);
@@ -222,4 +236,5 @@ fn take_line(words: &[AtomicU64], found: &mut [u64]) {
             word.store(0, Relaxed);
         }
     }
+    any
 }

@@ -7,55 +7,55 @@
 //! astray. They see that from the sequence number and look again.
 
 use std::hint::spin_loop;
-use std::sync::OnceLock;
+use std::ptr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, fence};
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, fence};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::chunked::{Chunked, Handles};
+use super::slots::Slot;
 use crate::wire::{Errno, Result};
 
-const LEAF_CAPACITY: usize = 128;
+const LEAF_CAPACITY: usize = 256;
+/// Leaves that the first array of leaves holds.
+const TOP_CAPACITY: usize = 16;
 /// Looks before a reader waits for the writer instead.
 const PATIENCE: u32 = 64;
+/// What follows the last start of a leaf.
+const UNUSED: u64 = u64::MAX;
 
-/// Region starts, ascending, with the handles of their slots.
+/// Region starts, ascending, with their slots.
 struct Leaf {
     len: AtomicUsize,
     starts: [AtomicU64; LEAF_CAPACITY],
-    slots: [AtomicU32; LEAF_CAPACITY],
+    slots: [AtomicPtr<Slot>; LEAF_CAPACITY],
 }
 
-/// The leaves in order: the first start of each (a leaf is never empty), and
-/// its handle.
+/// The leaves in order: the first start of each (a leaf is never empty).
 struct Top {
+    len: AtomicUsize,
     starts: Box<[AtomicU64]>,
-    leaves: Box<[AtomicU32]>,
+    leaves: Box<[AtomicPtr<Leaf>]>,
 }
 
-/// What only writers need.
+/// What only writers need: the owners of all that readers may be looking at.
+#[derive(Default)]
 struct Writer {
-    handles: Handles<0>,
+    tops: Vec<Owned<Top>>,
+    leaves: Vec<Owned<Leaf>>,
+    unused: Vec<*mut Leaf>,
 }
 
-/// Where the region with the greatest start up to an address is.
-struct Place {
-    /// Position in the top.
-    leaf: usize,
-    /// Position in the leaf.
-    entry: usize,
-}
+/// A `Box` that others may look into.
+struct Owned<T>(*mut T);
 
+/// The sorted array. It never looks into the slots, and hands out only those
+/// that it was given, for as long as it is borrowed.
 pub(super) struct Index {
     /// Odd while a change is being made.
     sequence: AtomicU64,
-    /// Number of the array in use; each holds twice as much as the one before.
-    level: AtomicUsize,
-    /// Leaves in use.
-    len: AtomicUsize,
-    tops: [OnceLock<Top>; 28],
-    leaves: Chunked<Leaf, 0>,
+    /// Null until the first region comes.
+    top: AtomicPtr<Top>,
     writer: Mutex<Writer>,
 }
 
@@ -65,12 +65,31 @@ struct Change<'a> {
     writer: MutexGuard<'a, Writer>,
 }
 
+// SAFETY: it owns what it points to, and shares it as it would by reference.
+unsafe impl<T: Send + Sync> Send for Owned<T> {}
+// SAFETY: `unused` repeats some of `leaves`.
+unsafe impl Send for Writer {}
+
+impl<T> Owned<T> {
+    fn new(value: T) -> Owned<T> {
+        Owned(Box::into_raw(Box::new(value)))
+    }
+}
+
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from a box. It is dropped with the index,
+        // when nobody can be looking.
+        drop(unsafe { Box::from_raw(self.0) });
+    }
+}
+
 impl Leaf {
-    fn new(_: u32) -> Leaf {
+    fn new() -> Leaf {
         Leaf {
             len: AtomicUsize::new(0),
-            starts: [const { AtomicU64::new(0) }; LEAF_CAPACITY],
-            slots: [const { AtomicU32::new(0) }; LEAF_CAPACITY],
+            starts: [const { AtomicU64::new(UNUSED) }; LEAF_CAPACITY],
+            slots: [const { AtomicPtr::new(ptr::null_mut()) }; LEAF_CAPACITY],
         }
     }
 
@@ -82,35 +101,58 @@ impl Leaf {
         self.starts.get(entry).map(|start| start.load(Relaxed))
     }
 
-    fn slot(&self, entry: usize) -> Option<u32> {
-        self.slots.get(entry).map(|slot| slot.load(Relaxed))
+    /// How many starts are at most `address`. Always the same steps, none of
+    /// them a branch, and few that have to wait for each other: each finds the
+    /// quarter to go on in.
+    #[inline(always)]
+    fn count_up_to(&self, address: u64) -> usize {
+        // The mask changes nothing but spares a bounds check.
+        let is_up_to =
+            |entry: usize| usize::from(self.starts[entry % LEAF_CAPACITY].load(Relaxed) <= address);
+        let mut count = 0;
+        let mut quarter = LEAF_CAPACITY / 4;
+        while quarter > 0 {
+            let quarters = is_up_to(count + quarter - 1)
+                + is_up_to(count + 2 * quarter - 1)
+                + is_up_to(count + 3 * quarter - 1);
+            count += quarters * quarter;
+            quarter /= 4;
+        }
+        count += is_up_to(count);
+        // Unless the address is the last of all, no unused entry was counted.
+        count.min(self.len())
     }
 
-    fn insert(&self, at: usize, start: u64, slot: u32) {
+    fn insert(&self, at: usize, start: u64, slot: *mut Slot) {
         let len = self.len();
         insert(&self.starts, len, at, start, AtomicU64::load, AtomicU64::store);
-        insert(&self.slots, len, at, slot, AtomicU32::load, AtomicU32::store);
+        insert(&self.slots, len, at, slot, AtomicPtr::load, AtomicPtr::store);
         self.len.store(len + 1, Relaxed);
     }
 
     fn remove(&self, at: usize) {
         let len = self.len();
         remove(&self.starts, len, at, AtomicU64::load, AtomicU64::store);
-        remove(&self.slots, len, at, AtomicU32::load, AtomicU32::store);
-        self.len.store(len - 1, Relaxed);
+        remove(&self.slots, len, at, AtomicPtr::load, AtomicPtr::store);
+        self.truncate(len - 1);
     }
 
-    /// Moves the entries from `from` on to an empty leaf.
+    fn truncate(&self, len: usize) {
+        for start in self.starts.iter().take(self.len()).skip(len) {
+            start.store(UNUSED, Relaxed);
+        }
+        self.len.store(len, Relaxed);
+    }
+
+    /// Moves the entries from `from` on to an unused leaf.
     fn split(&self, from: usize, to: &Leaf) {
         let len = self.len();
-        for (to, from) in to.starts.iter().zip(self.starts.iter().take(len).skip(from)) {
-            to.store(from.load(Relaxed), Relaxed);
-        }
-        for (to, from) in to.slots.iter().zip(self.slots.iter().take(len).skip(from)) {
-            to.store(from.load(Relaxed), Relaxed);
-        }
+        let starts = to.starts.iter().zip(self.starts.iter().take(len).skip(from));
+        starts.for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
+        let slots = to.slots.iter().zip(self.slots.iter().take(len).skip(from));
+        slots.for_each(|(to, from)| to.store(from.load(Relaxed), Release));
         to.len.store(len - from, Relaxed);
-        self.len.store(from, Relaxed);
+        self.truncate(from);
     }
 }
 
@@ -124,7 +166,8 @@ fn insert<A, V>(array: &[A], len: usize, at: usize, value: V, load: Load<A, V>, 
     let mut carried = value;
     for element in moved {
         let next = load(element, Relaxed);
-        store(element, carried, Relaxed);
+        // Release, so that who sees a pointer sees what it points to.
+        store(element, carried, Release);
         carried = next;
     }
 }
@@ -134,130 +177,132 @@ fn insert<A, V>(array: &[A], len: usize, at: usize, value: V, load: Load<A, V>, 
 fn remove<A, V>(array: &[A], len: usize, at: usize, load: Load<A, V>, store: Store<A, V>) {
     let Some(moved) = array.get(at..len) else { return };
     for (to, from) in moved.iter().zip(moved.iter().skip(1)) {
-        store(to, load(from, Relaxed), Relaxed);
+        store(to, load(from, Relaxed), Release);
     }
 }
 
 impl Top {
-    /// Room for this many leaves.
-    fn new(capacity: usize) -> Result<Top> {
+    /// Room for this many leaves, with those of another.
+    fn new(capacity: usize, old: Option<&Top>) -> Result<Top> {
         let mut starts = Vec::new();
         let mut leaves = Vec::new();
         starts.try_reserve_exact(capacity).map_err(|_| Errno::ENOMEM)?;
         leaves.try_reserve_exact(capacity).map_err(|_| Errno::ENOMEM)?;
+        if let Some(old) = old {
+            starts.extend(old.starts.iter().map(|start| AtomicU64::new(start.load(Relaxed))));
+            leaves.extend(old.leaves.iter().map(|leaf| AtomicPtr::new(leaf.load(Relaxed))));
+        }
         starts.resize_with(capacity, || AtomicU64::new(0));
-        leaves.resize_with(capacity, || AtomicU32::new(0));
-        Ok(Top { starts: starts.into_boxed_slice(), leaves: leaves.into_boxed_slice() })
+        leaves.resize_with(capacity, || AtomicPtr::new(ptr::null_mut()));
+        let len = AtomicUsize::new(old.map_or(0, Top::len));
+        Ok(Top { len, starts: starts.into_boxed_slice(), leaves: leaves.into_boxed_slice() })
     }
 
-    /// Leaves that the arrays of a level hold.
-    const fn capacity(level: usize) -> usize {
-        16 << level
+    fn len(&self) -> usize {
+        self.len.load(Relaxed)
     }
-}
 
-/// How many of the first `len` starts are at most `address`.
-#[inline]
-fn count_up_to(starts: &[AtomicU64], len: usize, address: u64) -> Option<usize> {
-    Some(starts.get(..len)?.partition_point(|start| start.load(Relaxed) <= address))
+    fn leaf(&self, position: usize) -> Option<&Leaf> {
+        // SAFETY: null, or a leaf that the index of this top owns until it goes,
+        // and the top with it.
+        unsafe { self.leaves.get(position)?.load(Acquire).as_ref() }
+    }
+
+    /// Position of the leaf that the region with the greatest start up to
+    /// `address` is in, position of that region in the leaf, and the leaf.
+    #[inline(always)]
+    fn place(&self, address: u64) -> Option<(usize, usize, &Leaf)> {
+        let starts = self.starts.get(..self.len())?;
+        let position = starts.partition_point(|start| start.load(Relaxed) <= address).checked_sub(1)?;
+        let leaf = self.leaf(position)?;
+        Some((position, leaf.count_up_to(address).checked_sub(1)?, leaf))
+    }
 }
 
 impl Index {
-    pub(super) const fn new() -> Index {
+    pub(super) fn new() -> Index {
         Index {
             sequence: AtomicU64::new(0),
-            level: AtomicUsize::new(0),
-            len: AtomicUsize::new(0),
-            tops: [const { OnceLock::new() }; 28],
-            leaves: Chunked::new(),
-            writer: Mutex::new(Writer { handles: Handles::new() }),
+            top: AtomicPtr::new(ptr::null_mut()),
+            writer: Mutex::new(Writer::default()),
         }
     }
 
+    #[inline(always)]
     fn top(&self) -> Option<&Top> {
-        self.tops.get(self.level.load(Relaxed))?.get()
-    }
-
-    fn leaf(&self, top: &Top, position: usize) -> Option<&Leaf> {
-        self.leaves.get(top.leaves.get(position)?.load(Relaxed).into())
-    }
-
-    fn place(&self, address: u64) -> Option<(Place, &Leaf)> {
-        let top = self.top()?;
-        let leaf = count_up_to(&top.starts, self.len.load(Relaxed), address)?.checked_sub(1)?;
-        let entries = self.leaf(top, leaf)?;
-        let entry = count_up_to(&entries.starts, entries.len(), address)?.checked_sub(1)?;
-        Some((Place { leaf, entry }, entries))
+        // SAFETY: null, or a top that is owned until the index goes.
+        unsafe { self.top.load(Acquire).as_ref() }
     }
 
     /// The slot of the region with the greatest start up to `address`; to be
-    /// called when nobody changes the index.
-    pub(super) fn up_to(&self, address: u64) -> Option<u32> {
-        let (place, leaf) = self.place(address)?;
-        leaf.slot(place.entry)
+    /// called when nobody changes the index, or to be checked.
+    #[inline(always)]
+    pub(super) fn up_to(&self, address: u64) -> Option<&Slot> {
+        let (_, entry, leaf) = self.top()?.place(address)?;
+        // SAFETY: null, or a slot that `insert` was given.
+        unsafe { leaf.slots.get(entry)?.load(Acquire).as_ref() }
     }
 
     /// The slot of the region with the lowest start; to be called when nobody
     /// changes the index.
-    pub(super) fn first(&self) -> Option<u32> {
-        if self.len.load(Relaxed) == 0 {
+    pub(super) fn first(&self) -> Option<&Slot> {
+        let top = self.top()?;
+        if top.len() == 0 {
             return None;
         }
-        self.leaf(self.top()?, 0)?.slot(0)
+        // SAFETY: null, or a slot that `insert` was given.
+        unsafe { top.leaf(0)?.slots.first()?.load(Acquire).as_ref() }
     }
 
     /// Gives the slots of all regions to `visit`, ascending; to be called when
     /// nobody changes the index.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(u32)) {
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&Slot)) {
         let Some(top) = self.top() else { return };
-        for position in 0..self.len.load(Relaxed) {
-            let Some(leaf) = self.leaf(top, position) else { return };
-            leaf.slots.iter().take(leaf.len()).for_each(|slot| visit(slot.load(Relaxed)));
+        for leaf in (0..top.len()).map_while(|position| top.leaf(position)) {
+            for slot in leaf.slots.iter().take(leaf.len()) {
+                // SAFETY: null, or a slot that `insert` was given.
+                if let Some(slot) = unsafe { slot.load(Acquire).as_ref() } {
+                    visit(slot);
+                }
+            }
         }
     }
 
     /// Looks for the region around `address` while others may be changing the
-    /// index. `look` is given slots and says whether one is right; what it
-    /// returns is believed, what it doesn't find is looked for again until no
-    /// change can be the reason.
-    #[inline]
-    pub(super) fn find<R>(&self, address: u64, mut look: impl FnMut(u32) -> Option<R>) -> Option<R> {
-        for _ in 0..PATIENCE {
-            let before = self.sequence.load(Acquire);
-            if let Some(found) = self.up_to(address).and_then(&mut look) {
-                return Some(found);
-            }
-            fence(Acquire);
-            if before & 1 == 0 && self.sequence.load(Relaxed) == before {
-                return None;
-            }
-            spin_loop();
+    /// index. What `look` finds in a slot is believed; if it finds nothing, the
+    /// search is repeated until no change can be the reason.
+    #[inline(always)]
+    pub(super) fn find<R>(&self, address: u64, look: impl Fn(&Slot) -> Option<R>) -> Option<(&Slot, R)> {
+        let before = self.sequence.load(Acquire);
+        if let Some(slot) = self.up_to(address)
+            && let Some(found) = look(slot)
+        {
+            return Some((slot, found));
         }
-        let _no_change = self.writer.lock();
-        self.up_to(address).and_then(look)
+        if self.is_unchanged(before) { None } else { self.find_again(address, look) }
     }
 
-    /// The top, grown if need be to hold this many leaves; for writers.
-    fn top_for(&self, len: usize) -> Result<&Top> {
-        let mut level = self.level.load(Relaxed);
-        if len > Top::capacity(level) {
-            level += 1;
-        }
-        let place = self.tops.get(level).ok_or(Errno::ENOMEM)?;
-        if place.get().is_none() {
-            let new = Top::new(Top::capacity(level))?;
-            if let Some(old) = self.top() {
-                for (to, from) in new.starts.iter().zip(&old.starts) {
-                    to.store(from.load(Relaxed), Relaxed);
-                }
-                for (to, from) in new.leaves.iter().zip(&old.leaves) {
-                    to.store(from.load(Relaxed), Relaxed);
-                }
+    #[cold]
+    fn find_again<R>(&self, address: u64, look: impl Fn(&Slot) -> Option<R>) -> Option<(&Slot, R)> {
+        let find = || {
+            let slot = self.up_to(address)?;
+            Some((slot, look(slot)?))
+        };
+        for _ in 0..PATIENCE {
+            spin_loop();
+            let before = self.sequence.load(Acquire);
+            let found = find();
+            if found.is_some() || self.is_unchanged(before) {
+                return found;
             }
-            let _ = place.set(new);
         }
-        self.level.store(level, Relaxed);
-        place.get().ok_or(Errno::ENOMEM)
+        let _no_change = self.writer.lock();
+        find()
+    }
+
+    fn is_unchanged(&self, before: u64) -> bool {
+        fence(Acquire);
+        before & 1 == 0 && self.sequence.load(Relaxed) == before
     }
 
     fn change(&self) -> Change<'_> {
@@ -269,9 +314,10 @@ impl Index {
         Change { index: self, writer }
     }
 
-    /// Adds a region, which overlaps no other. `ENOMEM` if there is no room.
-    pub(super) fn insert(&self, start: u64, slot: u32) -> Result<()> {
-        self.change().insert(start, slot)
+    /// Adds a region, which overlaps no other, by a slot that must live as long
+    /// as the index. `ENOMEM` if there is no room.
+    pub(super) fn insert(&self, start: u64, slot: &Slot) -> Result<()> {
+        self.change().insert(start, ptr::from_ref(slot).cast_mut())
     }
 
     /// Removes the region that starts exactly here, if there is one.
@@ -287,108 +333,97 @@ impl Drop for Change<'_> {
     }
 }
 
-impl Change<'_> {
-    fn insert(&mut self, start: u64, slot: u32) -> Result<()> {
+impl<'a> Change<'a> {
+    fn insert(&mut self, start: u64, slot: *mut Slot) -> Result<()> {
         let index = self.index;
-        let Some(top) = index.top().filter(|_| index.len.load(Relaxed) > 0) else {
-            return self.add_leaf(0, start, slot);
+        let Some(top) = index.top().filter(|top| top.len() > 0) else {
+            self.add_leaf(0, start, slot)?;
+            return Ok(());
         };
         // Below everything: at the front of the first leaf.
-        let (position, entry) = match index.place(start) {
-            Some((place, _)) => (place.leaf, place.entry + 1),
-            None => (0, 0),
-        };
-        let leaf = index.leaf(top, position).ok_or(Errno::EINVAL)?;
-        if leaf.len() == LEAF_CAPACITY {
-            return self.insert_full(leaf, position, entry, start, slot);
-        }
-        leaf.insert(entry, start, slot);
-        self.note_first(position);
-        Ok(())
-    }
-
-    /// Inserts into a leaf that is full.
-    fn insert_full(
-        &mut self,
-        leaf: &Leaf,
-        position: usize,
-        entry: usize,
-        start: u64,
-        slot: u32,
-    ) -> Result<()> {
-        // Regions often come in ascending order, which should leave full
-        // leaves behind.
-        if entry == LEAF_CAPACITY {
-            return self.add_leaf(position + 1, start, slot);
-        }
-        let middle = LEAF_CAPACITY / 2;
-        let first = leaf.start(middle).ok_or(Errno::EINVAL)?;
-        // The new leaf starts with an entry that the split overwrites.
-        self.add_leaf(position + 1, first, 0)?;
-        let top = self.index.top().ok_or(Errno::EINVAL)?;
-        let upper = self.index.leaf(top, position + 1).ok_or(Errno::EINVAL)?;
-        leaf.split(middle, upper);
-        if entry > middle {
-            upper.insert(entry - middle, start, slot);
-        } else {
+        let place = top.place(start);
+        let (position, entry) = place.map_or((0, 0), |(position, entry, _)| (position, entry + 1));
+        let leaf = top.leaf(position).ok_or(Errno::EINVAL)?;
+        if leaf.len() < LEAF_CAPACITY {
             leaf.insert(entry, start, slot);
+        } else if entry == LEAF_CAPACITY {
+            // Regions often come in ascending order, which should leave full
+            // leaves behind.
+            self.add_leaf(position + 1, start, slot)?;
+        } else {
+            let middle = LEAF_CAPACITY / 2;
+            let first = leaf.start(middle).ok_or(Errno::EINVAL)?;
+            // The new leaf starts with an entry that the split overwrites.
+            let upper = self.add_leaf(position + 1, first, ptr::null_mut())?;
+            leaf.split(middle, upper);
+            match entry.checked_sub(middle) {
+                Some(entry) if entry > 0 => upper.insert(entry, start, slot),
+                _ => leaf.insert(entry, start, slot),
+            }
         }
         self.note_first(position);
         Ok(())
     }
 
     /// Puts a new leaf with one entry at a position of the top.
-    fn add_leaf(&mut self, position: usize, start: u64, slot: u32) -> Result<()> {
-        let index = self.index;
-        let len = index.len.load(Relaxed);
-        let top = index.top_for(len + 1)?;
-        let handle = self.writer.handles.take()?;
-        let leaf = match index.leaves.get_or_make(handle, Leaf::new) {
-            Ok(leaf) => leaf,
-            Err(e) => {
-                self.writer.handles.give_back(handle);
-                return Err(e);
-            }
-        };
-        leaf.len.store(0, Relaxed);
-        leaf.insert(0, start, slot);
+    fn add_leaf(&mut self, position: usize, start: u64, slot: *mut Slot) -> Result<&'a Leaf> {
+        let top = self.top_with_room()?;
+        let writer = &mut *self.writer;
+        let new = writer.unused.pop().unwrap_or_else(|| {
+            let new = Owned::new(Leaf::new());
+            let pointer = new.0;
+            writer.leaves.push(new);
+            pointer
+        });
+        let len = top.len();
         insert(&top.starts, len, position, start, AtomicU64::load, AtomicU64::store);
-        insert(&top.leaves, len, position, handle, AtomicU32::load, AtomicU32::store);
-        index.len.store(len + 1, Relaxed);
-        Ok(())
+        insert(&top.leaves, len, position, new, AtomicPtr::load, AtomicPtr::store);
+        top.len.store(len + 1, Relaxed);
+        let leaf = top.leaf(position).ok_or(Errno::ENOMEM)?;
+        leaf.insert(0, start, slot);
+        Ok(leaf)
+    }
+
+    /// The top, grown if need be for one more leaf.
+    fn top_with_room(&mut self) -> Result<&'a Top> {
+        let index = self.index;
+        let old = index.top();
+        let is_full = old.is_none_or(|old| old.len() == old.leaves.len());
+        if is_full {
+            let capacity = old.map_or(TOP_CAPACITY, |old| old.leaves.len() * 2);
+            let new = Owned::new(Top::new(capacity, old)?);
+            index.top.store(new.0, Release);
+            self.writer.tops.push(new);
+        }
+        index.top().ok_or(Errno::ENOMEM)
     }
 
     /// Keeps the top's copy of a leaf's first start true.
     fn note_first(&self, position: usize) {
-        let first = self.index.top().and_then(|top| {
-            let first = self.index.leaf(top, position)?.start(0)?;
-            Some((top.starts.get(position)?, first))
-        });
-        if let Some((copy, first)) = first {
+        if let Some(top) = self.index.top()
+            && let Some(first) = top.leaf(position).and_then(|leaf| leaf.start(0))
+            && let Some(copy) = top.starts.get(position)
+        {
             copy.store(first, Relaxed);
         }
     }
 
     fn remove(&mut self, start: u64) {
-        let Some((place, leaf)) = self.index.place(start) else { return };
-        if leaf.start(place.entry) != Some(start) {
+        let Some(top) = self.index.top() else { return };
+        let Some((position, entry, leaf)) = top.place(start) else { return };
+        if leaf.start(entry) != Some(start) {
             return;
         }
-        leaf.remove(place.entry);
-        if leaf.len() == 0 {
-            self.remove_leaf(place.leaf);
-        } else {
-            self.note_first(place.leaf);
+        leaf.remove(entry);
+        if leaf.len() > 0 {
+            return self.note_first(position);
         }
-    }
-
-    fn remove_leaf(&mut self, position: usize) {
-        let Some(top) = self.index.top() else { return };
-        let Some(handle) = top.leaves.get(position).map(|handle| handle.load(Relaxed)) else { return };
-        let len = self.index.len.load(Relaxed);
+        let len = top.len();
+        if let Some(leaf) = top.leaves.get(position) {
+            self.writer.unused.push(leaf.load(Relaxed));
+        }
         remove(&top.starts, len, position, AtomicU64::load, AtomicU64::store);
-        remove(&top.leaves, len, position, AtomicU32::load, AtomicU32::store);
-        self.index.len.store(len - 1, Relaxed);
-        self.writer.handles.give_back(handle);
+        remove(&top.leaves, len, position, AtomicPtr::load, AtomicPtr::store);
+        top.len.store(len - 1, Relaxed);
     }
 }

@@ -89,6 +89,12 @@ impl AddressSpace {
         }
     }
 
+    /// Whether logging is active, so that entries have to be marked.
+    #[inline(always)]
+    pub fn is_logging(&self) -> bool {
+        self.dirty.page_shift() != 0
+    }
+
     fn stop(&self, state: &mut State) {
         self.dirty.set_page_shift(0);
         state.logging = None;

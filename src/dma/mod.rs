@@ -2,7 +2,7 @@
 //! the device gets at it, and which pages it wrote.
 //!
 //! [`AddressSpace`] is the whole of it. Its regions live in slots that are
-//! never freed while it lives (`region`, `chunked`), found through a sorted
+//! never freed while it lives (`slots`, `region`), found through a sorted
 //! index that readers search without a lock (`index`), after a look at the
 //! region their thread used last (`hint`). C code holds scatter-gather entries,
 //! which name a slot and its generation (`sgl`). Dirty pages are bits in
@@ -24,6 +24,7 @@ mod mapping;
 mod region;
 mod report;
 mod sgl;
+mod slots;
 mod space;
 
 #[cfg(test)]

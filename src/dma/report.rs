@@ -4,6 +4,7 @@
 //! region's start; bit i of the reply for the i-th reported page counted from
 //! the first address of the report.
 
+use super::bitmap::GROUP_WORDS;
 use crate::wire::limits::MAX_BITMAP_SIZE;
 use crate::wire::{Errno, Result};
 
@@ -90,50 +91,67 @@ impl<'a> Reply<'a> {
     }
 
     /// Adds words with a bit for each logging page from `64 * first` on, where
-    /// 2^factor_shift of these are a reported page.
-    fn add_aligned(&mut self, first: usize, words: &mut [u64], factor_shift: u32) {
-        match factor_shift {
-            0 => return self.or_words(first, words),
-            1 => squeeze_all::<1>(words),
-            2 => squeeze_all::<2>(words),
-            3 => squeeze_all::<3>(words),
-            4 => squeeze_all::<4>(words),
-            5 => squeeze_all::<5>(words),
-            _ => {}
+    /// 2^shift of these are a reported page. They are used up.
+    fn add_aligned(&mut self, first: usize, words: &mut [u64], shift: u32) {
+        if shift == 0 {
+            return self.or_words(first, words);
         }
-        let mut place = first.checked_shr(factor_shift).unwrap_or(0);
-        let mut joined = 0;
-        for (index, word) in (first..).zip(words.iter()) {
-            let target = index.checked_shr(factor_shift).unwrap_or(0);
-            let (target, bits) = if factor_shift < 6 {
-                let bit = (index & ((1 << factor_shift) - 1)) << (6 - factor_shift);
-                (target, word << bit)
-            } else {
-                let bit = index.checked_shr(factor_shift - 6).unwrap_or(0);
-                (bit / 64, u64::from(*word != 0) << (bit % 64))
-            };
-            if target != place {
+        squeeze_all(words, shift);
+        // Words of which one word is made up.
+        let parts = 1 << shift.min(6);
+        let (head, rest) = words.split_at(words.len().min(first.wrapping_neg() % parts));
+        let (body, tail) = rest.split_at(rest.len() - rest.len() % parts);
+        self.add_parts(first, head, shift);
+        let first = first + head.len();
+        let mut joined = [0; GROUP_WORDS / 2];
+        match shift {
+            1 => join::<2>(body, &mut joined),
+            2 => join::<4>(body, &mut joined),
+            3 => join::<8>(body, &mut joined),
+            4 => join::<16>(body, &mut joined),
+            5 => join::<32>(body, &mut joined),
+            _ => join::<64>(body, &mut joined),
+        }
+        // No more words are harvested at once than fit.
+        let joined = joined.get_mut(..body.len() / parts).unwrap_or_default();
+        self.add_aligned(first / parts, joined, shift.saturating_sub(6));
+        self.add_parts(first + body.len(), tail, shift);
+    }
+
+    /// Adds squeezed words one by one.
+    fn add_parts(&mut self, first: usize, words: &[u64], shift: u32) {
+        let target = |index: usize| index.checked_shr(shift).unwrap_or(0);
+        let (mut place, mut joined) = (target(first), 0);
+        for (index, word) in (first..).zip(words) {
+            if target(index) != place {
                 self.or_words(place, &[joined]);
-                (place, joined) = (target, 0);
+                (place, joined) = (target(index), 0);
             }
-            joined |= bits;
+            let bit =
+                if shift <= 6 { index << (6 - shift) } else { index.checked_shr(shift - 6).unwrap_or(0) };
+            joined |= word << (bit % 64);
         }
         self.or_words(place, &[joined]);
     }
 
     /// Adds words of the reply from this one on. Zeroes may lie beyond its end.
     fn or_words(&mut self, first: usize, words: &[u64]) {
-        if let [0] = words {
+        if let [] | [0] = words {
             return;
         }
-        self.make_valid(first.saturating_add(words.len()));
-        let Some(bitmap) = first.checked_mul(8).and_then(|first| self.bitmap.get_mut(first..)) else {
-            return;
-        };
-        let (targets, _) = bitmap.as_chunks_mut::<8>();
-        for (target, word) in targets.iter_mut().zip(words) {
+        self.make_valid(first);
+        let Some(rest) = first.checked_mul(8).and_then(|first| self.bitmap.get_mut(first..)) else { return };
+        let (targets, _) = rest.as_chunks_mut::<8>();
+        let known = (self.valid - first).min(words.len());
+        let (old, new) = words.split_at(known);
+        let (old_targets, new_targets) = targets.split_at_mut(known.min(targets.len()));
+        for (target, word) in old_targets.iter_mut().zip(old) {
             *target = (u64::from_le_bytes(*target) | word).to_le_bytes();
         }
+        for (target, word) in new_targets.iter_mut().zip(new) {
+            *target = word.to_le_bytes();
+        }
+        self.valid += new.len().min(new_targets.len());
     }
 
     /// Adds words of any page sizes and alignment: what each run of bits stands
@@ -195,13 +213,48 @@ fn shift_words(words: &mut [u64], shift: u32) -> u64 {
     carry
 }
 
-fn squeeze_all<const SHIFT: u32>(words: &mut [u64]) {
-    for word in words {
-        *word = squeeze::<SHIFT>(*word);
+/// Puts the low bits of every `PARTS` words together to one.
+fn join<const PARTS: usize>(words: &[u64], joined: &mut [u64]) {
+    let (groups, _) = words.as_chunks::<PARTS>();
+    for (joined, parts) in joined.iter_mut().zip(groups) {
+        *joined = 0;
+        for (number, part) in parts.iter().enumerate() {
+            *joined |= part << (number * (64 / PARTS));
+        }
+    }
+}
+
+/// Makes one bit out of every 2^shift bits of each word, in its low bits.
+fn squeeze_all(words: &mut [u64], shift: u32) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has what the function is compiled for.
+        return unsafe { squeeze_all_avx2(words, shift) };
+    }
+    squeeze_all_generic(words, shift);
+}
+
+/// The same, four words at a time.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn squeeze_all_avx2(words: &mut [u64], shift: u32) {
+    squeeze_all_generic(words, shift);
+}
+
+#[inline(always)]
+fn squeeze_all_generic(words: &mut [u64], shift: u32) {
+    match shift {
+        1 => words.iter_mut().for_each(|word| *word = squeeze::<1>(*word)),
+        2 => words.iter_mut().for_each(|word| *word = squeeze::<2>(*word)),
+        3 => words.iter_mut().for_each(|word| *word = squeeze::<3>(*word)),
+        4 => words.iter_mut().for_each(|word| *word = squeeze::<4>(*word)),
+        5 => words.iter_mut().for_each(|word| *word = squeeze::<5>(*word)),
+        _ => words.iter_mut().for_each(|word| *word = u64::from(*word != 0)),
     }
 }
 
 /// Makes one bit out of every 2^SHIFT bits, set if any of them is.
+#[inline(always)]
 fn squeeze<const SHIFT: u32>(mut word: u64) -> u64 {
     /// The low `1 << width` bits of every `1 << (width + gap)`.
     const fn lanes(width: u32, gap: u32) -> u64 {
@@ -214,12 +267,10 @@ fn squeeze<const SHIFT: u32>(mut word: u64) -> u64 {
         }
         mask
     }
-    let mut step = 0;
-    while step < SHIFT {
-        word |= word >> (1 << step);
-        step += 1;
-    }
-    word &= const { lanes(0, SHIFT) };
+    // The top bit of every 2^SHIFT: set, or carried into from below.
+    let top = const { lanes(0, SHIFT) << ((1 << SHIFT) - 1) };
+    word = (((word & !top) + !top) | word) & top;
+    word >>= (1 << SHIFT) - 1;
     // Lanes of 2^width bits stand 2^(width + SHIFT) bits apart: push pairs of
     // them together.
     let masks = const {

@@ -8,7 +8,9 @@ use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
-use super::region::{Access, Prot, RegionId, Slot, Snapshot};
+use super::hint::Lane;
+use super::region::{Access, Prot, RegionId, Snapshot};
+use super::slots::Slot;
 use super::space::AddressSpace;
 use crate::wire::{Errno, Result};
 
@@ -42,15 +44,35 @@ impl SgEntry {
     /// What memory that was never filled in may hold.
     pub const ZERO: SgEntry = SgEntry { iova: 0, region: 0, length: 0, offset: 0, tail: 0 };
 
-    #[inline]
-    fn new(region: &Snapshot, offset: u64, length: u64, writeable: bool) -> SgEntry {
-        SgEntry {
-            iova: region.start,
-            region: region.handle.into(),
-            length,
-            offset,
-            tail: (region.tag | u64::from(writeable)).to_le(),
-        }
+    /// An entry for these bytes, if they all are in the region that is in this
+    /// slot, which allows `prot`.
+    #[inline(always)]
+    fn new(slot: &Slot, iova: u64, length: u64, prot: Prot) -> Option<SgEntry> {
+        let (tag, handle, start, offset) = slot.covers(iova, length, prot)?;
+        Some(SgEntry::made(tag, handle, start, offset, length, prot))
+    }
+
+    /// An entry for bytes of a region, from this address on.
+    fn of(region: &Snapshot, iova: u64, length: u64, prot: Prot) -> SgEntry {
+        let offset = iova.wrapping_sub(region.start);
+        SgEntry::made(region.tag, region.handle, region.start, offset, length, prot)
+    }
+
+    #[inline(always)]
+    fn made(tag: u64, handle: u32, start: u64, offset: u64, length: u64, prot: Prot) -> SgEntry {
+        let writeable = u64::from(prot.bits() >> 1);
+        SgEntry { iova: start, region: handle.into(), length, offset, tail: (tag | writeable).to_le() }
+    }
+
+    /// Where its bytes are, if the region in this slot is the one it is of, and
+    /// mapped.
+    #[inline(always)]
+    fn get_from(&self, slot: &Slot) -> Option<libc::iovec> {
+        let address = slot.address(self.tag(), self.offset, self.length)?;
+        Some(libc::iovec {
+            iov_base: ptr::with_exposed_provenance_mut::<c_void>(address),
+            iov_len: self.length as usize,
+        })
     }
 
     /// Whether it was made for writing.
@@ -109,7 +131,7 @@ impl AddressSpace {
     /// # Errors
     /// `ENOENT`: an address is in no region. `EACCES`: a region of an entry that
     /// fits doesn't allow `prot`.
-    #[inline]
+    #[inline(always)]
     pub fn translate_with(
         &self,
         iova: u64,
@@ -118,19 +140,29 @@ impl AddressSpace {
         max: usize,
         mut put: impl FnMut(usize, SgEntry),
     ) -> Result<Translation> {
-        let lane = self.hints.lane();
-        // SAFETY: only `find_region` sets lanes, to slots of this space, which
-        // go when it goes.
-        if let Some(region) = unsafe { lane.get() }.and_then(Slot::snapshot)
-            && let Some(offset) = region.offset_of(iova)
-            && length.wrapping_sub(1) < region.size - offset
-            && region.attributes.allows(prot)
-            && max > 0
+        if max > 0
+            && let Some(entry) = self.translate_recent(iova, length, prot)
         {
-            put(0, SgEntry::new(&region, offset, length, prot.contains(Prot::WRITE)));
+            put(0, entry);
             return Ok(Translation::Filled(1));
         }
-        self.search(iova, length, prot, max, &mut put)
+        self.search(self.hints.lane(), iova, length, prot, max, put)
+    }
+
+    /// The slot that this thread used last.
+    #[inline(always)]
+    fn recent(&self) -> &Slot {
+        // SAFETY: only `find` sets lanes, to slots of this space, which go
+        // when it goes.
+        unsafe { self.hints.lane().get() }
+    }
+
+    /// The entry for these bytes, if they all are in the region that this
+    /// thread used last, which allows `prot`. The short way to what
+    /// [`AddressSpace::translate_with`] finds.
+    #[inline(always)]
+    pub fn translate_recent(&self, iova: u64, length: u64, prot: Prot) -> Option<SgEntry> {
+        SgEntry::new(self.recent(), iova, length, prot)
     }
 
     /// As [`AddressSpace::translate_with`], into memory that need not be
@@ -152,6 +184,28 @@ impl AddressSpace {
     #[inline(never)]
     fn search(
         &self,
+        lane: &Lane,
+        iova: u64,
+        length: u64,
+        prot: Prot,
+        max: usize,
+        mut put: impl FnMut(usize, SgEntry),
+    ) -> Result<Translation> {
+        // Nearly always, one region is enough.
+        if max > 0
+            && let Some(entry) = self.find(lane, iova, |slot| SgEntry::new(slot, iova, length, prot))
+        {
+            put(0, entry);
+            return Ok(Translation::Filled(1));
+        }
+        self.walk(lane, iova, length, prot, max, &mut put)
+    }
+
+    /// Goes from region to region.
+    #[cold]
+    fn walk(
+        &self,
+        lane: &Lane,
         iova: u64,
         length: u64,
         prot: Prot,
@@ -162,15 +216,14 @@ impl AddressSpace {
         let last = iova.checked_add(more).ok_or(Errno::ENOENT)?;
         let (mut from, mut count) = (iova, 0);
         loop {
-            let region = self.find_region(from).ok_or(Errno::ENOENT)?;
+            let around = |slot: &Slot| slot.snapshot().filter(|region| region.offset_of(from).is_some());
+            let region = self.find(lane, from, around).ok_or(Errno::ENOENT)?;
             let end = region.last().min(last);
             if count < max {
                 if !region.attributes.allows(prot) {
                     return Err(Errno::EACCES);
                 }
-                let offset = from.wrapping_sub(region.start);
-                let writeable = prot.contains(Prot::WRITE);
-                put(count, SgEntry::new(&region, offset, end - from + 1, writeable));
+                put(count, SgEntry::of(&region, from, end - from + 1, prot));
             }
             count += 1;
             if end == last {
@@ -181,16 +234,13 @@ impl AddressSpace {
         Ok(if count <= max { Translation::Filled(count) } else { Translation::TooSmall(count) })
     }
 
-    /// The region around `iova`, which is the next hint.
-    #[inline]
-    fn find_region(&self, iova: u64) -> Option<Snapshot> {
-        self.index.find(iova, |handle| {
-            let slot = self.slots.get(handle.into())?;
-            let region = slot.snapshot()?;
-            region.offset_of(iova)?;
-            self.hints.lane().set(slot);
-            Some(region)
-        })
+    /// What `look` finds in the slot of the region around `iova`, which is the
+    /// next hint.
+    #[inline(always)]
+    fn find<R>(&self, lane: &Lane, iova: u64, look: impl Fn(&Slot) -> Option<R>) -> Option<R> {
+        let (slot, found) = self.index.find(iova, look)?;
+        lane.set(slot);
+        Some(found)
     }
 
     /// The region of an entry, if the entry is good.
@@ -222,16 +272,29 @@ impl AddressSpace {
     /// mapped.
     #[inline]
     pub fn get(&self, entry: &SgEntry) -> Result<libc::iovec> {
-        let region = self.resolve(entry).ok_or(Errno::EINVAL)?;
-        if region.attributes.access() != Access::Mmap {
-            return Err(Errno::EFAULT);
+        match self.get_recent(entry) {
+            Some(found) => Ok(found),
+            None => self.get_any(entry),
         }
-        // Both fit: the region is mapped.
-        let address = region.vaddr.wrapping_add(entry.offset as usize);
-        Ok(libc::iovec {
-            iov_base: ptr::with_exposed_provenance_mut::<c_void>(address),
-            iov_len: entry.length as usize,
-        })
+    }
+
+    /// What [`AddressSpace::get`] returns, if the entry is of the region that
+    /// this thread used last.
+    #[inline(always)]
+    pub fn get_recent(&self, entry: &SgEntry) -> Option<libc::iovec> {
+        // No two regions have the same tag, so that need not even be the slot
+        // that the entry names.
+        entry.get_from(self.recent())
+    }
+
+    #[inline(never)]
+    fn get_any(&self, entry: &SgEntry) -> Result<libc::iovec> {
+        let slot = self.slots.get(entry.region).ok_or(Errno::EINVAL)?;
+        if let Some(found) = entry.get_from(slot) {
+            return Ok(found);
+        }
+        // Not mapped, or not good.
+        Err(if self.resolve(entry).is_some() { Errno::EFAULT } else { Errno::EINVAL })
     }
 
     /// Whether an entry can be used with [`AddressSpace::get`].
@@ -325,8 +388,7 @@ impl AddressSpace {
         entry: &SgEntry,
         step: impl Fn(libc::c_int, usize, usize, i64) -> isize,
     ) -> Result<()> {
-        let slot = self.slots.get(region.handle.into()).ok_or(Errno::EINVAL)?;
-        let (file, start) = slot.open_file(region.tag).ok_or(Errno::EINVAL)?;
+        let (file, start) = self.slots.open_file(region.handle, region.tag).ok_or(Errno::EINVAL)?;
         let start = start.checked_add(entry.offset).ok_or(Errno::EIO)?;
         let length = usize::try_from(entry.length).map_err(|_| Errno::EIO)?;
         let mut done = 0;

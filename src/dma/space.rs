@@ -8,14 +8,15 @@ use nix::sys::stat::SFlag;
 use parking_lot::Mutex;
 
 use super::bitmap::Pool;
-use super::chunked::{Chunked, Handles};
+use super::chunked::Handles;
 use super::dirty::Dirty;
 use super::file::{SharedFile, stat};
 use super::hint::Hints;
 use super::index::Index;
 use super::logging::Logging;
 use super::mapping::{file_type, host_page_size, map_file, page_size};
-use super::region::{Access, Attributes, Backing, DmaInfo, Prot, RegionId, Slot, Snapshot};
+use super::region::{Access, Attributes, Backing, DmaInfo, Prot, RegionId, Snapshot};
+use super::slots::{HANDLE_BASE, Slot, Slots};
 use crate::wire::{Errno, Result};
 
 /// Largest region, in bytes.
@@ -59,20 +60,18 @@ pub struct Mapped {
 
 /// What is changed by one thread at a time.
 pub(super) struct State {
-    handles: Handles<SLOT_BASE>,
+    handles: Handles<HANDLE_BASE>,
     count: u64,
     pub(super) logging: Option<Logging>,
     pub(super) pool: Pool,
 }
-
-pub(super) const SLOT_BASE: u32 = 6;
 
 /// The guest's address space: which regions there are, and which of their pages
 /// were written. All methods may be called on any thread at any time.
 pub struct AddressSpace {
     limit: AtomicU64,
     pub(super) dirty: Dirty,
-    pub(super) slots: Chunked<Slot, SLOT_BASE>,
+    pub(super) slots: Slots,
     pub(super) index: Index,
     pub(super) state: Mutex<State>,
     pub(super) hints: Hints,
@@ -98,7 +97,7 @@ impl AddressSpace {
         AddressSpace {
             limit: AtomicU64::new(u64::MAX),
             dirty: Dirty::new(),
-            slots: Chunked::new(),
+            slots: Slots::new(),
             index: Index::new(),
             state: Mutex::new(State { handles: Handles::new(), count: 0, logging: None, pool: Pool::new() }),
             hints: Hints::new(),
@@ -164,15 +163,11 @@ impl AddressSpace {
     }
 
     fn add(&self, state: &mut State, region: &mut Snapshot, new: NewRegion) -> Result<()> {
-        let slot = self.slots.get_or_make(region.handle, Slot::new)?;
         region.block = self.block_for(state, region)?;
         let info = new.info(region)?;
-        // SAFETY: the slot is vacant, so no region's callbacks can hold the
-        // pointer any more, and the lock of all changes is held.
-        unsafe { slot.info().write(info) };
-        slot.publish(region, new.backing);
-        if let Err(e) = self.index.insert(region.start, region.handle) {
-            drop(slot.retire());
+        let slot = self.slots.publish(region, info, new.backing)?;
+        if let Err(e) = self.index.insert(region.start, slot) {
+            drop(self.slots.retire(region.handle));
             return Err(e);
         }
         Ok(())
@@ -181,10 +176,12 @@ impl AddressSpace {
     /// Maps what overlaps a region: fine if it is the same again.
     fn map_again(&self, region: &Snapshot, request: MapRequest) -> Result<Mapped> {
         let MapRequest { iova, size, prot, access, file, offset } = request;
-        let slot = self.slots.get(region.handle.into()).ok_or(Errno::EEXIST)?;
         let is_same = (region.start, region.size) == (iova, size)
             && region.attributes == Attributes::new(prot, access)
-            && slot.with_backing(|backing| backing.is_same(file, offset));
+            && self
+                .slots
+                .with_backing(region.handle, |backing| backing.is_same(file, offset))
+                .unwrap_or(false);
         if !is_same {
             return Err(Errno::EEXIST);
         }
@@ -201,15 +198,14 @@ impl AddressSpace {
     /// The region with the lowest addresses.
     pub fn first(&self) -> Option<RegionId> {
         let _state = self.state.lock();
-        let slot = self.slots.get(self.index.first()?.into())?;
-        Some(slot.snapshot()?.id())
+        Some(self.index.first()?.snapshot()?.id())
     }
 
     /// What the callbacks are told about a region; null if it is gone. The
     /// pointer is good until the region is removed.
     pub fn info(&self, region: RegionId) -> *mut DmaInfo {
         match self.slots.get(region.handle.into()) {
-            Some(slot) if slot.region(region.tag).is_some() => slot.info(),
+            Some(slot) if slot.region(region.tag).is_some() => self.slots.info(region.handle),
             _ => std::ptr::null_mut(),
         }
     }
@@ -222,7 +218,7 @@ impl AddressSpace {
         let Some(slot) = self.slots.get(region.handle.into()) else { return };
         let Some(region) = slot.region(region.tag) else { return };
         self.index.remove(region.start);
-        let backing = slot.retire();
+        let backing = self.slots.retire(region.handle);
         state.pool.give_back(&self.dirty.blocks, region.block);
         state.handles.give_back(region.handle);
         state.count -= 1;
@@ -233,7 +229,7 @@ impl AddressSpace {
     /// The region with the greatest start up to `address`. Under the lock of
     /// all changes.
     fn region_up_to(&self, address: u64) -> Option<Snapshot> {
-        self.slots.get(self.index.up_to(address)?.into())?.snapshot()
+        self.index.up_to(address)?.snapshot()
     }
 
     /// The region around `address`. Under the lock of all changes.
@@ -244,10 +240,8 @@ impl AddressSpace {
     /// Goes through the regions in ascending order. Under the lock of all
     /// changes; `visit` must not change which there are.
     pub(super) fn for_each_region(&self, mut visit: impl FnMut(Snapshot, &Slot)) {
-        self.index.for_each(|handle| {
-            if let Some(slot) = self.slots.get(handle.into())
-                && let Some(region) = slot.snapshot()
-            {
+        self.index.for_each(|slot| {
+            if let Some(region) = slot.snapshot() {
                 visit(region, slot);
             }
         });

@@ -261,7 +261,13 @@ impl Context {
 
     /// Sends what waits, as far as that goes without waiting.
     pub(super) fn flush(&self) -> Sent {
-        self.with_connection(|connection| connection.flush()).unwrap_or(Sent::Lost)
+        let outcome = self.with_connection(|connection| (connection.flush(), connection.take_replaced()));
+        let (sent, replaced) = outcome.unwrap_or((Sent::Lost, None));
+        if let Some(errno) = replaced {
+            // The client was told so in place of its reply.
+            self.last_errno.set(Some(errno));
+        }
+        sent
     }
 
     fn receive(&self) -> Result<()> {

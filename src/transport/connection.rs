@@ -192,7 +192,12 @@ impl Connection {
         !self.sender.is_empty()
     }
 
-    /// Whether so much waits that it should go out now.
+    /// See [`Sender::take_replaced`].
+    pub fn take_replaced(&mut self) -> Option<Errno> {
+        self.sender.take_replaced()
+    }
+
+    /// Whether what waits should go out now.
     pub fn should_flush(&self) -> bool {
         self.sender.is_full()
     }

@@ -70,6 +70,8 @@ pub struct Sender {
     sent: usize,
     /// Bytes that wait.
     waiting: usize,
+    /// What the last reply that could not be sent was replaced by.
+    replaced: Option<Errno>,
 }
 
 impl Sender {
@@ -78,9 +80,16 @@ impl Sender {
         self.segments.is_empty()
     }
 
-    /// Whether so much waits that it should go out now.
+    /// Whether what waits should go out now: because it is much, or because
+    /// the last reply has descriptors and nobody knows yet whether the kernel
+    /// passes them.
     pub fn is_full(&self) -> bool {
-        self.waiting >= GATHER_MAX
+        self.waiting >= GATHER_MAX || self.segments.back().is_some_and(Segment::has_fds)
+    }
+
+    /// What the client was told instead of a reply that could not be sent.
+    pub fn take_replaced(&mut self) -> Option<Errno> {
+        self.replaced.take()
     }
 
     /// Adds the reply to `request`.
@@ -205,6 +214,7 @@ impl Sender {
         if let Some(unsent) = unsent {
             pool.put(unsent.into_buffer());
         }
+        self.replaced = Some(errno);
         true
     }
 }

@@ -8,8 +8,8 @@ sys.path.insert(0, os.path.dirname(__file__))
 
 
 @pytest.fixture(autouse=True)
-def no_hanging():
-    """A call that never returns ends the run instead of hanging it."""
+def no_endless_wait():
+    """A call of the library that never returns ends the run, with a traceback, instead of hanging it."""
     faulthandler.dump_traceback_later(120, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()

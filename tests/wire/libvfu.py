@@ -424,7 +424,7 @@ class Client:
 
     def nothing(self):
         """Whether nothing has come from the server."""
-        # Not MSG_DONTWAIT: a socket with a timeout waits all the same.
+        # Asked of the kernel: recv with MSG_DONTWAIT would still wait for the socket's timeout.
         return not select.select([self.sock], [], [], 0)[0]
 
     def eof(self):
