@@ -181,6 +181,19 @@ def test_type_without_vectors_refuses_everything(index, flags, count):
     dev.close()
 
 
+@pytest.mark.parametrize("index", [ERR, REQ])
+def test_err_and_req_are_triggered_one_at_a_time_even_if_there_are_more(index):
+    dev = Device(counts=((index, 4),))
+    fd = dev.eventfd()
+    dev.assign(index, 3, fd)
+    dev.client.set_irqs(index, NONE_TRIGGER, 2, 2, expect=EINVAL)
+    dev.client.set_irqs(index, BOOL_TRIGGER, 2, 2, b"\1\1", expect=EINVAL)
+    assert value(fd) == 0
+    dev.client.set_irqs(index, NONE_TRIGGER, 3, 1)
+    assert value(fd) == 1
+    dev.close()
+
+
 @pytest.mark.parametrize("extra", [1 << 6, 1 << 31, 0xffffffc0])
 def test_flag_bits_above_the_known_ones_are_ignored(dev, extra):
     dev.client.set_irqs(MSIX, DATA_NONE | ACTION_MASK | extra, 3, 2)

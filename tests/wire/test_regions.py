@@ -324,6 +324,17 @@ def test_access_beyond_the_region_is_refused(device, offset, count):
     alive(client)
 
 
+@pytest.mark.parametrize("count", [0, 1])
+def test_the_last_offset_is_beyond_the_largest_region(device, count):
+    ctx, client = device
+    ctx.setup_region(VGA, (1 << 64) - 1, callback)
+    client.read(VGA, (1 << 64) - 1, count, expect=EINVAL)
+    client.write(VGA, (1 << 64) - 1, bytes(count), expect=EINVAL)
+    client.read(VGA, (1 << 64) - 2, 0)
+    client.read(VGA, (1 << 63) - 1, 1)
+    alive(client)
+
+
 @pytest.mark.parametrize("region", [BAR0, BAR5, ROM, VGA])
 def test_access_to_an_unset_region_is_refused(device, region):
     ctx, client = device
