@@ -59,6 +59,9 @@ impl Pages {
 
     /// Adds the pages that `len` bytes from `offset` on touch.
     pub fn mark(&mut self, offset: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
         let end = offset.saturating_add(len).min(self.size).div_ceil(self.page_size);
         for page in offset / self.page_size..end {
             let word = usize::try_from(page / 64).unwrap_or(usize::MAX);
