@@ -17,7 +17,7 @@
 static uint32_t
 read_status(const struct engine *engine)
 {
-    return (is_busy(engine) ? DMA_ENGINE_STATUS_BUSY : 0)
+    return (has_work(engine) ? DMA_ENGINE_STATUS_BUSY : 0)
            | (engine->state.error != 0 ? DMA_ENGINE_STATUS_ERROR : 0);
 }
 
@@ -197,6 +197,11 @@ bar0_access(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offset, bool is_writ
         errno = EINVAL;
         return -1;
     }
+    if (is_write && is_stopped(engine)) {
+        /* What is being migrated must not change any more. */
+        errno = EBUSY;
+        return -1;
+    }
     for (size_t i = 0; i < count; i += 4) {
         uint32_t value;
 
@@ -229,6 +234,7 @@ bar2_access(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offset, bool is_writ
     }
     if (is_write) {
         memcpy(engine->memory + offset + in_page0, buf + in_page0, count - in_page0);
+        memory_changed(engine, offset + in_page0, count - in_page0);
     } else {
         memcpy(buf, page0 + (in_page0 > 0 ? offset : 0), in_page0);
         memcpy(buf + in_page0, engine->memory + offset + in_page0, count - in_page0);

@@ -114,6 +114,7 @@ access_memory(struct engine *engine, uint64_t offset, uint8_t *buf, size_t len, 
     }
     if (is_write) {
         memcpy(engine->memory + offset, buf, len);
+        memory_changed(engine, offset, len);
     } else {
         memcpy(buf, engine->memory + offset, len);
     }
@@ -148,12 +149,13 @@ access_end(struct engine *engine, uint8_t *buf, size_t *len, bool is_write)
  * Descriptors.
  */
 
-/* 64-bit FNV-1a; the sum so far goes in. */
-static uint64_t
-checksum(uint64_t sum, const uint8_t *buf, size_t len)
+uint64_t
+checksum(uint64_t sum, const void *buf, size_t len)
 {
+    const uint8_t *bytes = buf;
+
     for (size_t i = 0; i < len; i++) {
-        sum = (sum ^ buf[i]) * 0x100000001b3u;
+        sum = (sum ^ bytes[i]) * 0x100000001b3u;
     }
     return sum;
 }
@@ -163,7 +165,7 @@ start_descriptor(struct engine *engine, const struct dma_engine_desc *desc, enum
 {
     engine->state.current = *desc;
     engine->state.current.status = DMA_ENGINE_PENDING;
-    engine->state.current.result = desc->op == DMA_ENGINE_OP_CHECKSUM ? 0xcbf29ce484222325u : 0;
+    engine->state.current.result = desc->op == DMA_ENGINE_OP_CHECKSUM ? CHECKSUM_START : 0;
     engine->state.origin = origin;
     engine->state.progress = 0;
 }
@@ -213,8 +215,7 @@ step_descriptor(struct engine *engine)
     return engine->state.progress == desc->len ? DMA_ENGINE_DONE : DMA_ENGINE_PENDING;
 }
 
-/* What is wrong with a descriptor before anything is done for it. */
-static enum dma_engine_status
+enum dma_engine_status
 check_descriptor(const struct dma_engine_desc *desc)
 {
     uint32_t known = DMA_ENGINE_F_IRQ | DMA_ENGINE_F_SRC_LOCAL | DMA_ENGINE_F_DST_LOCAL
@@ -297,13 +298,19 @@ complete_descriptor(struct engine *engine, enum dma_engine_status status)
 }
 
 bool
-is_busy(const struct engine *engine)
+has_work(const struct engine *engine)
 {
     const struct engine_state *state = &engine->state;
 
     return (state->control & DMA_ENGINE_CONTROL_ENABLE) != 0
            && (state->origin != FROM_NOWHERE || state->doorbell != 0
                || state->ring_head != state->ring_tail);
+}
+
+bool
+is_busy(const struct engine *engine)
+{
+    return has_work(engine) && !is_stopped(engine);
 }
 
 /*

@@ -4,9 +4,10 @@
  * Shows what a device with DMA is made of: a PCI Express function with power
  * management, function level reset and MSI-X; a memory BAR of registers; a BAR
  * of memory that the client maps in part; access to the guest's memory, mapped
- * or by messages; completion interrupts; reset and quiesce. This file sets the
- * device up and runs it. dma-engine.h is what its driver has to know; the BARs are
- * in dma-engine-registers.c, the DMA in dma-engine-work.c.
+ * or by messages; completion interrupts; reset and quiesce; live migration. This
+ * file sets the device up and runs it. dma-engine.h is what its driver has to know;
+ * the BARs are in dma-engine-registers.c, the DMA in dma-engine-work.c, and
+ * dma-engine-migration.c is where to begin with migration.
  *
  * The rule that shapes the program: a register write only notes what to do. DMA
  * is done from the main loop, once the write has been answered, a chunk at a
@@ -58,7 +59,10 @@ trigger(struct engine *engine, uint32_t vector)
     return true;
 }
 
-/* Brings INTx in step with the device; example gpio-idio-16 explains it. */
+/*
+ * Brings INTx in step with the device; example gpio-idio-16 explains it. While the
+ * device is stopped the line is down; if it was up, it rises again when it runs.
+ */
 void
 update_intx(struct engine *engine)
 {
@@ -66,7 +70,8 @@ update_intx(struct engine *engine)
     bool pending = (engine->state.irq_status & engine->state.irq_enable) != 0;
 
     config->hdr.sts.is = pending;
-    bool level = pending && !config->hdr.cmd.id && !engine->intx_masked && !msix_enabled(engine);
+    bool level = pending && !config->hdr.cmd.id && !engine->intx_masked && !msix_enabled(engine)
+                 && !is_stopped(engine);
     if (level && !engine->intx_level) {
         level = trigger(engine, 0);
     }
@@ -109,6 +114,15 @@ fail(struct engine *engine, enum dma_engine_status error, uint32_t vector)
  * Reset and quiesce.
  */
 
+void
+clear_memory(struct engine *engine)
+{
+    /* Gives the pages back; those who have mapped them see zeros, too. */
+    if (madvise(engine->memory, DMA_ENGINE_BAR2_SIZE, MADV_REMOVE) < 0) {
+        memset(engine->memory, 0, DMA_ENGINE_BAR2_SIZE);
+    }
+}
+
 /*
  * The device as after power-on: registers, memory and configuration space. The
  * library forgets only what is its own.
@@ -117,7 +131,7 @@ static void
 power_on(struct engine *engine)
 {
     memset(&engine->state, 0, sizeof(engine->state));
-    memset(engine->memory, 0, DMA_ENGINE_BAR2_SIZE);
+    clear_memory(engine);
     memcpy(vfu_pci_get_config_space(engine->ctx), engine->power_on_config, CONFIG_SPACE_SIZE);
     engine->intx_level = false;
 }
@@ -130,6 +144,7 @@ on_reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
 
     vfu_log(ctx, LOG_DEBUG, "reset, type %d", type);
     power_on(engine);
+    reset_migration(engine, type);
     if (type == VFU_RESET_LOST_CONN) {
         engine->intx_masked = false;
     }
@@ -265,6 +280,7 @@ set_up_callbacks(struct engine *engine)
         err(EXIT_FAILURE, "vfu_setup_device_reset_cb");
     }
     vfu_setup_device_quiesce_cb(engine->ctx, on_quiesce);
+    set_up_migration(engine);
 }
 
 static void
@@ -450,6 +466,8 @@ main(int argc, char *argv[])
 
     /* The context uses the memory, so it goes first. */
     vfu_destroy_ctx(engine.ctx);
+    end_saving(engine.saving);
+    end_loading(engine.loading);
     munmap(engine.memory, DMA_ENGINE_BAR2_SIZE);
     close(engine.memory_fd);
     close(signal_fd);

@@ -65,7 +65,7 @@
  * dma_engine_stats, made up at the time of the access, and ignores writes. The
  * rest is plain memory that the client may map.
  */
-#define DMA_ENGINE_BAR2_SIZE 0x10000
+#define DMA_ENGINE_BAR2_SIZE 0x4000000
 #define DMA_ENGINE_MEMORY_START 0x1000
 
 struct dma_engine_stats {
