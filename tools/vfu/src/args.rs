@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_num::maybe_hex;
+use vfio_user::wire::DeviceState;
 
 use crate::client::Options;
 use crate::error::EXIT_CODES;
@@ -61,6 +62,25 @@ pub enum Command {
     Dma(Dma),
     /// Reset the device
     Reset(Reset),
+    /// Move a running device from one server to another
+    ///
+    /// As a virtual machine monitor does: the guest's memory, which this
+    /// program has for each side, is copied by dirty bitmaps, in rounds, while
+    /// the device runs; then the device stops, and the rest follows. Afterwards
+    /// the source stays stopped. If anything fails, the source runs again, and
+    /// the destination is reset.
+    Migrate(Migrate),
+    /// Save the device's state to a file
+    ///
+    /// The device stops meanwhile.
+    Save(Save),
+    /// Load a device's state from a file
+    ///
+    /// Files that are damaged, or of another kind of device, are refused before
+    /// the device is touched. If the device refuses the state, it is reset.
+    Load(Load),
+    /// Show the migration state, and set it
+    State(State),
 }
 
 impl Command {
@@ -74,6 +94,10 @@ impl Command {
             Command::Irq(a) => &a.socket,
             Command::Dma(a) => &a.socket,
             Command::Reset(a) => &a.socket,
+            Command::Migrate(a) => &a.source,
+            Command::Save(a) => &a.socket,
+            Command::Load(a) => &a.socket,
+            Command::State(a) => &a.socket,
         }
     }
 }
@@ -251,6 +275,127 @@ pub struct Dma {
 pub struct Reset {
     /// The server's UNIX socket
     pub socket: PathBuf,
+}
+
+/// Arguments of `migrate`.
+#[derive(Args, Debug)]
+pub struct Migrate {
+    /// The UNIX socket of the server whose device moves
+    pub source: PathBuf,
+    /// The UNIX socket of the server that it moves to
+    pub destination: PathBuf,
+    /// Bytes of the guest's memory, from 1 MiB on, a multiple of 64 KiB; K, M or G may follow
+    #[arg(long, default_value = "64M", value_parser = memory_size)]
+    pub memory: u64,
+    /// Bytes of a page of the dirty bitmaps; a power of two from 4096 on
+    #[arg(long, default_value = "4096", value_parser = page_size)]
+    pub page_size: u64,
+    /// Most rounds before the device is stopped
+    #[arg(long, default_value = "30", value_parser = maybe_hex::<u32>)]
+    pub rounds: u32,
+    /// Stop the device once the rest can be moved in so many milliseconds
+    #[arg(long, default_value = "20", value_name = "MILLISECONDS", value_parser = milliseconds)]
+    pub max_downtime: Duration,
+    /// Keep the device busy until it stops, and again when it has moved
+    ///
+    /// Known for dma-engine; other devices move without.
+    #[arg(long)]
+    pub load: bool,
+    /// Compare all memory and all regions of the two sides
+    ///
+    /// With --load also whether the memory is what all work comes to, for
+    /// which this program needs that memory a third time.
+    #[arg(long)]
+    pub verify: bool,
+    /// Print JSON, and no progress
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `save`.
+#[derive(Args, Debug)]
+pub struct Save {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+    /// The file, which is replaced if it exists
+    pub file: PathBuf,
+}
+
+/// Arguments of `load`.
+#[derive(Args, Debug)]
+pub struct Load {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+    /// The file
+    pub file: PathBuf,
+}
+
+/// Arguments of `state`.
+#[derive(Args, Debug)]
+pub struct State {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+    /// Go to another state first
+    #[arg(long, value_enum)]
+    pub set: Option<StateName>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The states that can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StateName {
+    /// The device stands still
+    Stop,
+    /// The device runs
+    Running,
+    /// The device stands still and its state can be read
+    StopCopy,
+    /// The device loads a state
+    Resuming,
+    /// The device runs and its state can be read
+    PreCopy,
+}
+
+impl From<StateName> for DeviceState {
+    fn from(name: StateName) -> DeviceState {
+        match name {
+            StateName::Stop => DeviceState::Stop,
+            StateName::Running => DeviceState::Running,
+            StateName::StopCopy => DeviceState::StopCopy,
+            StateName::Resuming => DeviceState::Resuming,
+            StateName::PreCopy => DeviceState::PreCopy,
+        }
+    }
+}
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    const UNIT: u64 = 64 << 10;
+    const SMALLEST: u64 = 1 << 20;
+    let (number, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (text.get(..at), 10),
+        Some((at, 'M' | 'm')) => (text.get(..at), 20),
+        Some((at, 'G' | 'g')) => (text.get(..at), 30),
+        _ => (Some(text), 0),
+    };
+    let number: Option<u64> = number.and_then(|number| maybe_hex(number).ok());
+    match number.and_then(|n| n.checked_mul(1 << shift)) {
+        Some(size) if size >= SMALLEST && size.is_multiple_of(UNIT) => Ok(size),
+        _ => Err("not a multiple of 64 KiB from 1 MiB on".into()),
+    }
+}
+
+fn page_size(text: &str) -> Result<u64, String> {
+    const SMALLEST: u64 = 4096;
+    match maybe_hex::<u64>(text) {
+        Ok(size) if size.is_power_of_two() && size >= SMALLEST => Ok(size),
+        _ => Err("not a power of two from 4096 on".into()),
+    }
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    maybe_hex::<u64>(text).map(Duration::from_millis).map_err(|_| "not a number of milliseconds".into())
 }
 
 fn width(text: &str) -> Result<usize, String> {

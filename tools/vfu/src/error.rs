@@ -44,6 +44,16 @@ pub enum Error {
     /// The server broke the protocol.
     #[error("protocol violation: {0}")]
     Protocol(String),
+    /// A migration failed.
+    #[error("{side}: {source}; {aftermath}")]
+    Migration {
+        /// Whose fault it is.
+        side: &'static str,
+        /// What went wrong.
+        source: Box<Error>,
+        /// What has become of the two devices.
+        aftermath: String,
+    },
     /// Something failed on this side.
     #[error("{what}: {source}")]
     Local {
@@ -75,12 +85,18 @@ impl Error {
             Error::Silent { .. } => 4,
             Error::Protocol(_) => 5,
             Error::Local { .. } => 6,
+            Error::Migration { source, .. } => source.exit_code(),
         }
     }
 
     /// A failure on this side.
     pub fn local(what: impl Display, source: impl Into<io::Error>) -> Error {
         Error::Local { what: what.to_string(), source: source.into() }
+    }
+
+    /// A failure to reach the memory that the device has been given.
+    pub fn memory(errno: Errno) -> Error {
+        Error::local("memory", io::Error::from_raw_os_error(errno.number()))
     }
 
     /// The message in one line, of bounded length: what a server sent may be

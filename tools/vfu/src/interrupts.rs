@@ -85,9 +85,17 @@ pub fn choose(client: &mut Client, wanted: Option<Irq>) -> Result<(Irq, u32)> {
 }
 
 impl Vectors {
-    /// Gives the first `count` vectors an eventfd each, as many in a request
-    /// as the server takes, and switches the type on.
+    /// Gives the first `count` vectors an eventfd each and switches the type
+    /// on.
     pub fn arm(client: &mut Client, irq: Irq, count: u32) -> Result<Vectors> {
+        let mut vectors = Vectors::give(client, irq, count)?;
+        vectors.switch = Switch::on(client, irq)?;
+        Ok(vectors)
+    }
+
+    /// Gives the first `count` vectors an eventfd each, as many in a request
+    /// as the server takes.
+    pub fn give(client: &mut Client, irq: Irq, count: u32) -> Result<Vectors> {
         let batch = client.max_msg_fds();
         if batch == 0 {
             return Err(Error::Unfit("the server takes no descriptors: interrupts cannot come".into()));
@@ -104,8 +112,7 @@ impl Vectors {
             client.set_irqs(irq, flags, start, number, &borrowed)?;
             start = start.saturating_add(number);
         }
-        let switch = Switch::on(client, irq)?;
-        Ok(Vectors { irq, eventfds, switch })
+        Ok(Vectors { irq, eventfds, switch: None })
     }
 
     /// The type.

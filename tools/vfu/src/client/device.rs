@@ -116,12 +116,18 @@ impl Client {
     /// The configuration space, in as few accesses as the server allows.
     pub fn config_space(&mut self) -> Result<Vec<u8>> {
         let size = self.region_info(Region::CONFIG)?.info.size.min(MAX_CONFIG_SPACE);
+        self.region_bytes(Region::CONFIG, size)
+    }
+
+    /// The first `size` bytes of a region, in as few accesses as the server
+    /// allows.
+    pub fn region_bytes(&mut self, region: Region, size: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut offset = 0;
         while offset < size {
             let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
             let count = left.min(self.max_data_xfer_size());
-            bytes.extend(self.region_read(Region::CONFIG, offset, count)?);
+            bytes.extend(self.region_read(region, offset, count)?);
             offset = offset.saturating_add(count as u64);
         }
         Ok(bytes)

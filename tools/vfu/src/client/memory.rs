@@ -4,7 +4,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use vfio_user::wire::{DmaMapFlags, Errno};
+
+use super::Pages;
+use crate::error;
 
 /// Where the bytes of a [`Segment`] are.
 #[derive(Debug)]
@@ -16,6 +20,15 @@ pub enum Backing {
 }
 
 impl Backing {
+    /// A new file in memory of `size` bytes, all zero.
+    pub fn memfd(size: u64) -> error::Result<Backing> {
+        let failed = |e: std::io::Error| error::Error::local("memfd", e);
+        let fd = memfd_create("vfu", MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+        let file = File::from(fd);
+        file.set_len(size).map_err(failed)?;
+        Ok(Backing::Shared(file, size))
+    }
+
     /// Bytes.
     pub fn size(&self) -> u64 {
         match self {
@@ -76,6 +89,9 @@ pub struct Traffic {
 #[derive(Debug, Default)]
 pub struct Memory {
     segments: Vec<Segment>,
+    /// What was written through here since tracking began, by the first
+    /// address of each segment.
+    written: Vec<(u64, Pages)>,
     /// What the server did by messages.
     pub traffic: Traffic,
 }
@@ -92,6 +108,21 @@ impl Memory {
         Some(self.segments.swap_remove(at))
     }
 
+    /// Tracks from now on what is written through here: by this side, and by
+    /// the server in messages. What the server writes to a file of its own is
+    /// for its dirty logging to tell.
+    pub fn track(&mut self, page_size: u64) {
+        let pages = |s: &Segment| (s.addr, Pages::none(s.backing.size(), page_size));
+        self.written = self.segments.iter().map(pages).collect();
+    }
+
+    /// What was written to the segment that starts at `addr` since this was
+    /// asked last; `None` if it is not tracked.
+    pub fn take_written(&mut self, addr: u64) -> Option<Pages> {
+        let (_, pages) = self.written.iter_mut().find(|(start, _)| *start == addr)?;
+        Some(pages.take())
+    }
+
     /// Reads for this side.
     pub fn read(&self, addr: u64, into: &mut [u8]) -> Result<(), Errno> {
         let (n, offset) = self.find(addr, into.len())?;
@@ -101,7 +132,12 @@ impl Memory {
     /// Writes for this side.
     pub fn write(&mut self, addr: u64, from: &[u8]) -> Result<(), Errno> {
         let (n, offset) = self.find(addr, from.len())?;
-        self.segments.get_mut(n).ok_or(Errno::EFAULT)?.backing.write(offset, from)
+        let segment = self.segments.get_mut(n).ok_or(Errno::EFAULT)?;
+        segment.backing.write(offset, from)?;
+        if let Some((_, pages)) = self.written.iter_mut().find(|(start, _)| *start == segment.addr) {
+            pages.mark(offset, from.len() as u64);
+        }
+        Ok(())
     }
 
     /// Reads for the server, if it may. `EFAULT` where there is no memory,
@@ -164,6 +200,21 @@ mod tests {
         assert_eq!(memory.serve_read(0xfff, &mut [0; 2]), Err(Errno::EFAULT));
         assert_eq!(memory.serve_read(u64::MAX, &mut [0; 2]), Err(Errno::EFAULT));
         assert_eq!(memory.traffic, Traffic { reads: 5, writes: 0 });
+    }
+
+    #[test]
+    fn what_is_written_is_tracked_once() {
+        let mut memory = memory();
+        memory.write(0x1000, &[1]).unwrap();
+        memory.track(4);
+        assert_eq!(memory.serve_write(0x1003, &[1, 2]), Ok(()));
+        assert_eq!(memory.write(0x100f, &[1]), Ok(()));
+        assert_eq!(memory.write(0x100f, &[1, 2]), Err(Errno::EFAULT));
+        let runs: Vec<_> = memory.take_written(0x1000).unwrap().runs().collect();
+        assert_eq!(runs, [0..8, 12..16]);
+        assert_eq!(memory.take_written(0x1000).unwrap().count(), 0);
+        assert_eq!(memory.take_written(0x2000).unwrap().count(), 0);
+        assert!(memory.take_written(0x3000).is_none());
     }
 
     #[test]

@@ -10,7 +10,10 @@
 mod deadline;
 mod device;
 mod dma;
+mod logging;
 mod memory;
+mod migration;
+mod pages;
 mod stream;
 mod version;
 
@@ -28,6 +31,8 @@ use zerocopy::IntoBytes;
 pub use deadline::Deadline;
 pub use device::RegionDetails;
 pub use memory::{Backing, Memory, Segment, Traffic};
+pub use migration::state_name;
+pub use pages::Pages;
 pub use version::Negotiated;
 
 use crate::error::{Error, Result};
@@ -142,6 +147,21 @@ impl Client {
                 },
             }
         }
+    }
+
+    /// As [`request`](Self::request), for a reply whose payload may have
+    /// `room` bytes, which may be more than other messages have.
+    fn request_large(
+        &mut self,
+        command: Command,
+        what: &dyn std::fmt::Display,
+        parts: &[&[u8]],
+        room: usize,
+    ) -> Result<Reply> {
+        self.main.expect(room);
+        let reply = self.request(command, what, parts, &[]);
+        self.main.expect(0);
+        reply
     }
 
     /// Sends a command whose payload is `parts` one after the other, and

@@ -70,16 +70,16 @@ impl Partial {
         (whole.get_mut(self.have..).unwrap_or_default(), &mut self.fds)
     }
 
-    /// Takes note of `count` bytes that were put into the room.
-    fn filled(&mut self, count: usize) -> Result<()> {
+    /// Takes note of `count` bytes that were put into the room. Messages above
+    /// `largest` bytes are refused before there is memory for them.
+    fn filled(&mut self, count: usize, largest: usize) -> Result<()> {
         self.have = self.have.saturating_add(count);
         if self.header.is_some() || self.have < limits::HEADER_SIZE {
             return Ok(());
         }
         let (header, _) = take::<Header>(&self.head).map_err(|e| Error::Protocol(e.to_string()))?;
         let size = usize::try_from(header.msg_size).unwrap_or(usize::MAX);
-        let Some(body) = size.checked_sub(limits::HEADER_SIZE).filter(|_| size <= limits::MAX_MESSAGE_SIZE)
-        else {
+        let Some(body) = size.checked_sub(limits::HEADER_SIZE).filter(|_| size <= largest) else {
             return Err(Error::Protocol(format!("a header that says the message has {size} bytes")));
         };
         self.header = Some(header);
@@ -101,6 +101,8 @@ pub struct Stream {
     socket: UnixStream,
     partial: Partial,
     waiting: VecDeque<Message>,
+    /// Bytes of the largest message that is received.
+    largest: usize,
 }
 
 impl AsFd for Stream {
@@ -113,7 +115,14 @@ impl Stream {
     /// Talks over `socket`, which becomes non-blocking.
     pub fn new(socket: UnixStream) -> Result<Stream> {
         socket.set_nonblocking(true).map_err(|e| Error::local("socket", e))?;
-        Ok(Stream { socket, partial: Partial::default(), waiting: VecDeque::new() })
+        let largest = limits::MAX_MESSAGE_SIZE;
+        Ok(Stream { socket, partial: Partial::default(), waiting: VecDeque::new(), largest })
+    }
+
+    /// From now on takes messages whose body has up to `body` bytes, and those
+    /// that are always taken.
+    pub fn expect(&mut self, body: usize) {
+        self.largest = body.saturating_add(limits::HEADER_SIZE).max(limits::MAX_MESSAGE_SIZE);
     }
 
     /// Sends `message` whole, `fds` with its first byte. False if the deadline
@@ -190,7 +199,7 @@ impl Stream {
                     false => Err(Error::Protocol("the server hung up in the middle of a message".into())),
                 };
             }
-            self.partial.filled(got)?;
+            self.partial.filled(got, self.largest)?;
         }
     }
 }

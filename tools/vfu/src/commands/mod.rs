@@ -5,9 +5,12 @@ mod config;
 mod dma;
 mod info;
 mod irq;
+mod migrate;
+mod saved;
 
 use crate::args::{Cli, Command};
 use crate::client::Client;
+use crate::container::Reader;
 use crate::error::Result;
 
 /// Executes the command line.
@@ -26,6 +29,13 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Config(args) => config::run(&mut connect(cli)?, args),
         Command::Read(args) => access::read(&mut connect(cli)?, args),
         Command::Dma(args) => dma::run(&mut connect(cli)?, args),
+        Command::Migrate(args) => migrate::run(args, cli.options()),
+        Command::Save(args) => saved::save(&mut connect(cli)?, args),
+        Command::Load(args) => {
+            let mut file = Reader::open(&args.file)?;
+            saved::load(&mut connect(cli)?, &mut file)
+        }
+        Command::State(args) => saved::state(&mut connect(cli)?, args),
         Command::Reset(_) => connect(cli)?.reset(),
     }
 }

@@ -7,6 +7,7 @@ mod capability;
 mod express;
 mod extended;
 mod header;
+pub mod restore;
 mod space;
 
 use serde::Serialize;

@@ -1,6 +1,9 @@
 //! A driver for the example device dma-engine: its registers and its one
 //! descriptor in them. Numbers are little-endian.
 
+mod model;
+mod ring;
+
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -9,6 +12,9 @@ use crate::client::{Client, Deadline};
 use crate::error::{Error, Result};
 use crate::interrupts::Vectors;
 use crate::region::Region;
+
+pub use model::{Model, checksum};
+pub use ring::Ring;
 
 /// What the identity register reads: "DMAE".
 const ID: u32 = 0x4541_4d44;
@@ -23,6 +29,10 @@ mod register {
     pub const IRQ_STATUS: u64 = 0x10;
     pub const IRQ_ENABLE: u64 = 0x14;
     pub const DOORBELL: u64 = 0x28;
+    pub const RING_BASE: u64 = 0x30;
+    pub const RING_SIZE: u64 = 0x38;
+    pub const RING_HEAD: u64 = 0x3c;
+    pub const RING_TAIL: u64 = 0x40;
     pub const DESC: u64 = 0x80;
 }
 
@@ -34,6 +44,8 @@ const IRQ_ALL: u32 = 3;
 /// Flags of [`Descriptor`].
 mod flag {
     pub const IRQ: u32 = 0x01;
+    pub const SRC_LOCAL: u32 = 0x02;
+    pub const DST_LOCAL: u32 = 0x04;
     pub const MESSAGE: u32 = 0x10;
     pub const DIRECT: u32 = 0x20;
 }
@@ -80,6 +92,15 @@ impl Descriptor {
         Descriptor { op, flags, src, dst, len, value, vector, status: 0, result: 0, reserved: 0 }
     }
 
+    /// The same work on the device's own memory: `src` or `dst` or both are
+    /// offsets in BAR2.
+    pub fn local(mut self, src: bool, dst: bool) -> Descriptor {
+        for (local, bit) in [(src, flag::SRC_LOCAL), (dst, flag::DST_LOCAL)] {
+            self.flags = self.flags & !bit | if local { bit } else { 0 };
+        }
+        self
+    }
+
     /// Fails unless the device says that it has done the work.
     pub fn check(&self) -> Result<()> {
         let problem = match self.status {
@@ -106,6 +127,16 @@ fn set(client: &mut Client, offset: u64, value: u32) -> Result<()> {
     client.region_write(Region::BAR0, offset, &value.to_le_bytes())
 }
 
+/// Whether a device with these ids is a dma-engine.
+pub fn is_known(vendor_id: u16, device_id: u16) -> bool {
+    (vendor_id, device_id) == (0x1234, 0xd3a0)
+}
+
+/// Offset in BAR2 of the device's memory.
+pub const MEMORY_START: u64 = 0x1000;
+/// The region that the device's memory is in.
+pub const MEMORY: Region = Region(2);
+
 /// Fails unless the device is a dma-engine.
 pub fn identify(client: &mut Client) -> Result<()> {
     let id = get(client, register::ID)?;
@@ -128,6 +159,19 @@ pub fn enable(client: &mut Client) -> Result<()> {
     set(client, register::IRQ_STATUS, IRQ_ALL)?;
     set(client, register::IRQ_ENABLE, IRQ_ALL)?;
     set(client, register::CONTROL, CONTROL_ENABLE)
+}
+
+/// Acknowledges interrupts.
+pub fn acknowledge(client: &mut Client) -> Result<()> {
+    set(client, register::IRQ_STATUS, IRQ_ALL)
+}
+
+/// Writes to the registers of the one descriptor, which the device only keeps
+/// until the doorbell is rung.
+pub fn scribble(client: &mut Client, value: u64) -> Result<()> {
+    let words = size_of::<Descriptor>() as u64 / 8;
+    let offset = register::DESC.saturating_add(value % words * 8);
+    client.region_write(Region::BAR0, offset, &value.to_le_bytes())
 }
 
 /// Stops the device.

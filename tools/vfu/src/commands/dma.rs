@@ -1,21 +1,17 @@
 //! `vfu dma`
 
-mod engine;
-
-use std::fs::File;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Serialize;
 use vfio_user::wire::DmaMapFlags;
 
 use crate::args::{self, MemoryKind, Operation};
 use crate::client::{Backing, Client, Segment, Traffic};
+use crate::engine::{self, Descriptor, checksum};
 use crate::error::{Error, Result};
 use crate::interrupts::{self, Vectors};
 use crate::output;
-use engine::Descriptor;
 
 /// What the destination holds before the device writes to it.
 const UNTOUCHED: u8 = 0xee;
@@ -62,13 +58,13 @@ impl Ranges {
         for (addr, access) in [(self.src, read_only), (self.dst, read_only | DmaMapFlags::WRITE)] {
             let backing = match kind {
                 MemoryKind::Message => Backing::Private(vec![0; self.size]),
-                MemoryKind::Memfd => Backing::Shared(memfd(self.size as u64)?, self.size as u64),
+                MemoryKind::Memfd => Backing::memfd(self.size as u64)?,
             };
             client.dma_map(Segment { addr, access, backing })?;
         }
         let memory = client.memory();
         let filled = memory.write(self.src, &noise(self.size));
-        filled.and_then(|()| memory.write(self.dst, &vec![UNTOUCHED; self.size])).map_err(memory_error)
+        filled.and_then(|()| memory.write(self.dst, &vec![UNTOUCHED; self.size])).map_err(Error::memory)
     }
 
     fn unmap(&self, client: &mut Client) -> Result<()> {
@@ -89,7 +85,7 @@ impl Ranges {
         expected.resize(self.size, UNTOUCHED);
         for (name, addr, expected) in [("source", self.src, &noise), ("destination", self.dst, &expected)] {
             let mut found = vec![0; self.size];
-            client.memory().read(addr, &mut found).map_err(memory_error)?;
+            client.memory().read(addr, &mut found).map_err(Error::memory)?;
             if let Some(at) = found.iter().zip(expected).position(|(f, e)| f != e) {
                 return Err(Error::Unfit(format!("the {name} is wrong from byte {at:#x} on")));
             }
@@ -103,17 +99,6 @@ impl Ranges {
     }
 }
 
-fn memory_error(e: vfio_user::wire::Errno) -> Error {
-    Error::local("memory", std::io::Error::from_raw_os_error(e.number()))
-}
-
-fn memfd(size: u64) -> Result<File> {
-    let fd = memfd_create("vfu", MemfdFlags::CLOEXEC).map_err(|e| Error::local("memfd", e))?;
-    let file = File::from(fd);
-    file.set_len(size).map_err(|e| Error::local("memfd", e))?;
-    Ok(file)
-}
-
 /// Bytes in which a piece that went to a wrong place shows: the upper bytes of
 /// a multiplicative generator.
 fn noise(size: usize) -> Vec<u8> {
@@ -123,13 +108,6 @@ fn noise(size: usize) -> Vec<u8> {
         (state >> 56) as u8
     };
     (0..size).map(|_| next()).collect()
-}
-
-/// 64-bit FNV-1a.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |sum: u64, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Has the device move memory.
@@ -195,17 +173,4 @@ fn report(report: &Report, json: bool) -> Result<()> {
     output::line(format!("messages     {} reads, {} writes", messages.reads, messages.writes))?;
     output::line(format!("verified     {}", if report.verified { "yes" } else { "no" }))?;
     output::line(format!("time         {:.3} ms", report.seconds * 1000.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_checksum_is_fnv_1a() {
-        // Values from the description of the algorithm.
-        assert_eq!(checksum(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(checksum(b"a"), 0xaf63_dc4c_8601_ec8c);
-        assert_eq!(checksum(b"foobar"), 0x8594_4171_f739_67e8);
-    }
 }

@@ -1,0 +1,298 @@
+//! The migration itself, step by step.
+
+use std::time::{Duration, Instant};
+
+use vfio_user::wire::DeviceState;
+
+use super::guest::{self, Guest};
+use super::load::Load;
+use super::progress::{Moved, Progress};
+use super::report::Report;
+use super::side::{Fault, On, Side};
+use super::verify;
+use crate::args;
+use crate::client::{Client, Deadline};
+use crate::commands::saved::restore_config;
+use crate::error::{Error, Result};
+use crate::identity::Identity;
+use crate::interrupts::Vectors;
+
+/// Device data taken in one round before memory has its turn, in bytes: a
+/// device may change faster than it can be read.
+const ROUND_DATA: u64 = 256 << 20;
+/// Descriptors that a load is given on the destination.
+const MORE_WORK: u64 = 256;
+
+/// One of the two servers.
+pub struct End {
+    /// The connection.
+    pub client: Client,
+    /// Where its interrupts arrive.
+    pub vectors: Option<Vectors>,
+    /// The state it was found in.
+    pub state: DeviceState,
+    /// Its state can be read while it runs.
+    pub pre_copy: bool,
+}
+
+/// A migration under way.
+pub struct Mover<'a> {
+    /// The device that moves away.
+    pub src: End,
+    /// The device that it becomes.
+    pub dst: End,
+    /// The memory of the guest.
+    pub guest: Guest,
+    /// What kind of device it is.
+    pub identity: Identity,
+    /// What keeps the device busy.
+    pub load: Option<Load>,
+    /// Who wants to know.
+    pub progress: Progress,
+    /// Something was asked of the devices that has to be undone.
+    pub touched: bool,
+    args: &'a args::Migrate,
+    start: Instant,
+    rounds: u32,
+    moved: Moved,
+    /// The destination runs.
+    switched: bool,
+}
+
+/// How long the guest stands still, and what was found out in the meantime.
+struct Switch {
+    downtime: Duration,
+    not_compared: Vec<String>,
+}
+
+impl<'a> Mover<'a> {
+    /// A migration that hasn't begun.
+    pub fn new(
+        src: End,
+        dst: End,
+        guest: Guest,
+        identity: Identity,
+        progress: Progress,
+        args: &'a args::Migrate,
+    ) -> Mover<'a> {
+        Mover {
+            src,
+            dst,
+            guest,
+            identity,
+            load: None,
+            progress,
+            touched: false,
+            args,
+            start: Instant::now(),
+            rounds: 0,
+            moved: Moved::default(),
+            switched: false,
+        }
+    }
+
+    /// All of it.
+    pub fn run(&mut self) -> Result<Report, Fault> {
+        self.start = Instant::now();
+        self.guest.start_logging(&mut self.src.client).on(Side::Source)?;
+        self.pump()?;
+        self.dst.client.set_device_state(DeviceState::Resuming).on(Side::Destination)?;
+        if self.src.pre_copy {
+            self.src.client.set_device_state(DeviceState::PreCopy).on(Side::Source)?;
+        }
+        let converged = self.rounds()?;
+        let Switch { downtime, not_compared } = self.switch_over()?;
+        let total = self.start.elapsed();
+        self.go_on()?;
+        self.give_source_up()?;
+        Ok(Report {
+            total_seconds: total.as_secs_f64(),
+            downtime_seconds: downtime.as_secs_f64(),
+            rounds: self.rounds,
+            converged,
+            page_size: self.guest.page_size(),
+            moved: self.moved,
+            descriptors: self.load.as_ref().map(|load| load.submitted),
+            interrupts: self.load.as_ref().map(|load| load.interrupts),
+            verified: self.args.verify,
+            not_compared,
+        })
+    }
+
+    /// Sees to the work that the source does in the meantime.
+    fn pump(&mut self) -> Result<(), Fault> {
+        match (&mut self.load, &self.src.vectors) {
+            (Some(load), Some(vectors)) => load.pump(&mut self.src.client, vectors).on(Side::Source),
+            _ => Ok(()),
+        }
+    }
+
+    /// Rounds while the device runs, until what is left can be moved within
+    /// the downtime allowed, or there were enough: whether it can.
+    fn rounds(&mut self) -> Result<bool, Fault> {
+        while self.rounds < self.args.rounds {
+            self.rounds = self.rounds.saturating_add(1);
+            self.progress.phase(format!("round {}", self.rounds));
+            let (start, before) = (Instant::now(), self.moved);
+            self.copy_pending(true)?;
+            let all = !self.src.pre_copy || self.move_device_data(true)?;
+            self.guest.fetch_dirty(&mut self.src.client).on(Side::Source)?;
+            let time = start.elapsed();
+            let moved = Moved {
+                memory: self.moved.memory.saturating_sub(before.memory),
+                device: self.moved.device.saturating_sub(before.device),
+            };
+            self.progress.round(self.rounds, moved, time, self.guest.pending());
+            if all && self.is_short(moved) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether what is left can be moved within the downtime allowed: the
+    /// dirty pages, and as much device data as the last round brought.
+    fn is_short(&self, last_round: Moved) -> bool {
+        // What a device brings at first is its whole state, not what changes.
+        let device = if self.rounds > 1 { last_round.device } else { 0 };
+        let memory = self.guest.pending().saturating_mul(self.guest.page_size());
+        let rate = self.moved.rate(self.start.elapsed());
+        memory.saturating_add(device) as f64 / rate <= self.args.max_downtime.as_secs_f64()
+    }
+
+    /// Copies the pages that are due.
+    fn copy_pending(&mut self, running: bool) -> Result<(), Fault> {
+        let ranges = self.guest.take_pending();
+        let page_size = self.guest.page_size();
+        let mut left: u64 = ranges.iter().map(|(_, len)| (*len as u64).div_ceil(page_size)).sum();
+        for (addr, len) in ranges {
+            guest::copy(&mut self.src.client, &mut self.dst.client, addr, len)?;
+            self.moved.memory = self.moved.memory.saturating_add(len as u64);
+            left = left.saturating_sub((len as u64).div_ceil(page_size));
+            self.progress.moved(self.moved, left);
+            if running {
+                self.pump()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves device data until there is no more; of a device that runs, no
+    /// more than a round allows. Whether that was all.
+    fn move_device_data(&mut self, running: bool) -> Result<bool, Fault> {
+        let size = self.src.client.max_data_xfer_size();
+        let mut total: u64 = 0;
+        while !running || total < ROUND_DATA {
+            let data = self.src.client.mig_data_read(size).on(Side::Source)?;
+            self.dst.client.mig_data_write(&data).on(Side::Destination)?;
+            total = total.saturating_add(data.len() as u64);
+            self.moved.device = self.moved.device.saturating_add(data.len() as u64);
+            self.progress.moved(self.moved, self.guest.pending());
+            if data.len() < size {
+                return Ok(true);
+            }
+            if running {
+                self.pump()?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// Stops the source, moves the rest, and starts the destination. What a
+    /// comparison takes is no downtime: who doesn't want it doesn't wait.
+    fn switch_over(&mut self) -> Result<Switch, Fault> {
+        self.pump()?;
+        self.progress.phase("stopped");
+        let stopped = Instant::now();
+        self.src.client.set_device_state(DeviceState::StopCopy).on(Side::Source)?;
+        self.collect_interrupts()?;
+        self.guest.fetch_dirty(&mut self.src.client).on(Side::Source)?;
+        self.copy_pending(false)?;
+        self.move_device_data(false)?;
+        let config = self.src.client.config_space().on(Side::Source)?;
+        restore_config(&mut self.dst.client, &config).on(Side::Destination)?;
+        self.dst.client.set_device_state(DeviceState::Stop).on(Side::Destination)?;
+        self.src.client.set_device_state(DeviceState::Stop).on(Side::Source)?;
+        let mut downtime = stopped.elapsed();
+        let mut not_compared = Vec::new();
+        if self.args.verify {
+            self.progress.phase("comparing");
+            let (src, dst) = (&mut self.src.client, &mut self.dst.client);
+            self.guest.compare(src, dst)?;
+            not_compared = verify::compare_regions(src, dst, &self.identity)?;
+        }
+        let resumed = Instant::now();
+        self.dst.client.set_device_state(DeviceState::Running).on(Side::Destination)?;
+        downtime = downtime.saturating_add(resumed.elapsed());
+        self.switched = true;
+        Ok(Switch { downtime, not_compared })
+    }
+
+    /// Takes in the interrupts that the source has sent until it stopped.
+    fn collect_interrupts(&mut self) -> Result<(), Fault> {
+        let (Some(load), Some(vectors)) = (&mut self.load, &self.src.vectors) else { return Ok(()) };
+        let now = Deadline::after(Duration::ZERO);
+        load.collect(&mut self.src.client, vectors, now).on(Side::Source)
+    }
+
+    /// Has the destination do what was left to do and more, and checks what
+    /// all of it comes to.
+    fn go_on(&mut self) -> Result<(), Fault> {
+        let (Some(load), Some(vectors)) = (&mut self.load, &self.dst.vectors) else { return Ok(()) };
+        self.progress.phase("working on");
+        let client = &mut self.dst.client;
+        let enough = load.submitted.saturating_add(MORE_WORK);
+        while load.submitted < enough {
+            load.settle(client, vectors).and_then(|()| load.pump(client, vectors)).on(Side::Destination)?;
+        }
+        load.settle(client, vectors).on(Side::Destination)?;
+        load.check(client).on(Side::Destination)
+    }
+
+    /// Takes the memory from the source, which must not have written to it
+    /// since it stopped, and leaves it stopped.
+    fn give_source_up(&mut self) -> Result<(), Fault> {
+        let src = &mut self.src.client;
+        for (addr, size) in self.guest.ranges() {
+            match src.dma_unmap_dirty(addr, size, self.guest.page_size()).on(Side::Source)? {
+                Some(pages) if pages.count() > 0 => {
+                    let text = format!("{} pages were written to after the stop", pages.count());
+                    return Err(Error::Unfit(text)).on(Side::Source);
+                }
+                Some(_) => {}
+                None => src.dma_unmap(addr).on(Side::Source)?,
+            }
+        }
+        src.logging_stop().on(Side::Source)
+    }
+
+    /// After a failure: lets the source run again and resets the destination.
+    /// What has become of them.
+    pub fn recover(&mut self) -> String {
+        if !self.touched {
+            return "nothing was done".into();
+        }
+        let src = match self.resume_source() {
+            Ok(()) => "the source runs".into(),
+            Err(e) => format!("the source does not run ({e})"),
+        };
+        let dst = match self.dst.client.reset() {
+            Ok(()) => "the destination was reset".into(),
+            Err(e) => format!("the destination could not be reset ({e})"),
+        };
+        format!("{src}, {dst}")
+    }
+
+    /// Lets the source run, and do all the work that it has.
+    fn resume_source(&mut self) -> Result<()> {
+        self.src.client.set_device_state(DeviceState::Running)?;
+        self.src.client.logging_stop()?;
+        match (&mut self.load, &self.src.vectors) {
+            (Some(load), Some(vectors)) if !self.switched => {
+                load.settle(&mut self.src.client, vectors)?;
+                load.check(&mut self.src.client)
+            }
+            _ => Ok(()),
+        }
+    }
+}

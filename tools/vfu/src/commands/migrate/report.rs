@@ -1,0 +1,62 @@
+//! What a migration came to.
+
+use indicatif::HumanBytes;
+use serde::Serialize;
+
+use super::progress::Moved;
+use crate::error::Result;
+use crate::output;
+
+/// The summary.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// From the start of logging until the destination ran.
+    pub total_seconds: f64,
+    /// While neither ran.
+    pub downtime_seconds: f64,
+    /// Rounds before the stop.
+    pub rounds: u32,
+    /// The rest could be moved within the downtime allowed.
+    pub converged: bool,
+    /// Bytes of a page of the dirty bitmaps.
+    pub page_size: u64,
+    /// Bytes moved.
+    pub moved: Moved,
+    /// Descriptors that a load has had done, on both sides.
+    pub descriptors: Option<u64>,
+    /// Interrupts that came of them.
+    pub interrupts: Option<u64>,
+    /// The two sides were compared.
+    pub verified: bool,
+    /// Regions that could not be compared.
+    pub not_compared: Vec<String>,
+}
+
+impl Report {
+    /// To standard output.
+    pub fn print(&self, json: bool) -> Result<()> {
+        if json {
+            return output::json(self);
+        }
+        let seconds = |seconds: f64| format!("{:.3} ms", seconds * 1000.0);
+        let rate = HumanBytes((self.moved.bytes() as f64 / self.total_seconds.max(1e-6)) as u64);
+        let mut table = output::table(&["migration", ""], &[]);
+        table.add_row(["total", &seconds(self.total_seconds)]);
+        table.add_row(["downtime", &seconds(self.downtime_seconds)]);
+        let how = if self.converged { "" } else { ", not converged" };
+        table.add_row(["rounds", &format!("{}{how}", self.rounds)]);
+        table.add_row(["memory", &format!("{} bytes, {}", self.moved.memory, HumanBytes(self.moved.memory))]);
+        table.add_row(["device data", &format!("{} bytes", self.moved.device)]);
+        table.add_row(["rate", &format!("{rate}/s")]);
+        if let (Some(descriptors), Some(interrupts)) = (self.descriptors, self.interrupts) {
+            table.add_row(["load", &format!("{descriptors} descriptors, {interrupts} interrupts")]);
+        }
+        let verified = match (self.verified, self.not_compared.as_slice()) {
+            (false, _) => "no".into(),
+            (true, []) => "yes".into(),
+            (true, regions) => format!("yes, except {}", regions.join(", ")),
+        };
+        table.add_row(["verified", &verified]);
+        output::line(table.trim_fmt())
+    }
+}
