@@ -73,7 +73,7 @@ pub struct Map {
 pub struct Migratable {
     pub device: Device,
     pub state: u32,
-    /// States that were asked for and `RESET`s, in order.
+    /// States that were asked for, and resets, in order.
     pub states: Vec<u32>,
     /// What was loaded.
     pub loaded: Vec<u8>,
@@ -98,17 +98,31 @@ fn pre_copy_data() -> Vec<u8> {
 }
 
 impl Migratable {
-    /// Serves one client, which may transfer `xfer` bytes at a time.
+    /// Serves one client, which may transfer `xfer` bytes at a time, with a
+    /// fresh device.
     pub fn serve(fault: Fault, xfer: usize) -> Peer<Migratable> {
+        Migratable::new(fault).listen(xfer)
+    }
+
+    /// The same with a device that has something to move: it differs from a
+    /// fresh one.
+    pub fn serve_source(fault: Fault, xfer: usize) -> Peer<Migratable> {
+        let mut device = Migratable::new(fault);
+        device.device.config = crate::config::space();
+        device.device.bar0.iter_mut().for_each(|byte| *byte ^= 0x55);
+        device.listen(xfer)
+    }
+
+    fn listen(mut self, xfer: usize) -> Peer<Migratable> {
         Peer::new(move |mut conn| {
-            conn.negotiate(&format!(r#"{{"capabilities":{{"max_msg_fds":2,"max_data_xfer_size":{xfer}}}}}"#));
-            let mut device = Migratable::new(fault);
+            let json = format!(r#"{{"capabilities":{{"max_msg_fds":2,"max_data_xfer_size":{xfer}}}}}"#);
+            conn.negotiate(&json);
             while let Some(request) = conn.next() {
-                if !device.handle(&mut conn, request) {
+                if !self.handle(&mut conn, request) {
                     break;
                 }
             }
-            device
+            self
         })
     }
 
@@ -135,22 +149,6 @@ impl Migratable {
             stream: vec![],
             fault,
         }
-    }
-
-    /// Makes it the device that moves: one that differs from a fresh one.
-    pub fn serve_source(fault: Fault, xfer: usize) -> Peer<Migratable> {
-        Peer::new(move |mut conn| {
-            conn.negotiate(&format!(r#"{{"capabilities":{{"max_msg_fds":2,"max_data_xfer_size":{xfer}}}}}"#));
-            let mut device = Migratable::new(fault);
-            device.device.config = crate::config::space();
-            device.device.bar0.iter_mut().for_each(|byte| *byte ^= 0x55);
-            while let Some(request) = conn.next() {
-                if !device.handle(&mut conn, request) {
-                    break;
-                }
-            }
-            device
-        })
     }
 
     fn handle(&mut self, conn: &mut Conn, mut request: Request) -> bool {
@@ -319,7 +317,7 @@ impl Migratable {
         assert_eq!((reply.id, reply.flags, reply.body), (500, 1, quads(&[addr, 3])));
     }
 
-    /// False if the connection is to end.
+    /// Whether a transfer succeeds; false if the connection is to end.
     fn transfer(&mut self) -> Result<bool, i32> {
         self.transfers += 1;
         match self.fault {

@@ -96,6 +96,7 @@ impl<'a> Mover<'a> {
     /// All of it.
     pub fn run(&mut self) -> Result<Report, Fault> {
         self.start = Instant::now();
+        self.progress.begin();
         self.guest.start_logging(&mut self.src.client).on(Side::Source)?;
         self.pump()?;
         self.dst.client.set_device_state(DeviceState::Resuming).on(Side::Destination)?;
