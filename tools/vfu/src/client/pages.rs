@@ -59,7 +59,7 @@ impl Pages {
 
     /// Adds the pages that `len` bytes from `offset` on touch.
     pub fn mark(&mut self, offset: u64, len: u64) {
-        if len == 0 {
+        if len == 0 || offset >= self.size {
             return;
         }
         let end = offset.saturating_add(len).min(self.size).div_ceil(self.page_size);

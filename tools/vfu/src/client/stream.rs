@@ -231,3 +231,51 @@ fn receive_some(socket: &UnixStream, room: &mut [u8], fds: &mut Vec<OwnedFd>) ->
         false => Ok(got.bytes),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::Duration;
+
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    /// Sends a message with so many bytes behind its header to a stream that
+    /// expects up to `expected`: the size of the body it gets.
+    fn receive(body: usize, expected: usize) -> Result<usize> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut stream = Stream::new(ours)?;
+        stream.expect(expected);
+        let sender = std::thread::spawn(move || {
+            let header = Header::command(1, 16, (body + limits::HEADER_SIZE) as u32);
+            // The other side may have left after the header.
+            let _ = theirs.write_all(&[header.as_bytes(), &vec![7; body]].concat());
+        });
+        let received = loop {
+            match stream.receive() {
+                Ok(Received::Message(message)) => break Ok(message.body.len()),
+                Ok(Received::End) => break Ok(0),
+                Ok(Received::Nothing) => {
+                    let mut polled = [PollFd::new(&stream, PollFlags::IN)];
+                    assert!(Deadline::after(Duration::from_secs(30)).wait(&mut polled)?);
+                }
+                Err(e) => break Err(e),
+            }
+        };
+        drop(stream);
+        sender.join().unwrap();
+        received
+    }
+
+    #[test]
+    fn only_what_is_expected_may_be_large() {
+        let usual = limits::MAX_MESSAGE_SIZE - limits::HEADER_SIZE;
+        for (body, expected) in [(0, 0), (usual, 0), (usual, 9), (5 << 20, 5 << 20)] {
+            assert_eq!(receive(body, expected).unwrap(), body);
+        }
+        for (body, expected) in [(usual + 1, 0), ((5 << 20) + 1, 5 << 20), (300 << 20, 0)] {
+            assert!(matches!(receive(body, expected), Err(Error::Protocol(_))), "{body}");
+        }
+    }
+}

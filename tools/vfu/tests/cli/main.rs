@@ -8,7 +8,10 @@ mod dma;
 mod errors;
 mod info;
 mod irq;
+mod migratable;
+mod migrate;
 mod peer;
+mod saved;
 
 use std::io::Write;
 use std::path::Path;

@@ -19,9 +19,9 @@ const SCRATCH: u64 = 4096;
 /// Largest descriptor, in bytes.
 const MAX_LEN: u64 = 16 << 10;
 /// Descriptors before the working set moves.
-const STAY: u64 = 512;
+const STAY: u64 = 4096;
 /// The working set is this fraction of all memory.
-const FRACTION: u64 = 32;
+const FRACTION: u64 = 64;
 
 /// A range that descriptors work in, a part of it at a time.
 struct Area {

@@ -62,6 +62,8 @@ pub struct Mover<'a> {
 /// How long the guest stands still, and what was found out in the meantime.
 struct Switch {
     downtime: Duration,
+    /// What the comparison took, which is in none of the other times.
+    comparison: Duration,
     not_compared: Vec<String>,
 }
 
@@ -94,6 +96,7 @@ impl<'a> Mover<'a> {
     /// All of it.
     pub fn run(&mut self) -> Result<Report, Fault> {
         self.start = Instant::now();
+        self.progress.begin();
         self.guest.start_logging(&mut self.src.client).on(Side::Source)?;
         self.pump()?;
         self.dst.client.set_device_state(DeviceState::Resuming).on(Side::Destination)?;
@@ -101,8 +104,8 @@ impl<'a> Mover<'a> {
             self.src.client.set_device_state(DeviceState::PreCopy).on(Side::Source)?;
         }
         let converged = self.rounds()?;
-        let Switch { downtime, not_compared } = self.switch_over()?;
-        let total = self.start.elapsed();
+        let Switch { downtime, comparison, not_compared } = self.switch_over()?;
+        let total = self.start.elapsed().saturating_sub(comparison);
         self.go_on()?;
         self.give_source_up()?;
         Ok(Report {
@@ -153,11 +156,9 @@ impl<'a> Mover<'a> {
     /// Whether what is left can be moved within the downtime allowed: the
     /// dirty pages, and as much device data as the last round brought.
     fn is_short(&self, last_round: Moved) -> bool {
-        // What a device brings at first is its whole state, not what changes.
-        let device = if self.rounds > 1 { last_round.device } else { 0 };
         let memory = self.guest.pending().saturating_mul(self.guest.page_size());
         let rate = self.moved.rate(self.start.elapsed());
-        memory.saturating_add(device) as f64 / rate <= self.args.max_downtime.as_secs_f64()
+        memory.saturating_add(last_round.device) as f64 / rate <= self.args.max_downtime.as_secs_f64()
     }
 
     /// Copies the pages that are due.
@@ -213,7 +214,7 @@ impl<'a> Mover<'a> {
         restore_config(&mut self.dst.client, &config).on(Side::Destination)?;
         self.dst.client.set_device_state(DeviceState::Stop).on(Side::Destination)?;
         self.src.client.set_device_state(DeviceState::Stop).on(Side::Source)?;
-        let mut downtime = stopped.elapsed();
+        let moved = stopped.elapsed();
         let mut not_compared = Vec::new();
         if self.args.verify {
             self.progress.phase("comparing");
@@ -221,11 +222,11 @@ impl<'a> Mover<'a> {
             self.guest.compare(src, dst)?;
             not_compared = verify::compare_regions(src, dst, &self.identity)?;
         }
-        let resumed = Instant::now();
+        let comparison = stopped.elapsed().saturating_sub(moved);
         self.dst.client.set_device_state(DeviceState::Running).on(Side::Destination)?;
-        downtime = downtime.saturating_add(resumed.elapsed());
+        let downtime = stopped.elapsed().saturating_sub(comparison);
         self.switched = true;
-        Ok(Switch { downtime, not_compared })
+        Ok(Switch { downtime, comparison, not_compared })
     }
 
     /// Takes in the interrupts that the source has sent until it stopped.

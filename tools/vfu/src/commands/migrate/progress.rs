@@ -48,6 +48,11 @@ impl Progress {
         Progress { bar, quiet, start: Instant::now(), phase: String::new() }
     }
 
+    /// The moving begins: rates count from here.
+    pub fn begin(&mut self) {
+        self.start = Instant::now();
+    }
+
     /// A new phase begins.
     pub fn phase(&mut self, name: impl Into<String>) {
         self.phase = name.into();
