@@ -79,6 +79,31 @@ bar_access(vfu_ctx_t *c, char *buf, size_t count, loff_t offset, bool is_write)
     return count;
 }
 
+static int
+transition(vfu_ctx_t *c, vfu_migr_state_t state)
+{
+    (void)c, (void)state;
+    return 0;
+}
+
+static ssize_t
+read_data(vfu_ctx_t *c, void *buf, uint64_t count)
+{
+    (void)c;
+    memset(buf, 0x5a, count);
+    return count;
+}
+
+static ssize_t
+write_data(vfu_ctx_t *c, void *buf, uint64_t count)
+{
+    (void)c;
+    for (uint64_t i = 0; i < count; i += 4096) {
+        CHECK_EQ(((char *)buf)[i], (char)(i >> 12));
+    }
+    return count;
+}
+
 /* Says to whoever traces this program that the calls up to the next mark belong
  * to this kind of request. getpriority() of a negative "who" is used by nobody. */
 static void
@@ -110,6 +135,9 @@ start(void)
     CHECK(ctx != NULL);
     CHECK_EQ(vfu_setup_region(ctx, 0, BAR_SIZE, bar_access, VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0,
                               -1, 0), 0);
+    CHECK_EQ(vfu_setup_device_migration_callbacks(ctx, &(vfu_migration_callbacks_t) {
+        .version = VFU_MIGR_CALLBACKS_VERS, .transition = transition, .read_data = read_data,
+        .write_data = write_data }), 0);
     CHECK_EQ(vfu_realize_ctx(ctx), 0);
     client = client_connect();
     client_send_version(client);
@@ -181,6 +209,73 @@ a_burst_of_posted_writes(void)
     }
 }
 
+/* More than a socket holds: what fits is sent, the context runs, what came is
+ * received, until the whole reply is there. */
+static void
+exchange(const char *request, size_t request_size, char *reply, size_t reply_size)
+{
+    size_t sent = 0, received = 0;
+
+    while (received < reply_size) {
+        ssize_t count;
+
+        if (sent < request_size) {
+            count = send(client, request + sent, request_size - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+            sent += count > 0 ? count : 0;
+        }
+        CHECK(vfu_run_ctx(ctx) >= 0);
+        count = recv(client, reply + received, reply_size - received, MSG_DONTWAIT);
+        received += count > 0 ? count : 0;
+    }
+}
+
+struct data_message {
+    struct vfio_user_header header;
+    uint32_t argsz, size;
+    char data[1 << 20];
+};
+
+static void
+set_state(uint32_t state)
+{
+    struct {
+        uint32_t argsz, flags, state, data_fd;
+    } set = { sizeof(set), VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, state, 0 };
+
+    client_send(client, 9, VFIO_USER_DEVICE_FEATURE, &set, sizeof(set));
+    CHECK_EQ(vfu_run_ctx(ctx), 1);
+    client_reply(client, 9, VFIO_USER_DEVICE_FEATURE, &set, sizeof(set));
+}
+
+static void
+migration_data_allocate_nothing(void)
+{
+    static struct data_message out, in;
+    enum { HEAD = offsetof(struct data_message, data), LARGE = sizeof(in.data) };
+    unsigned long before = 0;
+
+    for (size_t i = 0; i < LARGE; i += 4096) {
+        out.data[i] = i >> 12;
+    }
+    for (int i = 0; i < 8; i++) {
+        if (i == 2) {
+            before = allocations; /* from here on nothing is new */
+        }
+        set_state(VFIO_USER_DEVICE_STATE_STOP_COPY);
+        out.header = (struct vfio_user_header) { 10, VFIO_USER_MIG_DATA_READ, HEAD, 0, 0 };
+        out.argsz = 8 + LARGE;
+        out.size = LARGE;
+        exchange((char *)&out, HEAD, (char *)&in, HEAD + LARGE);
+        CHECK(in.header.flags == VFIO_USER_F_TYPE_REPLY && in.size == LARGE && in.data[LARGE - 1] == 0x5a);
+        set_state(VFIO_USER_DEVICE_STATE_RESUMING);
+        out.header = (struct vfio_user_header) { 11, VFIO_USER_MIG_DATA_WRITE, HEAD + LARGE, 0, 0 };
+        exchange((char *)&out, HEAD + LARGE, (char *)&in, sizeof(in.header));
+        CHECK_EQ(in.header.flags, VFIO_USER_F_TYPE_REPLY);
+    }
+    CHECK_EQ(allocations - before, 0);
+    set_state(VFIO_USER_DEVICE_STATE_RUNNING);
+}
+
 static void
 an_idle_call(void)
 {
@@ -206,6 +301,7 @@ main(void)
     RUN(each_access_allocates_nothing);
     RUN(a_large_read_allocates_nothing);
     RUN(a_burst_of_posted_writes);
+    RUN(migration_data_allocate_nothing);
     RUN(an_idle_call);
     RUN(the_end);
     remove_socket_folder();
