@@ -346,9 +346,14 @@ def test_a_stop_that_is_taken_back_changes_nothing(start, options):
 
 def test_a_level_that_was_up_rises_at_the_destination(start):
     with Client(start()) as source, Client(start()) as destination:
+        line = source.assign_irq(INTX, 0)
         source.write_u32(IRQ_ENABLE, 1)
         ring_bell(source, descriptor(NOP, IRQ))
         finish(source)
+        assert events(line) == 1
+        source.set_state(STOP), source.set_state(RUNNING)
+        assert events(line) == 1, "here, if the device goes on here"
+        os.close(line)
         line = destination.assign_irq(INTX, 0)
         load(destination, save(source))
         assert events(line) == 0
