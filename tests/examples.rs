@@ -68,6 +68,16 @@ fn library() -> PathBuf {
     candidates.into_iter().find(|path| path.exists()).expect("cargo built the library")
 }
 
+/// Whether a program listens at a socket: for a moment it only has its name.
+fn is_listening(socket: &Path) -> bool {
+    const ACCEPTS_CONNECTIONS: &str = "00010000";
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+    sockets.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(3) == Some(&ACCEPTS_CONNECTIONS) && fields.get(7).map(Path::new) == Some(socket)
+    })
+}
+
 /// A running example.
 struct Device {
     process: Child,
@@ -83,7 +93,7 @@ impl Device {
             .arg(format!("--socket-path={}", socket.display()))
             .spawn()
             .unwrap();
-        while !socket.exists() {
+        while !is_listening(&socket) {
             assert!(process.try_wait().unwrap().is_none(), "{name} runs");
             std::thread::yield_now();
         }
@@ -183,7 +193,7 @@ fn each_takes_a_bare_path_serves_one_client_after_another_and_ends_cleanly() {
     let socket = folder.path().join("bare");
     let mut process =
         Command::new(BUILT.path().join("null")).args(["--once", socket.to_str().unwrap()]).spawn().unwrap();
-    while !socket.exists() {
+    while !is_listening(&socket) {
         assert!(process.try_wait().unwrap().is_none());
         std::thread::yield_now();
     }
