@@ -406,6 +406,5 @@ apply(struct engine *engine, struct loading *loading)
         return -1;
     }
     engine->state = loading->state;
-    engine->intx_level = false;
     return 0;
 }

@@ -159,7 +159,7 @@ start_record(struct saving *saving, uint32_t type, uint32_t length)
 }
 
 static void
-put_record(struct saving *saving, uint32_t type, const void *payload, size_t len)
+put_record(struct saving *saving, uint32_t type, const void *payload, uint32_t len)
 {
     start_record(saving, type, len);
     put(saving, payload, len);

@@ -1,0 +1,97 @@
+"""The tool that drives a migration as a VMM would, between two processes of the example."""
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+
+from peer import *
+
+TOOL = os.environ.get("VFU_TOOL") or os.path.join(
+    os.path.dirname(__file__), "..", "..", "target", "debug", "vfu")
+
+
+@pytest.fixture
+def devices():
+    made = []
+
+    def make(name="dma-engine"):
+        device = Device(name)
+        Client(device).close()  # it listens
+        made.append(device)
+        return device
+    yield make
+    for device in made:
+        if device.process.poll() is None:
+            device.end()
+
+
+def vfu(*arguments, check=0):
+    done = subprocess.run([TOOL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == check, done.stderr
+    return done
+
+
+def state(device):
+    return json.loads(vfu("state", device.path, "--json").stdout)
+
+
+@pytest.mark.parametrize("run", range(5))
+def test_a_device_moves_under_load_and_nothing_differs(devices, run):
+    source, destination = devices(), devices()
+    done = vfu("migrate", source.path, destination.path, "--load", "--verify", "--json", "--memory", "16M")
+    summary = json.loads(done.stdout)
+    assert summary["verified"] is True, summary
+
+
+def test_rounds_end_at_their_limit_however_much_is_left(devices):
+    source, destination = devices(), devices()
+    done = vfu("migrate", source.path, destination.path, "--load", "--verify", "--json", "--memory", "16M",
+               "--max-downtime", "0", "--rounds", "4")
+    assert json.loads(done.stdout)["rounds"] == 4
+
+
+def migrate_and_kill(source, destination, victim):
+    """Kills one side once the first round is over; returns the tool's exit code and last words."""
+    tool = subprocess.Popen([TOOL, "migrate", source.path, destination.path, "--load", "--memory", "16M",
+                             "--max-downtime", "0", "--rounds", "1000"],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    words = []
+    for line in tool.stderr:
+        words.append(line)
+        if line.startswith("vfu: round 1:"):
+            victim.process.send_signal(signal.SIGKILL)
+    victim.process.wait()
+    return tool.wait(120), words[-1]
+
+
+def test_the_destination_dies_and_the_source_runs_on(devices):
+    source, destination = devices(), devices()
+    code, words = migrate_and_kill(source, destination, destination)
+    assert code == 5, words
+    assert state(source)["state"] == "RUNNING"
+    vfu("dma", source.path, "copy", "--verify")
+
+
+def test_the_source_dies_and_the_destination_is_as_new(devices):
+    source, destination = devices(), devices()
+    code, words = migrate_and_kill(source, destination, source)
+    assert code == 5, words
+    assert state(destination)["state"] == "RUNNING"
+    vfu("dma", destination.path, "copy", "--verify")
+
+
+def test_a_saved_device_is_loaded_elsewhere_and_by_its_own_kind_only(devices, tmp_path):
+    source, destination, other = devices(), devices(), devices("gpio-idio-16")
+    file = str(tmp_path / "saved")
+    vfu("write", source.path, "BAR2", "0x2000", "0x12345678")
+    vfu("save", source.path, file)
+    vfu("load", destination.path, file)
+    assert state(destination)["state"] == "RUNNING"
+    vfu("load", other.path, file, check=1)
+    damaged = bytearray(open(file, "rb").read())
+    damaged[len(damaged) // 2] ^= 1
+    open(file, "wb").write(damaged)
+    refused = vfu("load", destination.path, file, check=6)
+    assert refused.stderr.count("\n") == 1
