@@ -13,6 +13,9 @@ use crate::interrupts::Vectors;
 const ENTRIES: u32 = 64;
 /// What the ring has for itself at the start of the guest's memory.
 const RESERVED: u64 = 4096;
+/// Bytes of the guest's memory behind the ring that only this side writes to,
+/// as a guest's processor does.
+const PROCESSOR: u64 = 64 << 10;
 /// Bytes of device memory that this side writes to, before what the
 /// descriptors use.
 const SCRATCH: u64 = 4096;
@@ -56,6 +59,8 @@ pub struct Load {
     ring: Ring,
     model: Option<Model>,
     rng: fastrand::Rng,
+    /// Where the guest's memory begins, with the ring.
+    base: u64,
     low: Area,
     high: Area,
     device: Area,
@@ -89,7 +94,11 @@ impl Load {
             ring,
             model,
             rng: fastrand::Rng::with_seed(1),
-            low: Area::new(low.saturating_add(RESERVED), low_size.saturating_sub(RESERVED)),
+            base: low,
+            low: Area::new(
+                low.saturating_add(RESERVED + PROCESSOR),
+                low_size.saturating_sub(RESERVED + PROCESSOR),
+            ),
             high: Area::new(high, high_size),
             device: Area::new(work, device_size.saturating_sub(work)),
             vectors: vectors.max(1),
@@ -114,6 +123,7 @@ impl Load {
         engine::acknowledge(client)?;
         engine::scribble(client, self.rng.u64(..))?;
         self.write_device_memory(client)?;
+        self.write_guest_memory(client)?;
         self.ring.ring(client)
     }
 
@@ -164,7 +174,7 @@ impl Load {
             let mut found = vec![0; expected.len()];
             client.memory().read(*base, &mut found).map_err(Error::memory)?;
             // The ring has its own check.
-            let start = if self.low.start.checked_sub(RESERVED) == Some(*base) { RESERVED } else { 0 };
+            let start = if self.base == *base { RESERVED } else { 0 };
             compare("the guest's memory", *base, start, expected, &found)?;
         }
         let found = read_memory(client, model.device.len() as u64)?;
@@ -201,14 +211,28 @@ impl Load {
     /// Writes to the device's memory as a driver does that doesn't map it.
     fn write_device_memory(&mut self, client: &mut Client) -> Result<()> {
         let value = self.rng.u64(..).to_le_bytes();
-        let words = SCRATCH / 8;
-        let offset = engine::MEMORY_START.saturating_add(self.rng.u64(0..words).saturating_mul(8));
+        let offset = engine::MEMORY_START.saturating_add(self.rng.u64(0..SCRATCH / 8).saturating_mul(8));
         client.region_write(engine::MEMORY, offset, &value)?;
-        let place = self.model.as_mut().and_then(|m| m.find(offset, value.len(), true));
-        if let Some(place) = place {
-            place.copy_from_slice(&value);
-        }
+        self.note(offset, &value, true);
         Ok(())
+    }
+
+    /// Writes to the guest's memory, of which the device knows nothing.
+    fn write_guest_memory(&mut self, client: &mut Client) -> Result<()> {
+        let value = self.rng.u64(..).to_le_bytes();
+        let offset = RESERVED.saturating_add(self.rng.u64(0..PROCESSOR / 8).saturating_mul(8));
+        let addr = self.base.saturating_add(offset);
+        client.memory().write(addr, &value).map_err(Error::memory)?;
+        self.note(addr, &value, false);
+        Ok(())
+    }
+
+    /// Has the model know what this side writes.
+    fn note(&mut self, addr: u64, value: &[u8], local: bool) {
+        let place = self.model.as_mut().and_then(|m| m.find(addr, value.len(), local));
+        if let Some(place) = place {
+            place.copy_from_slice(value);
+        }
     }
 }
 
