@@ -53,12 +53,15 @@ impl Listener {
         if unsafe { libc::bind(fd, (&raw const address).cast(), size) } < 0 {
             return Err(Errno::last());
         }
+        // At once: who waits for the path to appear connects as soon as it does.
+        // SAFETY: no pointers.
+        let listening = match unsafe { libc::listen(fd, 0) } {
+            0 => Ok(()),
+            _ => Err(Errno::last()),
+        };
         let path = (!path.is_empty()).then(|| BoundPath::new(Path::new(OsStr::from_bytes(path))));
         let listener = Listener { socket, _path: path.flatten() };
-        // SAFETY: no pointers.
-        if unsafe { libc::listen(fd, 0) } < 0 {
-            return Err(Errno::last());
-        }
+        listening?;
         Ok(listener)
     }
 
