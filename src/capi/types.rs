@@ -75,7 +75,8 @@ pub type vfu_log_fn_t =
 ///
 /// @vfu_ctx: the context
 /// @buf: where to put what is read, or what is to be written; the library's,
-///       valid until the function returns, aligned to 8 bytes
+///       valid until the function returns, aligned to 8 bytes. For a read it
+///       holds leftovers of this client's earlier traffic: fill all of it
 /// @count: number of bytes, at least 1 and at most 1 MiB
 /// @offset: where in the region; offset + count is within the region's size
 /// @is_write: true for a write, false for a read
