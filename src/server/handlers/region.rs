@@ -48,9 +48,7 @@ impl Context {
             let data = message.payload_mut().get_mut(fixed..).ok_or(Errno::EINVAL)?;
             done = self.access_region(&access, region, RawBytes::of(data), true)?;
         }
-        let mut reply = self.new_reply(fixed)?;
-        reply.put(&RegionAccess { count: u32::try_from(done).map_err(|_| Errno::EINVAL)?, ..access })?;
-        Ok(reply)
+        Reply::of(&RegionAccess { count: u32::try_from(done).map_err(|_| Errno::EINVAL)?, ..access })
     }
 
     /// `VFIO_USER_REGION_WRITE_MULTI`: the entries in order, up to the first
@@ -75,9 +73,7 @@ impl Context {
                 }
             }
         }
-        let mut reply = self.new_reply(size_of::<WriteMultiHead>())?;
-        reply.put(&WriteMultiHead { wr_cnt })?;
-        Ok(reply)
+        Reply::of(&WriteMultiHead { wr_cnt })
     }
 
     fn write_entry(&self, message: &mut Message, number: u64) -> Result<()> {
