@@ -223,19 +223,19 @@ impl Context {
     }
 
     /// Executes a request and answers it.
+    #[inline(always)]
     pub(super) fn execute(&self, command: Option<Command>, mut message: Box<Message>) {
-        let header = message.header;
         let outcome = self.dispatch(command, &mut message);
         if let Err(errno) = &outcome {
-            log!(self, LOG_ERR, "command {} failed: {errno}", header.cmd);
+            log!(self, LOG_ERR, "command {} failed: {errno}", message.header.cmd);
             self.last_errno.set(Some(*errno));
         }
         // Descriptors that were not taken are closed before the answer.
         message.fds.clear();
-        self.with_connection(|connection| {
+        if let Some(connection) = self.connection.borrow_mut().as_mut() {
+            connection.answer(&message.header, outcome);
             connection.recycle(message);
-            connection.answer(&header, outcome);
-        });
+        }
     }
 
     /// Answers a request with an errno, unless no answer is wanted.

@@ -163,6 +163,7 @@ impl Connection {
     }
 
     /// Takes back a message that has been handled.
+    #[inline]
     pub fn recycle(&mut self, message: Box<Message>) {
         self.pool.put_message(message);
     }
@@ -173,6 +174,7 @@ impl Connection {
     }
 
     /// Queues the answer to `request`, unless none is wanted or can be sent.
+    #[inline(always)]
     pub fn answer(&mut self, request: &Header, outcome: Result<Reply>) {
         let queued = match outcome {
             _ if self.lost => Ok(()),
@@ -191,6 +193,7 @@ impl Connection {
     }
 
     /// Queues the reply to `request`.
+    #[inline]
     pub fn reply(&mut self, request: &Header, reply: Reply) -> Result<()> {
         self.sender.push(request, reply, &mut self.pool)
     }

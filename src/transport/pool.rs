@@ -62,7 +62,7 @@ impl Pool {
     }
 
     /// A message to be filled in, with a standard buffer and no descriptors.
-    #[inline]
+    #[inline(always)]
     pub fn take_message(&mut self) -> Result<Box<Message>> {
         match self.messages.pop() {
             Some(message) => Ok(message),
@@ -71,7 +71,7 @@ impl Pool {
     }
 
     /// Takes back a message that has been handled.
-    #[inline]
+    #[inline(always)]
     pub fn put_message(&mut self, mut message: Box<Message>) {
         message.fds.clear();
         if message.buffer.len() != STANDARD {

@@ -107,7 +107,7 @@ impl Receiver {
         if let Some(large) = &self.large {
             return large.have >= large.size();
         }
-        if self.skip > 0 {
+        if self.head == self.tail || self.skip > 0 {
             return false;
         }
         match self.peek() {
@@ -236,25 +236,30 @@ impl Receiver {
     }
 
     /// Takes a whole message of `size` bytes from the buffer.
+    #[inline(always)]
     fn take_whole(&mut self, header: Header, size: usize, pool: &mut Pool) -> Result<Box<Message>> {
-        let (start, end) = (self.head.saturating_add(HEADER_SIZE), self.head.saturating_add(size));
-        let behind = self.tail.saturating_sub(end);
-        let aligned = self.head.is_multiple_of(size_of::<u64>());
         let mut message = pool.take_message()?;
         message.header = header;
-        if size > SMALL && aligned && behind < size {
-            // Cheaper to leave it where it is and to move what follows.
-            std::mem::swap(&mut self.buffer, &mut message.buffer);
-            copy(&mut self.buffer, message.buffer.range(end, self.tail));
-            (self.head, self.tail) = (0, behind);
-            (message.start, message.end) = (start, end);
+        let (start, end) = (self.head.saturating_add(HEADER_SIZE), self.head.saturating_add(size));
+        if size > SMALL && self.head.is_multiple_of(size_of::<u64>()) && self.tail.saturating_sub(end) < size
+        {
+            self.take_along(&mut message, start, end);
         } else {
             copy(&mut message.buffer, self.buffer.range(start, end));
-            self.head = end;
             (message.start, message.end) = (0, end.saturating_sub(start));
+            self.head = end;
         }
         self.hand_over(&mut message, size);
         Ok(message)
+    }
+
+    /// Leaves bytes `start..end` where they are and gives the buffer to the
+    /// message, in exchange for its own: to move what follows is cheaper.
+    fn take_along(&mut self, message: &mut Message, start: usize, end: usize) {
+        std::mem::swap(&mut self.buffer, &mut message.buffer);
+        copy(&mut self.buffer, message.buffer.range(end, self.tail));
+        (self.head, self.tail) = (0, self.tail.saturating_sub(end));
+        (message.start, message.end) = (start, end);
     }
 
     /// From now on the message at `head` is collected in a buffer of its own.

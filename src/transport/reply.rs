@@ -154,6 +154,7 @@ impl Reply {
     }
 
     /// Gives the buffer, if it has one, back for its next use.
+    #[inline(always)]
     pub(super) fn recycle(self, pool: &mut Pool) {
         if let Body::Buffer(buffer) = self.body {
             pool.put(buffer);

@@ -98,11 +98,22 @@ impl Sender {
     }
 
     /// Adds the reply to `request`.
-    pub fn push(&mut self, request: &Header, mut reply: Reply, pool: &mut Pool) -> Result<()> {
+    #[inline(always)]
+    pub fn push(&mut self, request: &Header, reply: Reply, pool: &mut Pool) -> Result<()> {
         let header = request.reply(u32::try_from(reply.message_size()).unwrap_or(u32::MAX));
-        if let (Some(payload), false) = (reply.small_payload(), reply.has_fds()) {
-            return self.gather(&header, payload, pool);
+        match reply.small_payload() {
+            Some(payload) if !reply.has_fds() => self.gather(&header, payload, pool),
+            _ => self.push_large(request, header, reply, pool),
         }
+    }
+
+    fn push_large(
+        &mut self,
+        request: &Header,
+        header: Header,
+        mut reply: Reply,
+        pool: &mut Pool,
+    ) -> Result<()> {
         if reply.message_size() <= COPY_MAX && !reply.has_fds() {
             self.gather(&header, reply.payload_mut(), pool)?;
             reply.recycle(pool);

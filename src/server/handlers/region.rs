@@ -124,6 +124,7 @@ impl Context {
 
     /// Reads into, or writes from, `buffer`, which is not empty: how many bytes,
     /// at least one.
+    #[inline(always)]
     fn access_region(
         &self,
         access: &RegionAccess,
@@ -140,8 +141,7 @@ impl Context {
         );
         if index as usize == regions::CONFIG && !region.flags.contains(RegionFlags::ALWAYS_CB) {
             let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
-            self.access_config(region.callback, buffer, offset, is_write)?;
-            return Ok(buffer.len());
+            return self.access_config(region.callback, buffer, offset, is_write).map(|()| buffer.len());
         }
         let callback = region.callback.ok_or(Errno::EINVAL)?;
         match self.call_region(callback, buffer, offset, is_write)? {
