@@ -160,8 +160,9 @@ impl Sender {
         while !self.is_empty() {
             let outcome = match self.segments.front() {
                 // As it nearly always is: bytes, and nothing else.
-                Some(Segment::Gathered { buffer, len }) if self.segments.len() == 1 => {
-                    control::send_bytes(socket, buffer.range(self.sent, *len), libc::MSG_DONTWAIT)
+                Some(segment) if self.segments.len() == 1 && !segment.has_fds() => {
+                    let rest = segment.bytes().get(self.sent..).unwrap_or_default();
+                    control::send_bytes(socket, rest, libc::MSG_DONTWAIT)
                 }
                 _ => self.send_some(socket),
             };
