@@ -1,4 +1,9 @@
 //! Access to the client's memory.
+//!
+//! Translating, getting and putting an entry in the region that the thread used
+//! last takes a few nanoseconds, as long as it would take to set up the guard
+//! against panics. So these functions first try the short way, on which nothing
+//! can panic, outside of it, and otherwise go on in a function of their own.
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
@@ -82,6 +87,35 @@ pub unsafe extern "C-unwind" fn vfu_addr_to_sgl(
     max_nr_sgs: size_t,
     prot: c_int,
 ) -> c_int {
+    // SAFETY: C's promises: the handle is NULL or a live context, sgl an array
+    // of max_nr_sgs that is the caller's alone.
+    unsafe {
+        if let Ok(ctx) = cast::context(vfu_ctx)
+            && max_nr_sgs > 0
+            && !sgl.is_null()
+            && let Some(entry) = ctx.recent_entry(dma_addr.addr() as u64, len as u64, prot)
+        {
+            sgl.write(entry);
+            return 1;
+        }
+        addr_to_sgl(vfu_ctx, dma_addr, len, sgl, max_nr_sgs, prot)
+    }
+}
+
+/// The whole of [`vfu_addr_to_sgl`].
+///
+/// # Safety
+///
+/// As C promises for that.
+#[inline(never)]
+unsafe extern "C-unwind" fn addr_to_sgl(
+    vfu_ctx: *mut vfu_ctx_t,
+    dma_addr: vfu_dma_addr_t,
+    len: size_t,
+    sgl: *mut dma_sg_t,
+    max_nr_sgs: size_t,
+    prot: c_int,
+) -> c_int {
     let room = max_nr_sgs.min(isize::MAX as usize / size_of::<dma_sg_t>());
     // SAFETY: C's promises: the handle is NULL or a live context, sgl an array
     // of max_nr_sgs that is the caller's alone.
@@ -145,6 +179,34 @@ pub unsafe extern "C-unwind" fn vfu_sgl_get(
     // SAFETY: C's promises: the handle is NULL or a live context, sgl and iov
     // arrays of cnt.
     unsafe {
+        if let Ok(ctx) = cast::context(vfu_ctx)
+            && cnt == 1
+            && let Ok(entry) = cast::reference(sgl)
+            && let Ok([place]) = cast::array_mut(iov.cast::<MaybeUninit<iovec>>(), 1)
+            && let Some(memory) = ctx.recent_memory(entry, flags)
+        {
+            place.write(memory);
+            return 0;
+        }
+        sgl_get(vfu_ctx, sgl, iov, cnt, flags)
+    }
+}
+
+/// The whole of [`vfu_sgl_get`].
+///
+/// # Safety
+///
+/// As C promises for that.
+#[inline(never)]
+unsafe extern "C-unwind" fn sgl_get(
+    vfu_ctx: *mut vfu_ctx_t,
+    sgl: *mut dma_sg_t,
+    iov: *mut iovec,
+    cnt: size_t,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: as above.
+    unsafe {
         guard::enter_lean(vfu_ctx, "vfu_sgl_get", |ctx| {
             let sgl = cast::array(sgl, cnt)?;
             let iov = cast::array_mut(iov.cast::<MaybeUninit<iovec>>(), cnt)?;
@@ -173,8 +235,35 @@ pub unsafe extern "C-unwind" fn vfu_sgl_put(
     // The addresses say nothing that the entries do not.
     let _ = iov;
     // SAFETY: C's promises: the handle is NULL or a live context, sgl an array of cnt.
+    unsafe { mark_unless_needless(vfu_ctx, "vfu_sgl_put", sgl, cnt) };
+}
+
+/// Marks the pages of entries, by the short way if there is nothing to mark.
+///
+/// # Safety
+///
+/// As for [`mark`].
+#[inline(always)]
+unsafe fn mark_unless_needless(vfu_ctx: *mut vfu_ctx_t, name: &'static str, sgl: *mut dma_sg_t, cnt: size_t) {
+    // SAFETY: the caller's promises.
     unsafe {
-        guard::enter_lean(vfu_ctx, "vfu_sgl_put", |ctx| {
+        match cast::context(vfu_ctx) {
+            Ok(ctx) if cnt == 1 && !sgl.is_null() && ctx.needs_no_marks() => {}
+            _ => mark(vfu_ctx, name, sgl, cnt),
+        }
+    }
+}
+
+/// The whole of [`vfu_sgl_put`] and [`vfu_sgl_mark_dirty`].
+///
+/// # Safety
+///
+/// The handle is NULL or a live context, sgl an array of cnt.
+#[inline(never)]
+unsafe fn mark(vfu_ctx: *mut vfu_ctx_t, name: &'static str, sgl: *mut dma_sg_t, cnt: size_t) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        guard::enter_lean(vfu_ctx, name, |ctx| {
             ctx.sgl_mark_dirty(cast::array(sgl, cnt)?);
             Ok(())
         })
@@ -194,12 +283,7 @@ pub unsafe extern "C-unwind" fn vfu_sgl_put(
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_sgl_mark_dirty(vfu_ctx: *mut vfu_ctx_t, sgl: *mut dma_sg_t, cnt: size_t) {
     // SAFETY: C's promises: the handle is NULL or a live context, sgl an array of cnt.
-    unsafe {
-        guard::enter_lean(vfu_ctx, "vfu_sgl_mark_dirty", |ctx| {
-            ctx.sgl_mark_dirty(cast::array(sgl, cnt)?);
-            Ok(())
-        })
-    }
+    unsafe { mark_unless_needless(vfu_ctx, "vfu_sgl_mark_dirty", sgl, cnt) };
 }
 
 /// Reads memory of the client.

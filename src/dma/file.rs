@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{FileStat, fstat};
 use parking_lot::Mutex;
 
@@ -43,7 +43,8 @@ pub(super) struct SharedFile(Arc<OpenFile>);
 
 impl SharedFile {
     /// Takes over a descriptor, `stat` being what fstat(2) says of it: it is
-    /// kept if the process has no other of the same open file description.
+    /// kept if the process has no other of the same open file description. (It
+    /// is closed on exec since it was received.)
     pub(super) fn acquire(fd: OwnedFd, stat: &FileStat) -> Result<SharedFile> {
         let key = (stat.st_dev, stat.st_ino);
         let mut files = FILES.lock();
@@ -51,12 +52,6 @@ impl SharedFile {
         let place = match find(kept, &fd) {
             Ok(place) => place,
             Err(place) => {
-                if let Err(e) = fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)) {
-                    if kept.is_empty() {
-                        files.remove(&key);
-                    }
-                    return Err(e.into());
-                }
                 let file = Arc::new(OpenFile { fd, key });
                 kept.insert(place, Kept { file: Arc::clone(&file), users: 1 });
                 return Ok(SharedFile(file));

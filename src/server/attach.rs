@@ -99,7 +99,7 @@ impl Context {
     }
 
     /// The first message, once it is complete, if it is a version message.
-    fn version_message(&self) -> Result<Option<Message>> {
+    fn version_message(&self) -> Result<Option<Box<Message>>> {
         let next = self.with_connection(|connection| {
             let is_version = |header: &wire::Header| {
                 header.message_type() == Some(MessageType::Command) && header.cmd == Command::Version as u16
@@ -127,7 +127,7 @@ impl Context {
     }
 
     /// Judges the version message, answers it, and lets the client in.
-    fn agree(&self, mut message: Message) -> Step {
+    fn agree(&self, mut message: Box<Message>) -> Step {
         let with_fds = !message.fds.is_empty() || message.fds_cut;
         message.fds.clear();
         let answer = match with_fds {
@@ -194,7 +194,7 @@ impl Context {
             let (ours, theirs) =
                 socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
             self.with_connection(|connection| connection.set_twin(ours)).ok_or(Errno::ENOTCONN)??;
-            reply.own_fd = Some(theirs);
+            reply.give_fd(theirs);
         }
         self.client.set(client);
         Ok(reply)

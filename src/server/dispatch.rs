@@ -7,8 +7,8 @@ use crate::wire::{Command, Errno, Result};
 impl Context {
     /// Executes a request. Descriptors that it came with may be taken from the
     /// message; the others are closed by the caller.
-    pub(super) fn dispatch(&self, message: &mut Message) -> Result<Reply> {
-        match Command::from_number(message.header.cmd).ok_or(Errno::EINVAL)? {
+    pub(super) fn dispatch(&self, command: Option<Command>, message: &mut Message) -> Result<Reply> {
+        match command.ok_or(Errno::EINVAL)? {
             Command::RegionRead => self.region_read(message),
             Command::RegionWrite => self.region_write(message),
             Command::RegionWriteMulti => self.region_write_multi(message),
@@ -30,6 +30,9 @@ impl Context {
 
     /// A reply with room for `capacity` bytes of payload.
     pub(super) fn new_reply(&self, capacity: usize) -> Result<Reply> {
+        if Reply::is_small(capacity) {
+            return Ok(Reply::empty());
+        }
         match self.with_connection(|connection| connection.new_reply(capacity)) {
             Some(reply) => reply,
             None => Err(Errno::ENOTCONN),

@@ -78,8 +78,9 @@ impl Context {
         })?;
         if fits {
             let most = self.client.get().max_msg_fds as usize;
+            let mut fds = Vec::new();
             for entry in entries.iter().rev() {
-                let fd_index = fd_index(&mut reply.lent_fds, entry.fd, most);
+                let fd_index = fd_index(&mut fds, entry.fd, most);
                 reply.put(&IoFdEntry {
                     gpa_offset: entry.gpa_offset,
                     size: u64::from(entry.size),
@@ -91,6 +92,7 @@ impl Context {
                     datamatch: entry.datamatch,
                 })?;
             }
+            reply.lend_fds(fds);
         }
         Ok(reply)
     }

@@ -72,6 +72,8 @@ impl Context {
     }
 
     /// For the `log!` macro: formats a line and hands it on.
+    #[cold]
+    #[inline(never)]
     pub(super) fn log_format(&self, level: c_int, arguments: fmt::Arguments<'_>) {
         let errno = errno_location();
         // SAFETY: errno of the calling thread.

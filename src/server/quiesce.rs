@@ -15,16 +15,17 @@ use crate::wire::{
 #[derive(Debug)]
 pub enum Pending {
     /// A request.
-    Message(Message),
+    Message(Box<Message>),
     /// Tearing down a lost connection.
     Loss,
 }
 
 impl Context {
     /// Whether a request changes something that the device relies on.
-    pub(super) fn asks_quiesce(&self, message: &Message) -> bool {
+    #[inline]
+    pub(super) fn asks_quiesce(&self, command: Option<Command>, message: &Message) -> bool {
         let payload = message.payload();
-        match Command::from_number(message.header.cmd) {
+        match command {
             Some(Command::DmaMap | Command::DmaUnmap) => self.dma_is_ready(),
             Some(Command::DeviceReset) => true,
             Some(Command::RegionWrite) => match take::<RegionAccess>(payload) {
@@ -91,7 +92,8 @@ impl Context {
         let _busy = self.enter();
         match pending {
             Pending::Message(message) if errno == 0 => {
-                self.execute(message);
+                let command = Command::from_number(message.header.cmd);
+                self.execute(command, message);
             }
             Pending::Message(message) => self.refuse_pending(message, Errno::new(errno)),
             Pending::Loss => {
@@ -117,11 +119,11 @@ impl Context {
     }
 
     /// The device could not quiesce: the request fails and the device is reset.
-    fn refuse_pending(&self, message: Message, errno: Errno) {
+    fn refuse_pending(&self, message: Box<Message>, errno: Errno) {
         log!(self, LOG_ERR, "device did not quiesce: {errno}");
         let header = message.header;
         drop(message);
-        self.answer(&header, Err(errno));
+        self.answer_error(&header, errno);
         if let Err(errno) = self.reset_device(ResetType::Device) {
             log!(self, LOG_WARNING, "device reset failed: {errno}");
         }

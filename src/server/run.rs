@@ -9,7 +9,7 @@ use super::log::log;
 use super::loss::Ask;
 use super::quiesce::Pending;
 use super::step::{Event, Step, Wait};
-use crate::transport::{Message, Next, Reply, Sent};
+use crate::transport::{Message, Next, Sent};
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Command, Errno, Header, MessageType, Result};
 
@@ -175,32 +175,33 @@ impl Context {
 
     /// The life of one request.
     fn turn(&self) -> Turn {
-        let next = self.with_connection(|connection| match connection.lost() {
-            true => Err(Errno::ENOTCONN),
-            false => connection.next(admissible),
-        });
+        let next = match self.connection.borrow_mut().as_mut() {
+            Some(connection) if !connection.lost() => connection.next(admissible),
+            _ => return Turn::Lost,
+        };
         match next {
-            Some(Ok(Next::Message(message))) => self.handle(message),
-            Some(Ok(Next::Refused(header))) => self.refuse(&header, Errno::EINVAL),
-            Some(Ok(Next::Unfollowable(header))) => {
+            Ok(Next::Message(message)) => self.handle(message),
+            Ok(Next::Refused(header)) => self.refuse(&header, Errno::EINVAL),
+            Ok(Next::Unfollowable(header)) => {
                 self.refuse(&header, Errno::EINVAL);
                 self.flush();
                 self.with_connection(|connection| connection.set_lost());
                 Turn::Lost
             }
-            Some(Ok(Next::Nothing)) => Turn::Nothing,
-            Some(Err(_)) | None => Turn::Lost,
+            Ok(Next::Nothing) => Turn::Nothing,
+            Err(_) => Turn::Lost,
         }
     }
 
     /// Checks a whole message, asks the device to quiesce if it has to be, and
     /// executes it.
-    fn handle(&self, message: Message) -> Turn {
+    fn handle(&self, message: Box<Message>) -> Turn {
         let header = message.header;
         if message.fds_cut || !admissible(&header) {
             return self.refuse(&header, Errno::EINVAL);
         }
-        if self.asks_quiesce(&message) {
+        let command = Command::from_number(header.cmd);
+        if self.asks_quiesce(command, &message) {
             match self.call_quiesce() {
                 Ok(()) => {}
                 Err(Errno::EBUSY) => {
@@ -210,53 +211,37 @@ impl Context {
                 Err(errno) => return self.refuse(&header, errno),
             }
         }
-        self.execute(message);
+        self.execute(command, message);
         Turn::Executed
     }
 
     fn refuse(&self, header: &Header, errno: Errno) -> Turn {
         let Header { cmd, msg_size, .. } = *header;
         log!(self, LOG_ERR, "command {cmd} of {msg_size} bytes refused: {errno}");
-        self.answer(header, Err(errno));
+        self.answer_error(header, errno);
         Turn::Refused
     }
 
     /// Executes a request and answers it.
-    pub(super) fn execute(&self, mut message: Message) {
-        let header = message.header;
-        let outcome = self.dispatch(&mut message);
+    #[inline(always)]
+    pub(super) fn execute(&self, command: Option<Command>, mut message: Box<Message>) {
+        let outcome = self.dispatch(command, &mut message);
         if let Err(errno) = &outcome {
-            log!(self, LOG_ERR, "command {} failed: {errno}", header.cmd);
+            log!(self, LOG_ERR, "command {} failed: {errno}", message.header.cmd);
+            self.last_errno.set(Some(*errno));
         }
         // Descriptors that were not taken are closed before the answer.
         message.fds.clear();
-        self.with_connection(|connection| connection.recycle(message));
-        self.answer(&header, outcome);
+        if let Some(connection) = self.connection.borrow_mut().as_mut() {
+            connection.answer(&message.header, outcome);
+            connection.recycle(message);
+        }
     }
 
-    /// Queues the answer to a request, unless none is wanted.
-    pub(super) fn answer(&self, header: &Header, outcome: Result<Reply>) {
-        if let Err(errno) = &outcome {
-            self.last_errno.set(Some(*errno));
-        }
-        self.with_connection(|connection| {
-            if connection.lost() {
-                return;
-            }
-            let queued = match outcome {
-                Ok(reply) if header.no_reply() => {
-                    connection.discard(reply);
-                    Ok(())
-                }
-                Ok(reply) => connection.reply(header, reply),
-                Err(_) if header.no_reply() => Ok(()),
-                Err(errno) => connection.reply_error(header, errno),
-            };
-            if queued.is_err() {
-                // No memory for sixteen bytes: the client can't be told.
-                connection.set_lost();
-            }
-        });
+    /// Answers a request with an errno, unless no answer is wanted.
+    pub(super) fn answer_error(&self, header: &Header, errno: Errno) {
+        self.last_errno.set(Some(errno));
+        self.with_connection(|connection| connection.answer(header, Err(errno)));
     }
 
     /// Sends what waits, as far as that goes without waiting.

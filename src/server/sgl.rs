@@ -46,6 +46,34 @@ impl Context {
         self.dma.translate(addr, len, prot, out)
     }
 
+    /// The short way to what [`addr_to_sgl`](Context::addr_to_sgl) does: the
+    /// entry, if one is enough and its region is the one that the thread used
+    /// last. None says nothing. Cannot panic.
+    #[inline(always)]
+    pub fn recent_entry(&self, addr: u64, len: u64, prot: c_int) -> Option<SgEntry> {
+        // There is no such region before DMA has been set up.
+        if self.is_broken() {
+            return None;
+        }
+        self.dma.translate_recent(addr, len, Prot::from_bits(prot.cast_unsigned())?)
+    }
+
+    /// The short way to what [`sgl_get`](Context::sgl_get) does for one entry.
+    /// None says nothing. Cannot panic.
+    #[inline(always)]
+    pub fn recent_memory(&self, entry: &SgEntry, flags: c_int) -> Option<libc::iovec> {
+        if flags != 0 || self.is_broken() || !self.dma_gettable.load(Ordering::Acquire) {
+            return None;
+        }
+        self.dma.get_recent(entry)
+    }
+
+    /// Whether [`sgl_mark_dirty`](Context::sgl_mark_dirty) has nothing to do.
+    #[inline(always)]
+    pub fn needs_no_marks(&self) -> bool {
+        !self.is_broken() && !self.dma.is_logging()
+    }
+
     /// See `vfu_sgl_get`; `iov` must have room for as many as there are
     /// entries. Any thread may call this.
     pub fn sgl_get(&self, sgl: &[SgEntry], iov: &mut [MaybeUninit<libc::iovec>], flags: c_int) -> Result<()> {

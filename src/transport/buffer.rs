@@ -1,21 +1,17 @@
-//! Byte buffers that start at a multiple of 8, and a pool of them.
+//! Byte buffers that start at a multiple of 8.
 
 use zerocopy::IntoBytes;
 
-use crate::wire::{Errno, Result, limits};
+use crate::wire::{Errno, Result};
 
 /// Size of the ordinary buffers, in bytes: what is received ahead at the most.
 /// Also what a message that is not large fits into.
 pub const STANDARD: usize = 64 << 10;
 
-/// Size of the buffers for large messages: any request, and any reply to a
-/// transfer of the largest size, fits.
-const LARGE: usize = limits::MAX_MESSAGE_SIZE + 64;
-
 /// A fixed piece of heap memory, aligned to 8 bytes, that was zero once.
 #[derive(Debug, Default)]
 pub struct Buffer {
-    words: Vec<u64>,
+    words: Box<[u64]>,
 }
 
 impl Buffer {
@@ -25,12 +21,12 @@ impl Buffer {
         let mut words = Vec::new();
         words.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
         words.resize(count, 0);
-        Ok(Buffer { words })
+        Ok(Buffer { words: words.into_boxed_slice() })
     }
 
     /// Size in bytes.
     pub fn len(&self) -> usize {
-        self.words.len().saturating_mul(size_of::<u64>())
+        size_of_val(&*self.words)
     }
 
     /// Whether it has no bytes at all.
@@ -58,51 +54,5 @@ impl Buffer {
     pub fn range_mut(&mut self, start: usize, end: usize) -> &mut [u8] {
         let end = end.min(self.len());
         self.bytes_mut().get_mut(start.min(end)..end).unwrap_or_default()
-    }
-}
-
-/// Buffers that wait for their next use, so that requests allocate nothing.
-///
-/// It belongs to one connection: what lies in a buffer was written by, or is
-/// meant for, this client alone.
-#[derive(Debug, Default)]
-pub struct Pool {
-    standard: Vec<Buffer>,
-    large: Vec<Buffer>,
-}
-
-/// How many buffers of a kind are kept: one that is received into, one that a
-/// request lies in, one that its reply is written to, and one for a request or
-/// reply that another is nested in.
-const KEEP_STANDARD: usize = 4;
-const KEEP_LARGE: usize = 2;
-
-impl Pool {
-    /// A buffer of at least `size` bytes; what it holds is of no meaning.
-    pub fn take(&mut self, size: usize) -> Result<Buffer> {
-        let (kept, capacity) = if size <= STANDARD {
-            (&mut self.standard, STANDARD)
-        } else if size <= LARGE {
-            (&mut self.large, LARGE)
-        } else {
-            return Buffer::new(size);
-        };
-        match kept.pop() {
-            Some(buffer) => Ok(buffer),
-            None => Buffer::new(capacity),
-        }
-    }
-
-    /// Takes a buffer back. Those of unusual sizes are given back to the
-    /// system, and so are those beyond the few that are kept.
-    pub fn put(&mut self, buffer: Buffer) {
-        let (kept, most) = match buffer.len() {
-            STANDARD => (&mut self.standard, KEEP_STANDARD),
-            n if n == LARGE.next_multiple_of(size_of::<u64>()) => (&mut self.large, KEEP_LARGE),
-            _ => return,
-        };
-        if kept.len() < most {
-            kept.push(buffer);
-        }
     }
 }

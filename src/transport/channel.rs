@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use super::buffer::Pool;
+use super::pool::Pool;
 use super::receive::Receiver;
 use crate::wire::Result;
 

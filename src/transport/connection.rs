@@ -5,10 +5,10 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use zerocopy::IntoBytes;
 
-use super::buffer::Pool;
 use super::channel::Channel;
 use super::control;
 use super::message::{Message, Next};
+use super::pool::Pool;
 use super::reply::Reply;
 use super::send::{Flushed, Sender};
 use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO};
@@ -57,7 +57,7 @@ pub struct Connection {
     main: Channel,
     sender: Sender,
     /// Commands that arrived while the answer to one of ours was awaited.
-    queue: VecDeque<Message>,
+    queue: VecDeque<Box<Message>>,
     queued_bytes: usize,
     pool: Pool,
     lost: bool,
@@ -162,14 +162,10 @@ impl Connection {
         self.main.receiver.next(&mut self.pool, admit)
     }
 
-    /// Takes the buffer of a message that has been handled.
-    pub fn recycle(&mut self, message: Message) {
-        self.pool.put(message.into_buffer());
-    }
-
-    /// Takes the buffer of a reply that nobody wants.
-    pub fn discard(&mut self, reply: Reply) {
-        self.pool.put(reply.into_buffer());
+    /// Takes back a message that has been handled.
+    #[inline]
+    pub fn recycle(&mut self, message: Box<Message>) {
+        self.pool.put_message(message);
     }
 
     /// A reply with room for `capacity` bytes of payload.
@@ -177,7 +173,27 @@ impl Connection {
         Reply::with_capacity(capacity, &mut self.pool)
     }
 
-    /// Queues the reply to `request`, and sends what waits if it is much.
+    /// Queues the answer to `request`, unless none is wanted or can be sent.
+    #[inline(always)]
+    pub fn answer(&mut self, request: &Header, outcome: Result<Reply>) {
+        let queued = match outcome {
+            _ if self.lost => Ok(()),
+            Ok(reply) if request.no_reply() => {
+                reply.recycle(&mut self.pool);
+                Ok(())
+            }
+            Ok(reply) => self.reply(request, reply),
+            Err(_) if request.no_reply() => Ok(()),
+            Err(errno) => self.reply_error(request, errno),
+        };
+        if queued.is_err() {
+            // No memory for sixteen bytes: the client can't be told.
+            self.lost = true;
+        }
+    }
+
+    /// Queues the reply to `request`.
+    #[inline]
     pub fn reply(&mut self, request: &Header, reply: Reply) -> Result<()> {
         self.sender.push(request, reply, &mut self.pool)
     }
@@ -223,7 +239,7 @@ impl Connection {
     ///
     /// `parts` are the payload. The result is an answer of the right id, type
     /// and command without the error bit.
-    pub fn exchange(&mut self, msg_id: u16, cmd: u16, parts: [&[u8]; 2]) -> Result<Message, Awaited> {
+    pub fn exchange(&mut self, msg_id: u16, cmd: u16, parts: [&[u8]; 2]) -> Result<Box<Message>, Awaited> {
         if self.lost {
             return Err(Awaited::Failed(Errno::ENOTCONN));
         }
@@ -310,17 +326,18 @@ impl Connection {
         }
     }
 
-    fn enqueue(&mut self, message: Message) -> Result<(), Awaited> {
+    fn enqueue(&mut self, mut message: Box<Message>) -> Result<(), Awaited> {
         self.queued_bytes = self.queued_bytes.saturating_add(message.payload().len());
         if self.queue.len() >= QUEUE_MAX || self.queued_bytes > QUEUE_BYTES_MAX {
             return Err(Awaited::Lost(Errno::ENOTCONN));
         }
         // What waits long should not hold a large buffer that is mostly unused.
-        self.queue.push_back(message.compacted());
+        message.compact();
+        self.queue.push_back(message);
         Ok(())
     }
 
-    fn await_answer(&mut self, msg_id: u16, cmd: u16) -> Result<Message, Awaited> {
+    fn await_answer(&mut self, msg_id: u16, cmd: u16) -> Result<Box<Message>, Awaited> {
         let over_twin = self.twin.is_some();
         loop {
             let channel = self.twin.as_mut().unwrap_or(&mut self.main);
@@ -349,7 +366,7 @@ impl Connection {
 
     /// Judges a whole message that should be the answer. Descriptors that came
     /// with it are closed, as if they had not come.
-    fn judge(&mut self, mut message: Message, msg_id: u16, cmd: u16) -> Result<Message, Awaited> {
+    fn judge(&mut self, mut message: Box<Message>, msg_id: u16, cmd: u16) -> Result<Box<Message>, Awaited> {
         message.fds.clear();
         let header = message.header;
         let errno = if header.msg_id != msg_id {

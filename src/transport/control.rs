@@ -35,14 +35,14 @@ impl Header {
         })
     }
 
-    /// Makes it ready to receive into `pieces`, and descriptors.
+    /// Makes it ready to receive into one or two pieces, and descriptors.
     ///
     /// The pointer that comes back is for one `recvmsg`. It and the pieces
     /// must stay in place, and must not be looked at, until that has returned.
-    pub fn prepare(&mut self, pieces: [libc::iovec; 2]) -> *mut libc::msghdr {
-        self.iov = pieces;
+    pub fn prepare(&mut self, first: libc::iovec, second: Option<libc::iovec>) -> *mut libc::msghdr {
+        self.iov = [first, second.unwrap_or(piece(&[]))];
         self.header.msg_iov = self.iov.as_mut_ptr();
-        self.header.msg_iovlen = self.iov.len() as _;
+        self.header.msg_iovlen = if second.is_some() { 2 } else { 1 };
         self.header.msg_control = self.control.0.as_mut_ptr().cast();
         self.header.msg_controllen = CONTROL_SIZE as _;
         self.header.msg_flags = 0;
@@ -124,6 +124,13 @@ pub fn send(
     // kernel only reads them.
     let sent = unsafe { libc::sendmsg(socket, &header, libc::MSG_NOSIGNAL | flags) };
     usize::try_from(sent).map_err(|_| Errno::last())
+}
+
+/// Sends bytes, and no descriptors, by the shortest way. As [`send`].
+pub fn send_bytes(socket: RawFd, bytes: &[u8], flags: libc::c_int) -> crate::wire::Result<usize> {
+    // SAFETY: the bytes are valid for the call; the kernel only reads them.
+    let sent = unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL | flags) };
+    usize::try_from(sent).map_err(|_| crate::wire::Errno::last())
 }
 
 /// A piece of memory, as an `iovec` wants it.

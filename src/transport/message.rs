@@ -21,6 +21,12 @@ pub struct Message {
 }
 
 impl Message {
+    /// A message that is still to be filled in.
+    pub(super) fn new(buffer: Buffer) -> Message {
+        let header = Header { msg_id: 0, cmd: 0, msg_size: 0, flags: 0, error_no: 0 };
+        Message { header, fds: Vec::new(), fds_cut: false, buffer, start: 0, end: 0 }
+    }
+
     /// What follows the header. It starts at a multiple of 8.
     pub fn payload(&self) -> &[u8] {
         self.buffer.range(self.start, self.end)
@@ -31,21 +37,15 @@ impl Message {
         self.buffer.range_mut(self.start, self.end)
     }
 
-    /// The same message in a buffer of just its size, for one that has to
-    /// wait. (If there is no memory for that, it stays where it is.)
-    pub(super) fn compacted(mut self) -> Message {
+    /// Moves to a buffer of just its size, to wait. (If there is no memory for
+    /// that, it stays where it is.)
+    pub(super) fn compact(&mut self) {
         let payload = self.buffer.range(self.start, self.end);
         if let Ok(mut small) = Buffer::new(payload.len()) {
             small.range_mut(0, payload.len()).copy_from_slice(payload);
             (self.start, self.end) = (0, payload.len());
             self.buffer = small;
         }
-        self
-    }
-
-    /// The buffer, for its next use.
-    pub fn into_buffer(self) -> Buffer {
-        self.buffer
     }
 }
 
@@ -53,7 +53,7 @@ impl Message {
 #[derive(Debug)]
 pub enum Next {
     /// A whole message.
-    Message(Message),
+    Message(Box<Message>),
     /// A header that is answered with `EINVAL`. The body that it announces is
     /// dropped as it arrives.
     Refused(Header),

@@ -15,6 +15,7 @@ mod control;
 mod listener;
 mod message;
 mod poller;
+mod pool;
 mod receive;
 mod reply;
 mod send;
@@ -22,9 +23,10 @@ mod send;
 #[cfg(test)]
 mod tests;
 
-pub use buffer::{Buffer, Pool};
+pub use buffer::Buffer;
 pub use connection::{Awaited, Connection, Received, Sent};
 pub use listener::Listener;
 pub use message::{Message, Next};
 pub use poller::{Interest, Poller};
+pub use pool::Pool;
 pub use reply::Reply;

@@ -13,11 +13,15 @@
 use std::collections::VecDeque;
 use std::os::fd::{OwnedFd, RawFd};
 
-use super::buffer::{Buffer, Pool, STANDARD};
+use super::buffer::{Buffer, STANDARD};
 use super::control::{self, Header as SocketHeader};
 use super::message::{Message, Next};
+use super::pool::Pool;
 use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE};
 use crate::wire::{Errno, Header, Result, take};
+
+/// Messages up to this size are always copied: that costs next to nothing.
+const SMALL: usize = 256;
 
 /// Descriptors of one read.
 #[derive(Debug)]
@@ -103,7 +107,7 @@ impl Receiver {
         if let Some(large) = &self.large {
             return large.have >= large.size();
         }
-        if self.skip > 0 {
+        if self.head == self.tail || self.skip > 0 {
             return false;
         }
         match self.peek() {
@@ -132,15 +136,15 @@ impl Receiver {
         }
         let capacity = self.buffer.len();
         let rest = control::piece_mut(self.buffer.range_mut(self.tail, capacity));
-        let first = match &mut self.large {
+        match &mut self.large {
             Some(large) => {
                 let (from, to) =
                     (large.have.saturating_sub(HEADER_SIZE), large.size().saturating_sub(HEADER_SIZE));
-                control::piece_mut(large.buffer.range_mut(from, to))
+                let first = control::piece_mut(large.buffer.range_mut(from, to));
+                self.socket_header.prepare(first, Some(rest))
             }
-            None => control::piece_mut(&mut []),
-        };
-        self.socket_header.prepare([first, rest])
+            None => self.socket_header.prepare(rest, None),
+        }
     }
 
     /// Takes over what a `recvmsg` brought: `count` bytes, 0 for the end.
@@ -196,7 +200,7 @@ impl Receiver {
             if large.have < large.size() {
                 return Ok(Next::Nothing);
             }
-            return Ok(self.take_large());
+            return self.take_large(pool);
         }
         if self.skip > 0 {
             return Ok(Next::Nothing);
@@ -232,26 +236,30 @@ impl Receiver {
     }
 
     /// Takes a whole message of `size` bytes from the buffer.
-    fn take_whole(&mut self, header: Header, size: usize, pool: &mut Pool) -> Result<Message> {
+    #[inline(always)]
+    fn take_whole(&mut self, header: Header, size: usize, pool: &mut Pool) -> Result<Box<Message>> {
+        let mut message = pool.take_message()?;
+        message.header = header;
         let (start, end) = (self.head.saturating_add(HEADER_SIZE), self.head.saturating_add(size));
-        let behind = self.tail.saturating_sub(end);
-        let aligned = self.head.is_multiple_of(size_of::<u64>());
-        let other = pool.take(STANDARD)?;
-        let (buffer, start, end) = if aligned && behind < size {
-            // Cheaper to leave it where it is and to move what follows.
-            let whole = std::mem::replace(&mut self.buffer, other);
-            copy(&mut self.buffer, whole.range(end, self.tail));
-            (self.head, self.tail) = (0, behind);
-            (whole, start, end)
+        if size > SMALL && self.head.is_multiple_of(size_of::<u64>()) && self.tail.saturating_sub(end) < size
+        {
+            self.take_along(&mut message, start, end);
         } else {
-            let mut own = other;
-            copy(&mut own, self.buffer.range(start, end));
+            copy(&mut message.buffer, self.buffer.range(start, end));
+            (message.start, message.end) = (0, end.saturating_sub(start));
             self.head = end;
-            (own, 0, end.saturating_sub(start))
-        };
-        self.used = self.used.saturating_add(size as u64);
-        let (fds, fds_cut) = self.take_fds();
-        Ok(Message { header, fds, fds_cut, buffer, start, end })
+        }
+        self.hand_over(&mut message, size);
+        Ok(message)
+    }
+
+    /// Leaves bytes `start..end` where they are and gives the buffer to the
+    /// message, in exchange for its own: to move what follows is cheaper.
+    fn take_along(&mut self, message: &mut Message, start: usize, end: usize) {
+        std::mem::swap(&mut self.buffer, &mut message.buffer);
+        copy(&mut self.buffer, message.buffer.range(end, self.tail));
+        (self.head, self.tail) = (0, self.tail.saturating_sub(end));
+        (message.start, message.end) = (start, end);
     }
 
     /// From now on the message at `head` is collected in a buffer of its own.
@@ -265,15 +273,28 @@ impl Receiver {
         Ok(())
     }
 
-    fn take_large(&mut self) -> Next {
+    fn take_large(&mut self, pool: &mut Pool) -> Result<Next> {
+        let mut message = pool.take_message()?;
         let Some(large) = self.large.take() else {
-            return Next::Nothing;
+            return Ok(Next::Nothing);
         };
         let size = large.size();
+        message.header = large.header;
+        pool.put(std::mem::replace(&mut message.buffer, large.buffer));
+        (message.start, message.end) = (0, size.saturating_sub(HEADER_SIZE));
+        self.hand_over(&mut message, size);
+        Ok(Next::Message(message))
+    }
+
+    /// `size` bytes, which are this message, have been used: its descriptors
+    /// are those that came with them.
+    #[inline]
+    fn hand_over(&mut self, message: &mut Message, size: usize) {
         self.used = self.used.saturating_add(size as u64);
-        let (fds, fds_cut) = self.take_fds();
-        let end = size.saturating_sub(HEADER_SIZE);
-        Next::Message(Message { header: large.header, fds, fds_cut, buffer: large.buffer, start: 0, end })
+        message.fds_cut = false;
+        if !self.batches.is_empty() {
+            (message.fds, message.fds_cut) = self.take_fds();
+        }
     }
 
     /// Descriptors that belong to what has been used.

@@ -4,34 +4,64 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use zerocopy::{Immutable, IntoBytes};
 
-use super::buffer::{Buffer, Pool};
+use super::buffer::Buffer;
+use super::pool::Pool;
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, Result};
 
-/// A reply: header, payload and descriptors. The payload starts at a multiple
-/// of 8 and is written in place.
-#[derive(Debug, Default)]
+/// A reply with a payload up to this size holds it itself: nearly all do.
+const INLINE: usize = 32;
+
+/// A reply: payload and descriptors. The payload starts at a multiple of 8 and
+/// is written in place.
+#[derive(Debug)]
 pub struct Reply {
-    /// Room for the header, then the payload. Empty for a bare header.
-    buffer: Buffer,
+    body: Body,
     /// Bytes of payload.
     len: usize,
-    /// Descriptors that others own, which must stay open until they are sent.
-    pub lent_fds: Vec<RawFd>,
-    /// A descriptor that is closed once sent.
-    pub own_fd: Option<OwnedFd>,
+    fds: Option<Box<Fds>>,
+}
+
+/// Where the payload is.
+#[derive(Debug)]
+enum Body {
+    Inline([u64; INLINE / size_of::<u64>()]),
+    /// Behind room for the header.
+    Buffer(Buffer),
+}
+
+/// Descriptors that go with a reply.
+#[derive(Debug, Default)]
+struct Fds {
+    lent: Vec<RawFd>,
+    own: Option<OwnedFd>,
 }
 
 impl Reply {
     /// A reply without payload.
     pub fn empty() -> Reply {
-        Reply::default()
+        Reply { body: Body::Inline([0; INLINE / size_of::<u64>()]), len: 0, fds: None }
+    }
+
+    /// Whether a payload of this size needs no buffer.
+    pub fn is_small(capacity: usize) -> bool {
+        capacity <= INLINE
     }
 
     /// A reply with room for `capacity` bytes of payload and none yet.
-    pub fn with_capacity(capacity: usize, pool: &mut Pool) -> Result<Reply> {
+    pub(super) fn with_capacity(capacity: usize, pool: &mut Pool) -> Result<Reply> {
+        if Reply::is_small(capacity) {
+            return Ok(Reply::empty());
+        }
         let buffer = pool.take(capacity.checked_add(HEADER_SIZE).ok_or(Errno::ENOMEM)?)?;
-        Ok(Reply { buffer, ..Reply::default() })
+        Ok(Reply { body: Body::Buffer(buffer), len: 0, fds: None })
+    }
+
+    /// A reply whose payload is this structure, which has to be a small one.
+    pub fn of<T: IntoBytes + Immutable>(value: &T) -> Result<Reply> {
+        let mut reply = Reply::empty();
+        reply.put(value)?;
+        Ok(reply)
     }
 
     /// Appends a structure.
@@ -48,16 +78,15 @@ impl Reply {
     /// Appends `count` bytes of no particular value, to be written to.
     /// `ENOMEM` if the reply was not made for so many.
     pub fn space(&mut self, count: usize) -> Result<&mut [u8]> {
-        let start = HEADER_SIZE.saturating_add(self.len);
-        let end = start.checked_add(count).ok_or(Errno::ENOMEM)?;
-        let space = self.buffer.bytes_mut().get_mut(start..end).ok_or(Errno::ENOMEM)?;
-        self.len = self.len.saturating_add(count);
+        let (start, end) = (self.len, self.len.checked_add(count).ok_or(Errno::ENOMEM)?);
+        let space = self.body.bytes_mut().get_mut(start..end).ok_or(Errno::ENOMEM)?;
+        self.len = end;
         Ok(space)
     }
 
     /// The payload so far.
     pub fn payload_mut(&mut self) -> &mut [u8] {
-        self.buffer.range_mut(HEADER_SIZE, HEADER_SIZE.saturating_add(self.len))
+        self.body.bytes_mut().get_mut(..self.len).unwrap_or_default()
     }
 
     /// Cuts the payload to `len` bytes.
@@ -65,14 +94,28 @@ impl Reply {
         self.len = self.len.min(len);
     }
 
+    /// Sends descriptors along that others own, and keep open until they are
+    /// sent.
+    pub fn lend_fds(&mut self, fds: Vec<RawFd>) {
+        if !fds.is_empty() {
+            self.fds.get_or_insert_default().lent = fds;
+        }
+    }
+
+    /// Sends a descriptor along, and closes it once it is sent.
+    pub fn give_fd(&mut self, fd: OwnedFd) {
+        self.fds.get_or_insert_default().own = Some(fd);
+    }
+
     /// Whether descriptors go with it.
     pub fn has_fds(&self) -> bool {
-        !self.lent_fds.is_empty() || self.own_fd.is_some()
+        self.fds.is_some()
     }
 
     /// Every descriptor that goes with it.
     pub fn fds(&self) -> Vec<RawFd> {
-        self.own_fd.iter().map(AsRawFd::as_raw_fd).chain(self.lent_fds.iter().copied()).collect()
+        let Some(fds) = &self.fds else { return Vec::new() };
+        fds.own.iter().map(AsRawFd::as_raw_fd).chain(fds.lent.iter().copied()).collect()
     }
 
     /// Size of the whole message.
@@ -80,26 +123,51 @@ impl Reply {
         HEADER_SIZE.saturating_add(self.len)
     }
 
-    /// Writes the header of the reply to `request`. The result holds the whole
-    /// message in its first [`message_size`](Self::message_size) bytes, or is
-    /// empty for a bare header, which is then the second part of the result.
-    pub(super) fn seal(&mut self, request: &Header) -> (&[u8], Header) {
-        let size = self.message_size();
-        let header = request.reply(u32::try_from(size).unwrap_or(u32::MAX));
-        match self.buffer.bytes_mut().get_mut(..HEADER_SIZE) {
-            Some(room) => room.copy_from_slice(header.as_bytes()),
-            None => return (&[], header),
+    /// The payload, if it needs no buffer.
+    pub(super) fn small_payload(&self) -> Option<&[u8]> {
+        match &self.body {
+            Body::Inline(words) => words.as_bytes().get(..self.len),
+            Body::Buffer(_) => None,
         }
-        (self.buffer.range(0, size), header)
+    }
+
+    /// Writes the header before the payload, wherever that is: the whole
+    /// message, now in a buffer. `ENOMEM` if there is none for it.
+    pub(super) fn seal(&mut self, header: &Header, pool: &mut Pool) -> Result<&[u8]> {
+        if let Body::Inline(words) = self.body {
+            let mut buffer = pool.take(HEADER_SIZE + INLINE)?;
+            buffer.range_mut(HEADER_SIZE, HEADER_SIZE + INLINE).copy_from_slice(words.as_bytes());
+            self.body = Body::Buffer(buffer);
+        }
+        let size = self.message_size();
+        let Body::Buffer(buffer) = &mut self.body else { return Err(Errno::ENOMEM) };
+        buffer.range_mut(0, HEADER_SIZE).copy_from_slice(header.as_bytes());
+        Ok(buffer.range(0, size))
     }
 
     /// The first `len` bytes of the sealed message.
     pub(super) fn sealed(&self, len: usize) -> &[u8] {
-        self.buffer.range(0, len)
+        match &self.body {
+            Body::Buffer(buffer) => buffer.range(0, len),
+            Body::Inline(_) => &[],
+        }
     }
 
-    /// The buffer, for its next use.
-    pub(super) fn into_buffer(self) -> Buffer {
-        self.buffer
+    /// Gives the buffer, if it has one, back for its next use.
+    #[inline(always)]
+    pub(super) fn recycle(self, pool: &mut Pool) {
+        if let Body::Buffer(buffer) = self.body {
+            pool.put(buffer);
+        }
+    }
+}
+
+impl Body {
+    /// Room for the payload.
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Body::Inline(words) => words.as_mut_bytes(),
+            Body::Buffer(buffer) => buffer.range_mut(HEADER_SIZE, usize::MAX),
+        }
     }
 }

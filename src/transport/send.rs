@@ -5,8 +5,9 @@ use std::os::fd::RawFd;
 
 use zerocopy::IntoBytes;
 
-use super::buffer::{Buffer, Pool, STANDARD};
+use super::buffer::{Buffer, STANDARD};
 use super::control;
+use super::pool::Pool;
 use super::reply::Reply;
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, Result};
@@ -43,10 +44,10 @@ impl Segment {
         matches!(self, Segment::Single { reply, .. } if reply.has_fds())
     }
 
-    fn into_buffer(self) -> Buffer {
+    fn recycle(self, pool: &mut Pool) {
         match self {
-            Segment::Gathered { buffer, .. } => buffer,
-            Segment::Single { reply, .. } => reply.into_buffer(),
+            Segment::Gathered { buffer, .. } => pool.put(buffer),
+            Segment::Single { reply, .. } => reply.recycle(pool),
         }
     }
 }
@@ -65,11 +66,17 @@ pub enum Flushed {
 /// Replies that wait to be sent.
 #[derive(Debug, Default)]
 pub struct Sender {
+    /// When nothing waits there may still be an empty segment, ready to be
+    /// gathered in.
     segments: VecDeque<Segment>,
     /// Bytes of the first segment that are sent.
     sent: usize,
     /// Bytes that wait.
     waiting: usize,
+    /// What waits should go out now: because it is much, or because the last
+    /// reply has descriptors and nobody knows yet whether the kernel passes
+    /// them.
+    full: bool,
     /// What the last reply that could not be sent was replaced by.
     replaced: Option<Errno>,
 }
@@ -77,14 +84,12 @@ pub struct Sender {
 impl Sender {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.segments.is_empty()
+        self.waiting == 0
     }
 
-    /// Whether what waits should go out now: because it is much, or because
-    /// the last reply has descriptors and nobody knows yet whether the kernel
-    /// passes them.
+    /// Whether what waits should go out now.
     pub fn is_full(&self) -> bool {
-        self.waiting >= GATHER_MAX || self.segments.back().is_some_and(Segment::has_fds)
+        self.full
     }
 
     /// What the client was told instead of a reply that could not be sent.
@@ -93,52 +98,75 @@ impl Sender {
     }
 
     /// Adds the reply to `request`.
-    pub fn push(&mut self, request: &Header, mut reply: Reply, pool: &mut Pool) -> Result<()> {
-        let with_fds = reply.has_fds();
-        let (bytes, header) = reply.seal(request);
-        if bytes.is_empty() {
-            self.gather(header.as_bytes(), pool)?;
-        } else if bytes.len() <= COPY_MAX && !with_fds {
-            self.gather(bytes, pool)?;
-        } else {
-            let len = bytes.len();
-            self.waiting = self.waiting.saturating_add(len);
-            self.segments.push_back(Segment::Single { reply, request: *request, len });
+    #[inline(always)]
+    pub fn push(&mut self, request: &Header, reply: Reply, pool: &mut Pool) -> Result<()> {
+        let header = request.reply(u32::try_from(reply.message_size()).unwrap_or(u32::MAX));
+        match reply.small_payload() {
+            Some(payload) if !reply.has_fds() => self.gather(&header, payload, pool),
+            _ => self.push_large(request, header, reply, pool),
+        }
+    }
+
+    fn push_large(
+        &mut self,
+        request: &Header,
+        header: Header,
+        mut reply: Reply,
+        pool: &mut Pool,
+    ) -> Result<()> {
+        if reply.message_size() <= COPY_MAX && !reply.has_fds() {
+            self.gather(&header, reply.payload_mut(), pool)?;
+            reply.recycle(pool);
             return Ok(());
         }
-        pool.put(reply.into_buffer());
+        if self.is_empty() {
+            self.segments.drain(..).for_each(|empty| empty.recycle(pool));
+        }
+        let len = reply.seal(&header, pool)?.len();
+        self.waiting = self.waiting.saturating_add(len);
+        self.full = reply.has_fds() || self.waiting >= GATHER_MAX;
+        self.segments.push_back(Segment::Single { reply, request: *request, len });
         Ok(())
     }
 
     /// Adds a reply that says `errno`.
     pub fn push_error(&mut self, request: &Header, errno: Errno, pool: &mut Pool) -> Result<()> {
-        self.gather(request.error_reply(errno).as_bytes(), pool)
+        self.gather(&request.error_reply(errno), &[], pool)
     }
 
-    fn gather(&mut self, bytes: &[u8], pool: &mut Pool) -> Result<()> {
-        let count = bytes.len();
-        if let Some(Segment::Gathered { buffer, len }) = self.segments.back_mut() {
-            let end = len.saturating_add(count);
-            if let Some(room) = buffer.bytes_mut().get_mut(*len..end) {
-                room.copy_from_slice(bytes);
-                *len = end;
-                self.waiting = self.waiting.saturating_add(count);
-                return Ok(());
-            }
+    /// Adds a message to those that are gathered, and so to the last segment
+    /// if there is room.
+    fn gather(&mut self, header: &Header, payload: &[u8], pool: &mut Pool) -> Result<()> {
+        let count = HEADER_SIZE.saturating_add(payload.len());
+        match self.segments.back() {
+            Some(Segment::Gathered { buffer, len }) if buffer.len().saturating_sub(*len) >= count => {}
+            _ => self.segments.push_back(Segment::Gathered { buffer: pool.take(STANDARD)?, len: 0 }),
         }
-        let mut buffer = pool.take(STANDARD)?;
-        let room = buffer.bytes_mut().get_mut(..count).ok_or(Errno::ENOMEM)?;
-        room.copy_from_slice(bytes);
-        self.segments.push_back(Segment::Gathered { buffer, len: count });
+        if let Some(Segment::Gathered { buffer, len }) = self.segments.back_mut() {
+            let room = buffer.range_mut(*len, len.saturating_add(count));
+            let (head, body) = room.split_at_mut_checked(HEADER_SIZE).ok_or(Errno::ENOMEM)?;
+            head.copy_from_slice(header.as_bytes());
+            body.copy_from_slice(payload);
+            *len = len.saturating_add(count);
+        }
         self.waiting = self.waiting.saturating_add(count);
+        self.full = self.waiting >= GATHER_MAX;
         Ok(())
     }
 
     /// Sends what waits, as far as the socket takes it without waiting. Goes
     /// on after a signal.
     pub fn flush(&mut self, socket: RawFd, pool: &mut Pool) -> Flushed {
-        while !self.segments.is_empty() {
-            match self.send_some(socket) {
+        while !self.is_empty() {
+            let outcome = match self.segments.front() {
+                // As it nearly always is: bytes, and nothing else.
+                Some(segment) if self.segments.len() == 1 && !segment.has_fds() => {
+                    let rest = segment.bytes().get(self.sent..).unwrap_or_default();
+                    control::send_bytes(socket, rest, libc::MSG_DONTWAIT)
+                }
+                _ => self.send_some(socket),
+            };
+            match outcome {
                 Ok(count) => self.advance(count, pool),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Flushed::Stuck,
@@ -149,6 +177,7 @@ impl Sender {
                 }
             }
         }
+        self.full = false;
         Flushed::All
     }
 
@@ -181,6 +210,12 @@ impl Sender {
     fn advance(&mut self, count: usize, pool: &mut Pool) {
         self.waiting = self.waiting.saturating_sub(count);
         self.sent = self.sent.saturating_add(count);
+        if let (1, Some(Segment::Gathered { len, .. })) = (self.segments.len(), self.segments.front_mut())
+            && self.waiting == 0
+        {
+            (self.sent, *len) = (0, 0);
+            return;
+        }
         while let Some(segment) = self.segments.front() {
             let len = segment.bytes().len();
             if self.sent < len {
@@ -188,7 +223,7 @@ impl Sender {
             }
             self.sent -= len;
             if let Some(segment) = self.segments.pop_front() {
-                pool.put(segment.into_buffer());
+                segment.recycle(pool);
             }
         }
         self.sent = 0;
@@ -212,7 +247,7 @@ impl Sender {
         let unsent = self.segments.pop_front();
         self.segments.push_front(Segment::Gathered { buffer, len: HEADER_SIZE });
         if let Some(unsent) = unsent {
-            pool.put(unsent.into_buffer());
+            unsent.recycle(pool);
         }
         self.replaced = Some(errno);
         true

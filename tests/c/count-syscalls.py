@@ -16,11 +16,11 @@ import tempfile
 # those of the enumeration in counts.c.
 END = 1
 LIMITS = {
-    2: ("region read", ["recvmsg", "sendmsg"]),
-    3: ("region write", ["recvmsg", "sendmsg"]),
+    2: ("region read", ["recvmsg", "sendto"]),
+    3: ("region write", ["recvmsg", "sendto"]),
     4: ("64 posted writes", ["recvmsg"]),
     5: ("idle call", ["recvmsg"]),
-    6: ("region read of 32 KiB", ["recvmsg", "sendmsg"]),
+    6: ("region read of 32 KiB", ["recvmsg", "sendto"]),
 }
 MARK = re.compile(r"^(?:\d+ +)?getpriority\((?:-(\d+)|(\d+) /\*|(0x[0-9a-f]+))")
 CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")

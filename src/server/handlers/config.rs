@@ -9,6 +9,7 @@ use crate::wire::{Errno, Result};
 impl Context {
     /// Reads into, or writes from, the whole of `buffer`. The first piece that
     /// fails ends the access; those before it have taken effect.
+    #[inline(never)]
     pub(super) fn access_config(
         &self,
         callback: Option<RegionAccessFn>,

@@ -70,7 +70,7 @@ impl Context {
             for area in areas {
                 reply.put(area)?;
             }
-            reply.lent_fds.push(region.fd);
+            reply.lend_fds(vec![region.fd]);
         }
         Ok(reply)
     }

@@ -48,9 +48,7 @@ impl Context {
             let data = message.payload_mut().get_mut(fixed..).ok_or(Errno::EINVAL)?;
             done = self.access_region(&access, region, RawBytes::of(data), true)?;
         }
-        let mut reply = self.new_reply(fixed)?;
-        reply.put(&RegionAccess { count: u32::try_from(done).map_err(|_| Errno::EINVAL)?, ..access })?;
-        Ok(reply)
+        Reply::of(&RegionAccess { count: u32::try_from(done).map_err(|_| Errno::EINVAL)?, ..access })
     }
 
     /// `VFIO_USER_REGION_WRITE_MULTI`: the entries in order, up to the first
@@ -75,9 +73,7 @@ impl Context {
                 }
             }
         }
-        let mut reply = self.new_reply(size_of::<WriteMultiHead>())?;
-        reply.put(&WriteMultiHead { wr_cnt })?;
-        Ok(reply)
+        Reply::of(&WriteMultiHead { wr_cnt })
     }
 
     fn write_entry(&self, message: &mut Message, number: u64) -> Result<()> {
@@ -128,6 +124,7 @@ impl Context {
 
     /// Reads into, or writes from, `buffer`, which is not empty: how many bytes,
     /// at least one.
+    #[inline(always)]
     fn access_region(
         &self,
         access: &RegionAccess,
@@ -144,8 +141,7 @@ impl Context {
         );
         if index as usize == regions::CONFIG && !region.flags.contains(RegionFlags::ALWAYS_CB) {
             let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
-            self.access_config(region.callback, buffer, offset, is_write)?;
-            return Ok(buffer.len());
+            return self.access_config(region.callback, buffer, offset, is_write).map(|()| buffer.len());
         }
         let callback = region.callback.ok_or(Errno::EINVAL)?;
         match self.call_region(callback, buffer, offset, is_write)? {

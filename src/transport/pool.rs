@@ -1,0 +1,85 @@
+//! What waits for its next use, so that requests allocate nothing.
+
+use super::buffer::{Buffer, STANDARD};
+use super::message::Message;
+use crate::wire::{Result, limits};
+
+/// Size of the buffers for large messages: any request, and any reply to a
+/// transfer of the largest size, fits.
+const LARGE: usize = limits::MAX_MESSAGE_SIZE + 64;
+
+/// Buffers that wait for their next use, so that requests allocate nothing.
+///
+/// It belongs to one connection: what lies in a buffer was written by, or is
+/// meant for, this client alone.
+#[derive(Debug, Default)]
+pub struct Pool {
+    standard: Vec<Buffer>,
+    large: Vec<Buffer>,
+    /// With a standard buffer each. They go through many hands, hence as
+    /// pointers.
+    #[expect(clippy::vec_box)]
+    messages: Vec<Box<Message>>,
+}
+
+/// How many buffers of a kind are kept: one that is received into, one that a
+/// request lies in, one that its reply is written to, and one for a request or
+/// reply that another is nested in.
+const KEEP_STANDARD: usize = 4;
+const KEEP_LARGE: usize = 2;
+
+/// How many messages are kept: one that is handled, and one that is received
+/// while the first is.
+const KEEP_MESSAGES: usize = 2;
+
+impl Pool {
+    /// A buffer of at least `size` bytes; what it holds is of no meaning.
+    pub fn take(&mut self, size: usize) -> Result<Buffer> {
+        let (kept, capacity) = if size <= STANDARD {
+            (&mut self.standard, STANDARD)
+        } else if size <= LARGE {
+            (&mut self.large, LARGE)
+        } else {
+            return Buffer::new(size);
+        };
+        match kept.pop() {
+            Some(buffer) => Ok(buffer),
+            None => Buffer::new(capacity),
+        }
+    }
+
+    /// Takes a buffer back. Those of unusual sizes are given back to the
+    /// system, and so are those beyond the few that are kept.
+    pub fn put(&mut self, buffer: Buffer) {
+        let (kept, most) = match buffer.len() {
+            STANDARD => (&mut self.standard, KEEP_STANDARD),
+            n if n == LARGE.next_multiple_of(size_of::<u64>()) => (&mut self.large, KEEP_LARGE),
+            _ => return,
+        };
+        if kept.len() < most {
+            kept.push(buffer);
+        }
+    }
+
+    /// A message to be filled in, with a standard buffer and no descriptors.
+    #[inline(always)]
+    pub fn take_message(&mut self) -> Result<Box<Message>> {
+        match self.messages.pop() {
+            Some(message) => Ok(message),
+            None => Ok(Box::new(Message::new(self.take(STANDARD)?))),
+        }
+    }
+
+    /// Takes back a message that has been handled.
+    #[inline(always)]
+    pub fn put_message(&mut self, mut message: Box<Message>) {
+        message.fds.clear();
+        if message.buffer.len() != STANDARD {
+            let Ok(standard) = self.take(STANDARD) else { return };
+            self.put(std::mem::replace(&mut message.buffer, standard));
+        }
+        if self.messages.len() < KEEP_MESSAGES {
+            self.messages.push(message);
+        }
+    }
+}
