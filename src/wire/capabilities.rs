@@ -149,7 +149,9 @@ impl ClientCapabilities {
         if json.contains(&0) {
             return Err(Errno::EINVAL);
         }
-        let Object(text): Object<Text> = serde_json::from_slice(json).map_err(|_| Errno::EINVAL)?;
+        // The parser itself does not look into strings that it skips.
+        let json = str::from_utf8(json).map_err(|_| Errno::EINVAL)?;
+        let Object(text): Object<Text> = serde_json::from_str(json).map_err(|_| Errno::EINVAL)?;
         let members = text.capabilities.map_or_else(Members::default, |Object(m)| m);
         members.judge()
     }
@@ -250,5 +252,20 @@ impl ServerCapabilities {
         let mut bytes = serde_json::to_vec(&text).map_err(|_| Errno::EIO)?;
         bytes.push(0);
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skipped_member_that_is_not_utf_8_is_einval() {
+        assert!(ClientCapabilities::parse(b"{\"x\":\"\xc3\xbf\"}\0").is_ok());
+        for text in
+            [&b"{\"x\":\"\xff\"}\0"[..], b"{\"x\":\"\xc3\"}\0", b"{\"x\":[{\"y\":\"\xed\xa0\x80\"}]}\0"]
+        {
+            assert_eq!(ClientCapabilities::parse(text), Err(Errno::EINVAL));
+        }
     }
 }
