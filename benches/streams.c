@@ -317,6 +317,7 @@ int
 main(void)
 {
     bench_init();
+    bench_quantile = 0.1; /* both processes have to be lucky with their processors */
     make_socket_folder();
     start();
     heading("two processes");
