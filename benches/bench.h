@@ -85,13 +85,16 @@ bench_compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* The median; afterwards the values are sorted. */
+/* Which value of a series counts: the median. */
+static double bench_quantile = 0.5;
+
+/* The value that counts; afterwards the values are sorted. */
 static inline double
-median(struct series *s)
+typical(struct series *s)
 {
     CHECK(s->count > 0);
     qsort(s->values, s->count, sizeof(double), bench_compare);
-    return s->values[s->count / 2];
+    return s->values[(size_t)(s->count * bench_quantile)];
 }
 
 /* What one reading of the clock costs, which is part of every span. */
@@ -105,7 +108,7 @@ clock_cost(void)
         uint64_t start = now();
         sample(&s, now() - start);
     }
-    return median(&s) * bench_tick;
+    return typical(&s) * bench_tick;
 }
 
 /*
@@ -116,7 +119,7 @@ clock_cost(void)
 static inline void
 report(const char *name, struct series *subject, struct series *floor, double per, double target)
 {
-    double mine = median(subject) / per, least = median(floor) / per;
+    double mine = typical(subject) / per, least = typical(floor) / per;
     double lowest = subject->values[0] / per, floor_lowest = floor->values[0] / per;
     double ratio = target < 0 ? least / mine : mine / least;
     double best = target < 0 ? floor_lowest / lowest : lowest / floor_lowest;

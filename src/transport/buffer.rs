@@ -2,11 +2,13 @@
 
 use zerocopy::IntoBytes;
 
-use crate::wire::{Errno, Result};
+use crate::wire::{Errno, Result, limits};
 
 /// Size of the ordinary buffers, in bytes: what is received ahead at the most.
 /// Also what a message that is not large fits into.
-pub const STANDARD: usize = 64 << 10;
+/// An access of 64 KiB is among those, with its header and its region access
+/// structure.
+pub const STANDARD: usize = (64 << 10) + limits::HEADER_SIZE + 16;
 
 /// A fixed piece of heap memory, aligned to 8 bytes, that was zero once.
 #[derive(Debug, Default)]

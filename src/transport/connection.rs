@@ -120,6 +120,7 @@ impl Connection {
     }
 
     /// Receives once, without waiting.
+    #[inline(always)]
     pub fn receive(&mut self) -> Result<Received> {
         if !self.main.receiver.has_room() {
             return Ok(Received::Nothing);
@@ -219,10 +220,16 @@ impl Connection {
     }
 
     /// Sends what waits, as far as the socket takes it without waiting.
+    #[inline(always)]
     pub fn flush(&mut self) -> Sent {
-        if self.lost {
-            return Sent::Lost;
+        match self.lost {
+            true => Sent::Lost,
+            false if self.sender.is_empty() => Sent::All,
+            false => self.send_waiting(),
         }
+    }
+
+    fn send_waiting(&mut self) -> Sent {
         match self.sender.flush(self.main.socket(), &mut self.pool) {
             Flushed::All => Sent::All,
             Flushed::Stuck => Sent::Stuck,

@@ -148,6 +148,7 @@ impl Receiver {
     }
 
     /// Takes over what a `recvmsg` brought: `count` bytes, 0 for the end.
+    #[inline]
     pub fn finish(&mut self, count: usize) {
         let mut fds = Vec::new();
         let cut = self.socket_header.collect(&mut fds);
@@ -314,6 +315,7 @@ impl Receiver {
     }
 
     /// Drops what has arrived of a refused message, with its descriptors.
+    #[inline]
     fn drop_skipped(&mut self) {
         if self.skip == 0 {
             return;
