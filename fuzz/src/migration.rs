@@ -573,8 +573,8 @@ impl Both {
         };
         let mut payload = words(&[argsz, size as u32]);
         payload.resize(8 + there.min(0x8000), 0x77);
-        if let (Some(last), 0) = (payload.len().checked_sub(1), u8::arbitrary(u)? % 8) {
-            payload[last] = 0x88;
+        if payload.len() > 8 && u8::arbitrary(u)? % 8 == 0 {
+            payload[8] = 0x88;
         }
         let is_good = payload.len() >= size.saturating_add(8) && self.is_possible(size, argsz) && self.state == RESUMING;
         let data = payload.get(8..size.saturating_add(8)).unwrap_or_default().to_vec();
