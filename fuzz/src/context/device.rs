@@ -105,7 +105,8 @@ impl Device {
             assert_eq!(outcome == 0, is_mappable);
             if outcome == 0 && length > 0 {
                 assert_eq!(iov.iov_len as u64, length);
-                let (first, last) = (iov.iov_base.cast::<u8>(), iov.iov_base.cast::<u8>().add(iov.iov_len - 1));
+                let (first, last) =
+                    (iov.iov_base.cast::<u8>(), iov.iov_base.cast::<u8>().add(iov.iov_len - 1));
                 if writes {
                     first.write_volatile(how);
                     last.write_volatile(how);
@@ -143,7 +144,7 @@ impl Device {
                 4 => drop(capi::vfu_get_poll_fd(handle)),
                 5 => drop(capi::vfu_irq_trigger(handle, u32::from(self.decide() % 8))),
                 6 => drop(capi::vfu_create_ioeventfd(handle, 2, -1, 0, 4, 0, 0, -1, 0)),
-                7 => drop(capi::vfu_pci_find_next_capability(handle, self.decide() % 2 != 0, 0x40, 9)),
+                7 => drop(capi::vfu_pci_find_next_capability(handle, self.decide() > 8, 0x40, 9)),
                 8 => self.use_old_entry(handle),
                 _ => drop(capi::vfu_setup_device_dma(handle, 16, Some(register), Some(unregister))),
             }
@@ -217,7 +218,8 @@ pub unsafe extern "C" fn register(handle: Handle, info: *mut vfu_dma_info_t) {
     let device = unsafe { device_of(handle) };
     // SAFETY: the library's info.
     let region = unsafe { (*info).iova };
-    let old = device.regions.borrow_mut().insert(info as usize, (region.iov_base as u64, region.iov_len as u64));
+    let old =
+        device.regions.borrow_mut().insert(info as usize, (region.iov_base as u64, region.iov_len as u64));
     assert_eq!(old, None, "registered already");
     device.act(handle);
 }

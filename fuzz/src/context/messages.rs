@@ -45,7 +45,8 @@ pub fn any(u: &mut Unstructured) -> Result<Message> {
     let cmd = match u8::arbitrary(u)? {
         0 => u16::arbitrary(u)?,
         1 => 1,
-        other => [2, 2, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 10, 10, 10, 13, 15, 16, 16, 16, 17, 18][usize::from(other) % 22],
+        other => [2, 2, 2, 3, 4, 5, 6, 7, 8, 8, 9, 9, 10, 10, 10, 13, 15, 16, 16, 16, 17, 18]
+            [usize::from(other) % 22],
     };
     let mut fds = Vec::new();
     let mut payload = match cmd {
@@ -55,7 +56,8 @@ pub fn any(u: &mut Unstructured) -> Result<Message> {
             }
             let mode = if fds.is_empty() { 0 } else { *u.choose(&[0, 4, 8])? };
             let flags = mode | u32::from(u8::arbitrary(u)? % 4);
-            let offset = if u8::arbitrary(u)? == 0 { u64::arbitrary(u)? } else { u64::from(small(u)?) * 0x800 };
+            let offset =
+                if u8::arbitrary(u)? == 0 { u64::arbitrary(u)? } else { u64::from(small(u)?) * 0x800 };
             [words(&[32, flags]), long(offset), long(address(u)?), long(size(u)?)].concat()
         }
         3 => match u8::arbitrary(u)? % 8 {
@@ -84,7 +86,8 @@ pub fn any(u: &mut Unstructured) -> Result<Message> {
             let mut payload = long(count.into());
             for _ in 0..count {
                 let (offset, region, count) = access(u)?;
-                payload.extend([long(offset), words(&[region, count % 9]), long(u64::arbitrary(u)?)].concat());
+                payload
+                    .extend([long(offset), words(&[region, count % 9]), long(u64::arbitrary(u)?)].concat());
             }
             payload
         }
@@ -103,7 +106,7 @@ pub fn any(u: &mut Unstructured) -> Result<Message> {
         payload.clear();
     }
     let flags = if u8::arbitrary(u)? % 8 == 0 { 0x10 } else { 0 };
-    let bytes = message(u16::arbitrary(u)?, cmd, flags, &payload);
+    let bytes = message(0, cmd, flags, &payload);
     mutate(u, Message { bytes, fds })
 }
 

@@ -41,7 +41,8 @@ pub fn run(data: &[u8]) {
     device.script.borrow_mut().extend(script);
     let mut u = Unstructured::new(rest);
     let context = Context::new((&raw const device).cast_mut().cast());
-    let mut session = Session { context, device: &device, pool: &pool, answers, connections: 0, is_attached: false };
+    let mut session =
+        Session { context, device: &device, pool: &pool, answers, connections: 0, is_attached: false };
     if session.setup(&mut u).is_ok() {
         while !u.is_empty() && session.step(&mut u).is_ok() {}
     }
@@ -129,7 +130,10 @@ impl Session<'_> {
             let none = std::ptr::null_mut();
             let access = Some(device::access as _);
             assert_eq!(capi::vfu_setup_region(handle, 0, 0x1_0000, access, 7, none, 0, -1, 0), 0);
-            assert_eq!(capi::vfu_setup_region(handle, 1, 0x8000, access, 7, areas.as_mut_ptr(), 2, memory, 0), 0);
+            assert_eq!(
+                capi::vfu_setup_region(handle, 1, 0x8000, access, 7, areas.as_mut_ptr(), 2, memory, 0),
+                0
+            );
             assert_eq!(capi::vfu_setup_region(handle, 2, 1 << 32, access, 0x17, none, 0, -1, 0), 0);
             assert_eq!(capi::vfu_setup_region(handle, 4, 0x100, access, 1, none, 0, memory, 0), 0);
             assert_eq!(capi::vfu_setup_region(handle, 6, 0x1000, None, 1, none, 0, -1, 0), 0);
@@ -293,15 +297,17 @@ impl Session<'_> {
         let fds: Vec<RawFd> = message.fds.iter().map(|number| self.pool.get(*number, own)).collect();
         let how = u8::arbitrary(u)?;
         let split = if how < 32 { u.choose_index(message.bytes.len())? } else { 0 };
-        let (first, second) = message.bytes.split_at(split);
         let (early, late) = if how % 2 == 0 { (&fds[..], &[][..]) } else { (&[][..], &fds[..]) };
-        if split > 0 {
-            self.with_client(|client| client.send(first, early));
+        if split < 2 {
+            self.with_client(|client| client.send_new(message.bytes, &fds));
+        } else {
+            let (first, second) = message.bytes.split_at(split);
+            self.with_client(|client| client.send_new(first.to_vec(), early));
             if how % 4 < 2 {
                 self.run();
             }
+            self.with_client(|client| client.send(second, late));
         }
-        self.with_client(|client| client.send(second, if split > 0 { late } else { &fds }));
         if how >= 128 {
             self.run();
         }
@@ -401,12 +407,27 @@ impl Session<'_> {
                 1 => {
                     let size = 1_usize << (number % 16);
                     let index = c_int::from(u8::arbitrary(u)? % 10);
-                    capi::vfu_setup_region(handle, index, size, access, c_int::from(number / 8), none, 0, fd, 0);
+                    capi::vfu_setup_region(
+                        handle,
+                        index,
+                        size,
+                        access,
+                        c_int::from(number / 8),
+                        none,
+                        0,
+                        fd,
+                        0,
+                    );
                 }
                 2 => {
                     let mut data = [9_u8; 16];
                     data[2] = number % 16;
-                    capi::vfu_pci_add_capability(handle, 0, c_int::from(number / 64), data.as_mut_ptr().cast());
+                    capi::vfu_pci_add_capability(
+                        handle,
+                        0,
+                        c_int::from(number / 64),
+                        data.as_mut_ptr().cast(),
+                    );
                 }
                 3 => drop(capi::vfu_create_ioeventfd(handle, number.into(), -1, 0, 4, 0, 0, -1, 0)),
                 4 => {
