@@ -200,12 +200,20 @@ fn value(u: &mut Unstructured, text: &mut String, depth: usize, name: &str) -> R
     let _ = match kind {
         0 if depth < 4 => return object(u, text, depth + 1),
         0 | 1 => write!(text, "{}", bool::arbitrary(u)?),
-        2 => write!(text, "{}", [-1_i64, 0, 1, 8, 1024, 1025, 4095, 4096, 1 << 20, 1 << 32][u.choose_index(10)?]),
+        2 => write!(
+            text,
+            "{}",
+            [-1_i64, 0, 1, 8, 1024, 1025, 4095, 4096, 1 << 20, 1 << 32][u.choose_index(10)?]
+        ),
         3 => write!(text, "{}", i128::from(i64::arbitrary(u)?) * i128::from(u8::arbitrary(u)?)),
-        4 => write!(text, "{}", *u.choose(&["null", "1.0", "1e3", "-0", "0.5", "1e999", "18446744073709551615"])?),
+        4 => write!(
+            text,
+            "{}",
+            *u.choose(&["null", "1.0", "1e3", "-0", "0.5", "1e999", "18446744073709551615"])?
+        ),
         5 => write!(text, "\"{}\"", *u.choose(&["4096", "", "\\u0000", "\\ud800", "true"])?),
         6 => write!(text, "{}1{}", "[".repeat(100), "]".repeat(100)),
-        _ => write!(text, " [ {} , null ]\n", u8::arbitrary(u)?),
+        _ => write!(text, " [ {} ,\n null ] ", u8::arbitrary(u)?),
     };
     Ok(())
 }

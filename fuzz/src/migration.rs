@@ -243,8 +243,9 @@ impl Both {
             1 => {
                 let version = i32::from(u8::arbitrary(u)? % 4);
                 // SAFETY: the context is there.
-                let outcome =
-                    unsafe { capi::vfu_setup_device_migration_callbacks(self.context.0, &callbacks(version)) };
+                let outcome = unsafe {
+                    capi::vfu_setup_device_migration_callbacks(self.context.0, &callbacks(version))
+                };
                 assert_eq!(outcome, if version == 2 { 0 } else { -1 });
                 if version == 2 {
                     self.state = RUNNING;
@@ -315,7 +316,8 @@ impl Both {
                 expect(self)
             } else {
                 let device = self.device();
-                let reset = if reset_fails { Returned { value: -1, errno: libc::EIO } } else { Returned::default() };
+                let reset =
+                    if reset_fails { Returned { value: -1, errno: libc::EIO } } else { Returned::default() };
                 let before = std::mem::replace(&mut device.reset, reset);
                 // SAFETY: the context is there.
                 assert_eq!(unsafe { capi::vfu_device_quiesced(handle, later) }, 0);
@@ -432,7 +434,7 @@ impl Both {
             return Ok(());
         }
         let possible = match feature {
-            1 => 5,
+            1 | 8 => 5,
             2 => 7,
             6 | 7 => 6,
             _ => 0,
@@ -441,7 +443,7 @@ impl Both {
         let answer = match operations {
             4..8 if is_possible && argsz as usize >= length => Ok(payload.clone()),
             1 if is_possible && argsz >= 16 && feature == 1 => Ok(words(&[16, 1 << 16 | 1, 5, 0])),
-            1 if is_possible && argsz >= 16 => Ok(words(&[16, 1 << 16 | 2, self.state, 0])),
+            1 if is_possible && argsz >= 16 && feature == 2 => Ok(words(&[16, 1 << 16 | 2, self.state, 0])),
             _ => Err(libc::EINVAL),
         };
         self.execute(u, 16, &payload, false, |_| Expected { calls: Vec::new(), answer })
@@ -485,7 +487,8 @@ impl Both {
             _ => {
                 let length = u.int_in_range(0..=3 * PAGE)?;
                 payload.extend([0, length, page_size].iter().flat_map(|number| number.to_ne_bytes()));
-                let is_good = self.has_dma && bitmap_size(length, page_size).is_ok_and(|size| size <= 4096 - 32);
+                let is_good =
+                    self.has_dma && bitmap_size(length, page_size).is_ok_and(|size| size <= 4096 - 32);
                 Err(if is_good { libc::ENOENT } else { libc::EINVAL })
             }
         };
@@ -545,8 +548,9 @@ impl Both {
         }
         // What a client that doesn't read its replies meanwhile has room for.
         let size = if size > 0x8000 && self.is_possible(size, argsz) { return Ok(()) } else { size };
-        let is_good =
-            payload.len() == 8 && self.is_possible(size, argsz) && [PRE_COPY, STOP_COPY].contains(&self.state);
+        let is_good = payload.len() == 8
+            && self.is_possible(size, argsz)
+            && [PRE_COPY, STOP_COPY].contains(&self.state);
         self.execute(u, 17, &payload, false, |_| {
             if !is_good {
                 return Expected { calls: Vec::new(), answer: Err(libc::EINVAL) };
@@ -573,10 +577,12 @@ impl Both {
         };
         let mut payload = words(&[argsz, size as u32]);
         payload.resize(8 + there.min(0x8000), 0x77);
-        if let (Some(last), 0) = (payload.len().checked_sub(1), u8::arbitrary(u)? % 8) {
-            payload[last] = 0x88;
+        if payload.len() > 8 && u8::arbitrary(u)? % 8 == 0 {
+            payload[8] = 0x88;
         }
-        let is_good = payload.len() >= size.saturating_add(8) && self.is_possible(size, argsz) && self.state == RESUMING;
+        let is_good = payload.len() >= size.saturating_add(8)
+            && self.is_possible(size, argsz)
+            && self.state == RESUMING;
         let data = payload.get(8..size.saturating_add(8)).unwrap_or_default().to_vec();
         self.execute(u, 18, &payload, false, |_| {
             if !is_good {

@@ -142,7 +142,11 @@ impl Both {
         let mut data = vec![0; 4096];
         u.fill_buffer(&mut data[..60])?;
         if u8::arbitrary(u)? > 8 {
-            let id = if flags & EXTENDED != 0 { u.choose(&[0x03, 0x0b])? } else { u.choose(&[1, 5, 9, 0x10, 0x11])? };
+            let id = if flags & EXTENDED != 0 {
+                u.choose(&[0x03, 0x0b])?
+            } else {
+                u.choose(&[1, 5, 9, 0x10, 0x11])?
+            };
             (data[0], data[1]) = (*id, if flags & EXTENDED != 0 { 0 } else { data[1] });
             match id {
                 9 if data[2] > 60 => data[2] %= 40,

@@ -142,9 +142,8 @@ impl Model {
         }
         let (chain, end) = self.chain(extended);
         let from = if pos == 0 { Some(0) } else { chain.iter().position(|at| *at == pos).map(|n| n + 1) };
-        let found = from.and_then(|from| {
-            chain[from..].iter().find(|at| i32::from(self.id(extended, **at)) == id)
-        });
+        let found =
+            from.and_then(|from| chain[from..].iter().find(|at| i32::from(self.id(extended, **at)) == id));
         match found {
             Some(at) => Ok(*at),
             None => end.and(Err(Errno::ENOENT)),
@@ -173,7 +172,7 @@ impl Model {
         let linked: Vec<_> = chain.0.iter().map(|at| self.occupied(extended, *at)).collect();
         let added: Vec<_> = self.capabilities.iter().map(Capability::range).collect();
         let fits = |at: usize| {
-            let in_room = at >= start && at % 4 == 0 && at + size <= end;
+            let in_room = at >= start && at.is_multiple_of(4) && at + size <= end;
             in_room && linked.iter().chain(&added).all(|taken| at + size <= taken.start || taken.end <= at)
         };
         let must_start = extended && linked.is_empty();

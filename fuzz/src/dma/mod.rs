@@ -124,7 +124,8 @@ impl Both {
 
     fn map(&mut self, u: &mut Unstructured) -> Result<()> {
         let (iova, mut size) = (self.at(u)?, self.length(u)?);
-        let access = *u.choose(&[Access::Message, Access::Mmap, Access::Mmap, Access::FileIo, Access::FileIo])?;
+        let access =
+            *u.choose(&[Access::Message, Access::Mmap, Access::Mmap, Access::FileIo, Access::FileIo])?;
         let offset = match u8::arbitrary(u)? {
             0 => u64::arbitrary(u)?,
             1..32 => u.int_in_range(0..=0x9000)?,

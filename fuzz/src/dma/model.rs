@@ -66,9 +66,10 @@ impl Model {
             return Err(Errno::ENOSPC);
         }
         let end = last(iova, size).ok_or(Errno::EINVAL)?;
-        let mut others = self.regions.iter().filter(|(start, region)| {
-            **start <= end && iova <= last(**start, region.size).expect("checked")
-        });
+        let mut others = self
+            .regions
+            .iter()
+            .filter(|(start, region)| **start <= end && iova <= last(**start, region.size).expect("checked"));
         match others.next() {
             Some((start, old)) if (*start, old.size, old.attributes) == (iova, size, attributes) => Ok(false),
             Some(_) => Err(Errno::EEXIST),
