@@ -47,7 +47,23 @@ impl Poller {
 
     /// Makes it readable for `interest`. The socket it was set to before, if
     /// it is another one, must still be open.
+    ///
+    /// If the kernel has no memory to watch the socket, the descriptor is
+    /// readable until it has: whoever polls comes back and tries again.
     pub fn set(&mut self, interest: Interest) -> Result<()> {
+        let watched = self.watch(interest);
+        let left_behind = interest.left_behind || watched.is_err();
+        if left_behind != self.set.left_behind {
+            match left_behind {
+                true => self.event.write(1).map(drop)?,
+                false => self.event.read().map(drop)?,
+            }
+            self.set.left_behind = left_behind;
+        }
+        watched
+    }
+
+    fn watch(&mut self, interest: Interest) -> Result<()> {
         if interest.socket != self.set.socket {
             let (old, new) = (self.set.socket, interest.socket);
             match (old, new) {
@@ -62,13 +78,6 @@ impl Poller {
                 }
             }
             self.set.socket = new;
-        }
-        if interest.left_behind != self.set.left_behind {
-            match interest.left_behind {
-                true => self.event.write(1).map(drop)?,
-                false => self.event.read().map(drop)?,
-            }
-            self.set.left_behind = interest.left_behind;
         }
         Ok(())
     }
