@@ -141,6 +141,10 @@ impl Context {
             (_, Err(errno)) => self.end_negotiation(errno),
             (Sent::Lost, Ok(())) => self.end_negotiation(Errno::ECONNRESET),
             (Sent::All | Sent::Stuck, Ok(())) => {
+                if let Some(errno) = self.with_connection(|c| c.take_replaced()).flatten() {
+                    // That is what the client was told.
+                    return self.end_negotiation(errno);
+                }
                 self.phase.set(Phase::Attached);
                 log!(self, LOG_DEBUG, "client attached");
                 Step::Return { value: 0, errno: None }
