@@ -2,6 +2,7 @@
 
 use zerocopy::IntoBytes;
 
+use crate::memory;
 use crate::wire::{Errno, Result, limits};
 
 /// Size of the ordinary buffers, in bytes: what is received ahead at the most.
@@ -102,7 +103,8 @@ impl Pool {
             _ => return,
         };
         if kept.len() < most {
-            kept.push(buffer);
+            // Without room for it, it is given back, too.
+            let _ = memory::push(kept, buffer);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::buffer::{Buffer, Pool};
+use crate::memory;
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, Result};
 
@@ -71,8 +72,12 @@ impl Reply {
     }
 
     /// Every descriptor that goes with it.
-    pub fn fds(&self) -> Vec<RawFd> {
-        self.own_fd.iter().map(AsRawFd::as_raw_fd).chain(self.lent_fds.iter().copied()).collect()
+    pub fn fds(&self) -> Result<Vec<RawFd>> {
+        let own = self.own_fd.as_ref().map(AsRawFd::as_raw_fd);
+        let mut fds = Vec::new();
+        memory::reserve(&mut fds, self.lent_fds.len().saturating_add(1))?;
+        fds.extend(own.iter().chain(&self.lent_fds));
+        Ok(fds)
     }
 
     /// Size of the whole message.

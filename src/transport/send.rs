@@ -8,6 +8,7 @@ use zerocopy::IntoBytes;
 use super::buffer::{Buffer, Pool, STANDARD};
 use super::control;
 use super::reply::Reply;
+use crate::memory;
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, Result};
 
@@ -102,8 +103,8 @@ impl Sender {
             self.gather(bytes, pool)?;
         } else {
             let len = bytes.len();
+            memory::push_back(&mut self.segments, Segment::Single { reply, request: *request, len })?;
             self.waiting = self.waiting.saturating_add(len);
-            self.segments.push_back(Segment::Single { reply, request: *request, len });
             return Ok(());
         }
         pool.put(reply.into_buffer());
@@ -129,7 +130,7 @@ impl Sender {
         let mut buffer = pool.take(STANDARD)?;
         let room = buffer.bytes_mut().get_mut(..count).ok_or(Errno::ENOMEM)?;
         room.copy_from_slice(bytes);
-        self.segments.push_back(Segment::Gathered { buffer, len: count });
+        memory::push_back(&mut self.segments, Segment::Gathered { buffer, len: count })?;
         self.waiting = self.waiting.saturating_add(count);
         Ok(())
     }
@@ -166,7 +167,7 @@ impl Sender {
                     && self.sent == 0
                     && reply.has_fds()
                 {
-                    fds = reply.fds();
+                    fds = reply.fds()?;
                 }
             } else if segment.has_fds() {
                 break;

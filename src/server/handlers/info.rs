@@ -1,6 +1,7 @@
 //! What a client learns of the device, its regions and its interrupts.
 
 use crate::irq::IrqType;
+use crate::memory;
 use crate::server::Context;
 use crate::server::regions;
 use crate::server::regions::RegionFlags;
@@ -70,7 +71,7 @@ impl Context {
             for area in areas {
                 reply.put(area)?;
             }
-            reply.lent_fds.push(region.fd);
+            memory::push(&mut reply.lent_fds, region.fd)?;
         }
         Ok(reply)
     }
