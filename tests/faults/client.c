@@ -57,6 +57,13 @@ has_reply(struct client *client)
 {
     struct vfio_user_header *header = (struct vfio_user_header *)client->buffer;
 
+    /* The server's commands whose answers a fault kept it from waiting for. */
+    while (client->have >= sizeof(*header) && header->flags == VFIO_USER_F_TYPE_COMMAND &&
+           client->have >= header->msg_size) {
+        CHECK(shim_fired() && client->device->kind == SESSION_SINGLE);
+        client->have -= header->msg_size;
+        memmove(client->buffer, client->buffer + header->msg_size, client->have);
+    }
     if (client->have < sizeof(*header) || client->have < header->msg_size) {
         return false;
     }
@@ -106,7 +113,7 @@ client_run_once(struct client *client)
 {
     if (!is_blocking(client) && run(client)) {
         CHECK(shim_fired());
-        client->refused = true;
+        client->reported = true;
     }
 }
 
@@ -136,13 +143,13 @@ client_await(struct client *client)
         } while (!has_reply(client));
         return client->error == 0 ? DONE : REFUSED;
     }
-    for (int i = 0, reported = client->refused; i < PATIENCE * 100; i++) {
+    for (int i = 0; i < PATIENCE * 100; i++) {
         size_t before = client->have;
         bool open = take(client, MSG_DONTWAIT);
-        if (open && has_reply(client)) {
+        if (has_reply(client)) {
             return client->error == 0 ? DONE : REFUSED;
         }
-        if (reported) {
+        if (client->reported) {
             CHECK(!open); /* the client is told as well */
             return lose(client);
         }
@@ -152,7 +159,7 @@ client_await(struct client *client)
         }
         CHECK(i % PATIENCE < PATIENCE - 1);
         check_readable(client);
-        reported = run(client);
+        client->reported = run(client);
     }
     CHECK(!"answered at last");
     return LOST;
@@ -229,7 +236,7 @@ attach_once(struct client *client)
     client->fd = socket_connect();
     client->twin = -1;
     client->have = 0;
-    client->refused = false;
+    client->reported = false;
     if (client->device->kind == SESSION_TWIN) {
         memcpy(message.text, capabilities, sizeof(capabilities));
         size += sizeof(capabilities);
@@ -245,6 +252,9 @@ attach_once(struct client *client)
         if (!take(client, MSG_DONTWAIT)) {
             close(client->fd);
             return false;
+        }
+        if (client->have > 0) {
+            break; /* refused, in so many words */
         }
     }
     if (client_await(client) == DONE) {
@@ -274,10 +284,10 @@ client_detach(struct client *client)
 {
     if (client->fd != -1) {
         close(client->fd);
-        for (int i = 0; !is_blocking(client) && !client->refused; i++) {
+        for (int i = 0; !is_blocking(client) && !client->reported; i++) {
             CHECK(i < PATIENCE);
             check_readable(client);
-            client->refused = run(client);
+            client->reported = run(client);
         }
     }
     if (client->twin != -1) {
@@ -357,7 +367,7 @@ static atomic_bool no_more;
 static void
 attach_in_server(struct device *device)
 {
-    for (int i = 0; VFU(vfu_attach_ctx(device->ctx)) < 0; i++) {
+    for (int i = 0; VFU(vfu_attach_ctx(device->ctx)) < 0 && !atomic_load(&no_more); i++) {
         CHECK(shim_fired() && i < PATIENCE);
     }
 }
@@ -398,5 +408,9 @@ client_no_more(void)
 void
 client_stop_server(void)
 {
+    /* It may have lost the last client and wait for another. */
+    int fd = socket_connect();
+
+    close(fd);
     CHECK_EQ(pthread_join(server, NULL), 0);
 }

@@ -160,6 +160,9 @@ device_create(struct device *device, enum session_kind kind, const char *path)
     for (int i = 0; i < 2; i++) {
         device->io_fds[i] = eventfd(0, EFD_CLOEXEC);
     }
+    /* Making a device is no request: without memory for it the process ends, as it does in
+     * other libraries. System calls may fail. */
+    shim_spares_memory = true;
     device->ctx = VFU(vfu_create_ctx(VFU_TRANS_SOCK, path, flags, device, VFU_DEV_TYPE_PCI));
     if (device->ctx == NULL) {
         CHECK(shim_fired());
@@ -167,6 +170,7 @@ device_create(struct device *device, enum session_kind kind, const char *path)
         CHECK(device->ctx != NULL);
     }
     set_up(device);
+    shim_spares_memory = false;
 }
 
 void

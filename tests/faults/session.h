@@ -60,7 +60,7 @@ struct client {
     struct device *device;
     int fd, twin;
     uint16_t id;
-    bool refused;     /* the negotiation came to nothing */
+    bool reported;    /* vfu_run_ctx() said that the connection is lost */
     size_t have;      /* bytes received and not used */
     size_t size;      /* of the last reply's payload */
     uint32_t error;   /* of the last reply */

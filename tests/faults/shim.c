@@ -55,6 +55,7 @@ const char *const shim_names[SHIM_CALLS] = {
 };
 
 _Thread_local bool shim_on;
+bool shim_spares_memory;
 
 static atomic_ulong counts[SHIM_CALLS];
 static atomic_bool fired;
@@ -97,7 +98,10 @@ shim_mappings(void)
 static bool
 fails(enum shim_call call)
 {
-    if (!shim_on || atomic_fetch_add(&counts[call], 1) + 1 != fault_n || call != fault_call) {
+    if (!shim_on || (call == SHIM_MALLOC && shim_spares_memory)) {
+        return false;
+    }
+    if (atomic_fetch_add(&counts[call], 1) + 1 != fault_n || call != fault_call) {
         return false;
     }
     atomic_store(&fired, true);

@@ -81,6 +81,9 @@ shim_back_inside(bool *was_on)
  * kind fail with this errno. */
 void shim_arm(enum shim_call call, unsigned long n, int error);
 
+/* While it is true, memory is never refused nor counted. */
+extern bool shim_spares_memory;
+
 /* How many calls of a kind were made since. */
 unsigned long shim_count(enum shim_call call);
 
