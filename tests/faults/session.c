@@ -21,7 +21,9 @@ enum { RW_FLAGS = VFIO_USER_F_DMA_REGION_READ | VFIO_USER_F_DMA_REGION_WRITE, FI
 enum { LARGE = 300000, PAGE = 4096 };
 
 /* Where the regions are: mapped, by pread and pwrite, by messages, beyond its file. */
-enum { MAPPED = GUEST, BY_FILE = 2 * GUEST, BY_MESSAGE = 3 * GUEST, SHORT_FILE = 4 * GUEST, LOGGED = 5 * GUEST };
+enum { MAPPED = GUEST, BY_FILE = 2 * GUEST, BY_MESSAGE = 3 * GUEST, SHORT_FILE = 4 * GUEST };
+/* Its dirty bitmap is a page, which is not cleared but given back to the system. */
+enum { LOGGED = 0x10000000, LOGGED_SIZE = 0x8000000, LOGGED_BITMAP = LOGGED_SIZE / 4096 / 8 };
 
 static void
 information(struct client *client)
@@ -186,16 +188,29 @@ set_feature(struct client *client, uint32_t feature, const void *data, size_t si
     return client_request(client, VFIO_USER_DEVICE_FEATURE, message, sizeof(head) + size, -1);
 }
 
-static void
-report(struct client *client)
+static enum outcome
+report(struct client *client, uint64_t iova, uint64_t length)
 {
     struct {
         struct vfio_user_device_feature head;
         struct vfio_user_device_feature_dma_logging_report report;
-    } request = { { .argsz = 256, .flags = VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT | VFIO_DEVICE_FEATURE_GET },
-                  { .iova = MAPPED, .length = GUEST_SIZE, .page_size = PAGE } };
+    } request = { { .argsz = 8192, .flags = VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT | VFIO_DEVICE_FEATURE_GET },
+                  { .iova = iova, .length = length, .page_size = PAGE } };
 
-    client_request(client, VFIO_USER_DEVICE_FEATURE, &request, sizeof(request), -1);
+    return client_request(client, VFIO_USER_DEVICE_FEATURE, &request, sizeof(request), -1);
+}
+
+static void
+check_clean(struct client *client, uint64_t iova, uint64_t length)
+{
+    if (report(client, iova, length) == DONE) {
+        const struct vfio_user_device_feature *reply = client_payload(client);
+        const struct vfio_user_device_feature_dma_logging_report *head = (const void *)reply->data;
+        CHECK_EQ(client->size, sizeof(*reply) + sizeof(*head) + LOGGED_BITMAP);
+        for (int i = 0; i < LOGGED_BITMAP; i++) {
+            CHECK_EQ(head->bitmap[i], 0);
+        }
+    }
 }
 
 static void
@@ -205,15 +220,23 @@ logging(struct client *client, int memory)
     struct {
         struct vfio_user_dma_unmap unmap;
         struct vfio_user_bitmap bitmap;
-    } request = { { .argsz = 256, .flags = VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, .addr = LOGGED, .size = GUEST_SIZE },
-                  { .pgsize = PAGE, .size = 8 } };
+    } request = { { .argsz = 8192, .flags = VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, .addr = LOGGED, .size = LOGGED_SIZE },
+                  { .pgsize = PAGE, .size = LOGGED_BITMAP } };
 
+    CHECK_EQ(ftruncate(memory, LOGGED_SIZE), 0);
     set_feature(client, VFIO_DEVICE_FEATURE_DMA_LOGGING_START, &control, sizeof(control));
-    map(client, LOGGED, GUEST_SIZE, 0, memory);
+    map(client, LOGGED, LOGGED_SIZE, 0, memory);
     device_use_memory(client->device, MAPPED, PAGE, VFU_SGL_DIRECT_ACCESS);
     device_use_memory(client->device, LOGGED, PAGE, VFU_SGL_DIRECT_ACCESS);
-    report(client);
+    report(client, MAPPED, GUEST_SIZE);
     client_request(client, VFIO_USER_DMA_UNMAP, &request, sizeof(request), -1);
+    /* With bits set when it goes, and none when there is a new one. */
+    map(client, LOGGED, LOGGED_SIZE, 0, memory);
+    device_use_memory(client->device, LOGGED, PAGE, VFU_SGL_DIRECT_ACCESS);
+    unmap(client, LOGGED, LOGGED_SIZE, 0);
+    map(client, LOGGED, LOGGED_SIZE, 0, memory);
+    check_clean(client, LOGGED, LOGGED_SIZE);
+    unmap(client, LOGGED, LOGGED_SIZE, 0);
     set_feature(client, VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP, "", 0);
 }
 
