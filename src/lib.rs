@@ -7,6 +7,7 @@
 pub mod capi;
 pub mod dma;
 pub mod irq;
+pub mod memory;
 pub mod migration;
 pub mod pci;
 pub mod server;

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::chunked::{Chunked, Handles};
 use super::mapping::{Mapping, host_page_size};
+use crate::memory;
 use crate::wire::{Errno, Result};
 
 /// Words that are scanned in one go.
@@ -104,7 +105,13 @@ impl Block {
         }
         // Whole pages are zero already, see `discard`.
         if self.bytes() < page_size {
-            for word in self.words() {
+            self.clear_words();
+        }
+    }
+
+    fn clear_words(&self) {
+        for word in self.words() {
+            if word.load(Relaxed) != 0 {
                 word.store(0, Relaxed);
             }
         }
@@ -116,7 +123,12 @@ impl Block {
             // SAFETY: the range is the block's own, whole pages of private
             // anonymous memory, which read as zero afterwards; all that is
             // there are atomics, for which zero is as good as any value.
-            let _ = unsafe { libc::madvise(self.words.cast_mut().cast(), self.bytes(), libc::MADV_DONTNEED) };
+            let advised =
+                unsafe { libc::madvise(self.words.cast_mut().cast(), self.bytes(), libc::MADV_DONTNEED) };
+            if advised < 0 {
+                // As for a process that locks its memory.
+                self.clear_words();
+            }
         }
     }
 }
@@ -124,8 +136,10 @@ impl Block {
 /// Where blocks come from.
 pub(super) struct Pool {
     handles: Handles<0>,
-    /// Handles of unused blocks, by class.
+    /// Handles of unused blocks, by class; with room for all there are.
     free: [Vec<u32>; 32],
+    /// How many there are, by class.
+    counts: [usize; 32],
     mappings: Vec<Mapping>,
     reserved: u64,
     page_size: usize,
@@ -136,6 +150,7 @@ impl Pool {
         Pool {
             handles: Handles::new(),
             free: [const { Vec::new() }; 32],
+            counts: [0; 32],
             mappings: Vec::new(),
             reserved: 0,
             page_size: usize::try_from(host_page_size()).unwrap_or(4096),
@@ -174,6 +189,11 @@ impl Pool {
         if reserved > MAX_RESERVED {
             return Err(Errno::ENOMEM);
         }
+        let free = self.free.get_mut(class as usize).ok_or(Errno::ENOMEM)?;
+        let count = self.counts.get_mut(class as usize).ok_or(Errno::ENOMEM)?;
+        memory::reserve(&mut self.mappings, 1)?;
+        // None is free, so this makes room for all of them.
+        memory::reserve(free, count.saturating_add(length / size))?;
         let mapping = Mapping::zeroed(length)?;
         let base = mapping.base();
         self.mappings.push(mapping);
@@ -184,11 +204,10 @@ impl Pool {
             let words = base.wrapping_byte_add(at).cast_const().cast();
             let groups = (size / 8).div_ceil(GROUP_WORDS);
             let notes = if groups > 1 { groups.div_ceil(64) } else { 0 };
-            let summary = (0..notes).map(|_| AtomicU64::new(0)).collect();
+            let summary = memory::collect((0..notes).map(|_| AtomicU64::new(0)))?;
             let _ = place.set(Block { words, class, summary });
-            if let Some(free) = self.free.get_mut(class as usize) {
-                free.push(handle);
-            }
+            free.push(handle);
+            *count = count.saturating_add(1);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 
 use std::sync::OnceLock;
 
+use crate::memory;
 use crate::wire::{Errno, Result};
 
 /// Elements named by handles from `1 << BASE` up. Chunk k holds the handles
@@ -58,6 +59,8 @@ impl<const BASE: u32> Handles<BASE> {
             return Ok(handle);
         }
         let handle = self.next;
+        // Room for all that there are, so that to take one back never fails.
+        memory::reserve(&mut self.free, handle.saturating_sub((1 << BASE) - 1) as usize)?;
         self.next = handle.checked_add(1).ok_or(Errno::ENOMEM)?;
         Ok(handle)
     }

@@ -3,43 +3,39 @@
 //! A client sends a duplicate of the same few descriptors with every map. One
 //! per open file description is kept, counted; the others are closed at once.
 
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::stat::{FileStat, fstat};
 use parking_lot::Mutex;
 
-use crate::wire::Result;
+use crate::memory;
+use crate::wire::{Errno, Result};
 
 /// Device and inode.
 type Key = (u64, u64);
 
-/// A kept descriptor.
+/// A kept descriptor: one open file description of the client.
 struct Kept {
-    file: Arc<OpenFile>,
+    fd: OwnedFd,
     users: usize,
 }
 
-/// All kept descriptors. Those of one inode are in the order of the kernel's
-/// kcmp(2), if that works. Holds no memory while there are none.
-static FILES: Mutex<BTreeMap<Key, Vec<Kept>>> = Mutex::new(BTreeMap::new());
-
-/// One open file description of the client.
-pub(super) struct OpenFile {
-    fd: OwnedFd,
+/// The kept descriptors of one inode, in the order of the kernel's kcmp(2), if
+/// that works. Never empty.
+struct Inode {
     key: Key,
+    kept: Vec<Kept>,
 }
 
-impl AsFd for OpenFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
+/// All of them, in the order of their keys. Holds no memory while there are none.
+static FILES: Mutex<Vec<Inode>> = Mutex::new(Vec::new());
 
 /// A use of an open file description, which is closed when its last use goes.
-pub(super) struct SharedFile(Arc<OpenFile>);
+pub(super) struct SharedFile {
+    key: Key,
+    fd: RawFd,
+}
 
 impl SharedFile {
     /// Takes over a descriptor, `stat` being what fstat(2) says of it: it is
@@ -48,56 +44,103 @@ impl SharedFile {
     pub(super) fn acquire(fd: OwnedFd, stat: &FileStat) -> Result<SharedFile> {
         let key = (stat.st_dev, stat.st_ino);
         let mut files = FILES.lock();
-        let kept = files.entry(key).or_default();
-        let place = match find(kept, &fd) {
-            Ok(place) => place,
-            Err(place) => {
-                let file = Arc::new(OpenFile { fd, key });
-                kept.insert(place, Kept { file: Arc::clone(&file), users: 1 });
-                return Ok(SharedFile(file));
+        let inode = match files.binary_search_by_key(&key, |inode| inode.key) {
+            Ok(at) => files.get_mut(at).ok_or(Errno::EINVAL)?,
+            Err(at) => {
+                let first = Kept::new(fd);
+                let raw = first.fd.as_raw_fd();
+                let mut kept = Vec::new();
+                memory::push(&mut kept, first)?;
+                memory::reserve(&mut files, 1)?;
+                files.insert(at, Inode { key, kept });
+                return Ok(SharedFile { key, fd: raw });
             }
         };
-        let shared = kept.get_mut(place).map(|kept| {
-            kept.users += 1;
-            SharedFile(Arc::clone(&kept.file))
-        });
+        let shared = match find(&inode.kept, &fd) {
+            Ok(at) => {
+                let kept = inode.kept.get_mut(at).ok_or(Errno::EINVAL)?;
+                kept.users += 1;
+                SharedFile { key, fd: kept.fd.as_raw_fd() }
+            }
+            Err(at) => {
+                let new = Kept::new(fd);
+                let raw = new.fd.as_raw_fd();
+                memory::reserve(&mut inode.kept, 1)?;
+                inode.kept.insert(at, new);
+                return Ok(SharedFile { key, fd: raw });
+            }
+        };
         drop(files);
         drop(fd);
-        shared.ok_or(crate::wire::Errno::EINVAL)
-    }
-
-    /// The description, to be used beyond the life of the region.
-    pub(super) fn open_file(&self) -> Arc<OpenFile> {
-        Arc::clone(&self.0)
+        Ok(shared)
     }
 
     /// Whether both are the same open file description.
     pub(super) fn is_same(&self, other: &SharedFile) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.fd == other.fd
+    }
+}
+
+impl Clone for SharedFile {
+    /// Another use, beyond the life of the region.
+    fn clone(&self) -> SharedFile {
+        let mut files = FILES.lock();
+        if let Some((inode, kept)) = self.place(&files)
+            && let Some(kept) = files.get_mut(inode).and_then(|inode| inode.kept.get_mut(kept))
+        {
+            kept.users += 1;
+        }
+        SharedFile { key: self.key, fd: self.fd }
+    }
+}
+
+impl SharedFile {
+    /// Where it is kept; it always is.
+    fn place(&self, files: &[Inode]) -> Option<(usize, usize)> {
+        let at = files.binary_search_by_key(&self.key, |inode| inode.key).ok()?;
+        let kept = files.get(at)?.kept.iter().position(|kept| kept.fd.as_raw_fd() == self.fd)?;
+        Some((at, kept))
+    }
+
+    /// Ends this use. The descriptor, if it was the last.
+    fn release(&self) -> Option<Kept> {
+        let mut files = FILES.lock();
+        let (at, place) = self.place(&files)?;
+        let inode = files.get_mut(at)?;
+        let kept = inode.kept.get_mut(place)?;
+        kept.users -= 1;
+        if kept.users > 0 {
+            return None;
+        }
+        let kept = inode.kept.remove(place);
+        if inode.kept.is_empty() {
+            files.remove(at);
+        }
+        if files.is_empty() {
+            *files = Vec::new();
+        }
+        Some(kept)
     }
 }
 
 impl AsFd for SharedFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        // SAFETY: it is kept open as long as there is a use of it, as this one.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
 }
 
 impl Drop for SharedFile {
     fn drop(&mut self) {
-        let mut files = FILES.lock();
-        let Some(kept) = files.get_mut(&self.0.key) else { return };
-        let Some(place) = kept.iter().position(|kept| Arc::ptr_eq(&kept.file, &self.0)) else { return };
-        let Some(mine) = kept.get_mut(place) else { return };
-        mine.users -= 1;
-        if mine.users == 0 {
-            // Not the last reference: `self` has one, and closes it below,
-            // after the lock has gone.
-            kept.remove(place);
-            if kept.is_empty() {
-                files.remove(&self.0.key);
-            }
-        }
+        // Closed when the lock is free again.
+        drop(self.release());
+    }
+}
+
+impl Kept {
+    /// A descriptor with one user. (It was received close-on-exec.)
+    fn new(fd: OwnedFd) -> Kept {
+        Kept { fd, users: 1 }
     }
 }
 
@@ -105,7 +148,7 @@ impl Drop for SharedFile {
 fn find(kept: &[Kept], fd: &OwnedFd) -> std::result::Result<usize, usize> {
     let mut comparable = true;
     let found = kept.binary_search_by(|kept| {
-        compare(&kept.file.fd, fd).unwrap_or_else(|| {
+        compare(&kept.fd, fd).unwrap_or_else(|| {
             comparable = false;
             std::cmp::Ordering::Less
         })
@@ -115,7 +158,7 @@ fn find(kept: &[Kept], fd: &OwnedFd) -> std::result::Result<usize, usize> {
     }
     // The next best: the same inode, opened with the same flags.
     let flags = fcntl(fd, FcntlArg::F_GETFL);
-    let same = |kept: &Kept| flags.is_ok() && fcntl(&kept.file.fd, FcntlArg::F_GETFL) == flags;
+    let same = |kept: &Kept| flags.is_ok() && fcntl(&kept.fd, FcntlArg::F_GETFL) == flags;
     kept.iter().position(same).ok_or(kept.len())
 }
 

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, fence};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::slots::Slot;
+use crate::memory;
 use crate::wire::{Errno, Result};
 
 const LEAF_CAPACITY: usize = 256;
@@ -43,6 +44,7 @@ struct Top {
 struct Writer {
     tops: Vec<Owned<Top>>,
     leaves: Vec<Owned<Leaf>>,
+    /// Has room for all leaves.
     unused: Vec<*mut Leaf>,
 }
 
@@ -71,8 +73,8 @@ unsafe impl<T: Send + Sync> Send for Owned<T> {}
 unsafe impl Send for Writer {}
 
 impl<T> Owned<T> {
-    fn new(value: T) -> Owned<T> {
-        Owned(Box::into_raw(Box::new(value)))
+    fn new(value: T) -> Result<Owned<T>> {
+        Ok(Owned(Box::into_raw(memory::boxed(value)?)))
     }
 }
 
@@ -81,6 +83,16 @@ impl<T> Drop for Owned<T> {
         // SAFETY: the pointer came from a box. It is dropped with the index,
         // when nobody can be looking.
         drop(unsafe { Box::from_raw(self.0) });
+    }
+}
+
+impl Writer {
+    fn new_leaf(&mut self) -> Result<*mut Leaf> {
+        memory::reserve(&mut self.unused, self.leaves.len().saturating_add(1))?;
+        let leaf = Owned::new(Leaf::new())?;
+        let pointer = leaf.0;
+        memory::push(&mut self.leaves, leaf)?;
+        Ok(pointer)
     }
 }
 
@@ -369,12 +381,10 @@ impl<'a> Change<'a> {
     fn add_leaf(&mut self, position: usize, start: u64, slot: *mut Slot) -> Result<&'a Leaf> {
         let top = self.top_with_room()?;
         let writer = &mut *self.writer;
-        let new = writer.unused.pop().unwrap_or_else(|| {
-            let new = Owned::new(Leaf::new());
-            let pointer = new.0;
-            writer.leaves.push(new);
-            pointer
-        });
+        let new = match writer.unused.pop() {
+            Some(leaf) => leaf,
+            None => writer.new_leaf()?,
+        };
         let len = top.len();
         insert(&top.starts, len, position, start, AtomicU64::load, AtomicU64::store);
         insert(&top.leaves, len, position, new, AtomicPtr::load, AtomicPtr::store);
@@ -391,9 +401,10 @@ impl<'a> Change<'a> {
         let is_full = old.is_none_or(|old| old.len() == old.leaves.len());
         if is_full {
             let capacity = old.map_or(TOP_CAPACITY, |old| old.leaves.len() * 2);
-            let new = Owned::new(Top::new(capacity, old)?);
-            index.top.store(new.0, Release);
-            self.writer.tops.push(new);
+            let new = Owned::new(Top::new(capacity, old)?)?;
+            let pointer = new.0;
+            memory::push(&mut self.writer.tops, new)?;
+            index.top.store(pointer, Release);
         }
         index.top().ok_or(Errno::ENOMEM)
     }

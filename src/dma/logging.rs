@@ -3,6 +3,7 @@
 use super::region::{Access, Snapshot};
 use super::report::{Part, Reply, bitmap_size};
 use super::space::{AddressSpace, State};
+use crate::memory;
 use crate::wire::{Errno, LoggingRange, Result};
 
 /// Logging in progress.
@@ -30,7 +31,12 @@ impl Logging {
 fn sorted(ranges: &[LoggingRange]) -> Result<Vec<(u64, u64)>> {
     let last = |range: &LoggingRange| range.iova.checked_add(range.length.checked_sub(1)?);
     let pairs = ranges.iter().map(|range| Some((range.iova, last(range)?)));
-    let mut pairs = pairs.collect::<Option<Vec<_>>>().ok_or(Errno::EINVAL)?;
+    let mut checked = Vec::new();
+    memory::reserve(&mut checked, ranges.len())?;
+    for pair in pairs {
+        checked.push(pair.ok_or(Errno::EINVAL)?);
+    }
+    let mut pairs = checked;
     pairs.sort_unstable();
     pairs.dedup_by(|next, joined| {
         let overlaps = next.0 <= joined.1;

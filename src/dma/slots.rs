@@ -1,14 +1,14 @@
 //! The slots that regions live in, from where other threads read them.
 
 use std::cell::UnsafeCell;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, fence};
-use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use super::chunked::Chunked;
-use super::file::OpenFile;
+use super::file::SharedFile;
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, Snapshot};
 use crate::wire::{Errno, Result};
 
@@ -224,13 +224,13 @@ impl Slots {
 
     /// The file of the region with this tag and where it starts there. The
     /// file stays open while the result lives, whatever becomes of the region.
-    pub(super) fn open_file(&self, handle: u32, tag: u64) -> Option<(Arc<OpenFile>, u64)> {
+    pub(super) fn open_file(&self, handle: u32, tag: u64) -> Option<(SharedFile, u64)> {
         let slot = self.get(handle.into())?;
         // A slot loses its tag first, then what it holds, and gains them in the
         // other order.
         self.with_backing(handle, |backing| {
             let file = backing.file.as_ref()?;
-            (slot.tag.load(Relaxed) == tag).then(|| (file.open_file(), backing.offset))
+            (slot.tag.load(Relaxed) == tag).then(|| (file.clone(), backing.offset))
         })?
     }
 

@@ -5,12 +5,12 @@
 
 mod eventfd;
 
-use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::RwLock;
 
+use crate::memory;
 use crate::wire::{Errno, Result};
 pub use eventfd::Eventfd;
 
@@ -46,9 +46,14 @@ impl IrqType {
 #[derive(Debug, Default)]
 struct Vectors {
     count: AtomicU32,
-    /// Only vectors with an eventfd are in it: what a client can make the
-    /// server store is bounded by the descriptors that it sends.
-    assigned: RwLock<BTreeMap<u32, Eventfd>>,
+    /// Only vectors with an eventfd are in it, in ascending order: what a client
+    /// can make the server store is bounded by the descriptors that it sends.
+    assigned: RwLock<Vec<(u32, Eventfd)>>,
+}
+
+/// Where a vector is in the list, or where it belongs.
+fn place_of(assigned: &[(u32, Eventfd)], vector: u32) -> std::result::Result<usize, usize> {
+    assigned.binary_search_by_key(&vector, |(vector, _)| *vector)
 }
 
 /// All interrupts of a device.
@@ -99,14 +104,25 @@ impl Irqs {
     /// had. `EINVAL` if one of the descriptors is no eventfd; then none is
     /// assigned and all are closed.
     pub fn assign(&self, kind: IrqType, start: u32, fds: Vec<OwnedFd>) -> Result<()> {
-        let eventfds = fds.into_iter().map(Eventfd::new).collect::<Result<Vec<_>>>()?;
-        let mut replaced = Vec::new();
-        {
-            let mut assigned = self.of(kind).assigned.write();
-            for (vector, eventfd) in (start..=u32::MAX).zip(eventfds) {
-                replaced.extend(assigned.insert(vector, eventfd));
+        let mut new = Vec::new();
+        memory::reserve(&mut new, fds.len())?;
+        for (vector, fd) in (start..=u32::MAX).zip(fds) {
+            new.push((vector, Eventfd::new(fd)?));
+        }
+        let (mut replaced, mut assigned) = (Vec::new(), self.of(kind).assigned.write());
+        memory::reserve(&mut replaced, new.len())?;
+        memory::reserve(&mut assigned, new.len())?;
+        for (vector, eventfd) in new {
+            match place_of(&assigned, vector) {
+                Ok(place) => {
+                    let slot = assigned.get_mut(place);
+                    replaced.extend(slot.map(|slot| std::mem::replace(slot, (vector, eventfd))));
+                }
+                Err(place) => assigned.insert(place, (vector, eventfd)),
             }
         }
+        // Closed when nobody has to wait for it.
+        drop(assigned);
         drop(replaced);
         Ok(())
     }
@@ -114,18 +130,20 @@ impl Irqs {
     /// Closes the eventfds of `count` vectors from `start` on.
     pub fn close_range(&self, kind: IrqType, start: u32, count: u32) {
         let mut assigned = self.of(kind).assigned.write();
-        assigned.retain(|vector, _| !(start..start.saturating_add(count)).contains(vector));
+        assigned.retain(|(vector, _)| !(start..start.saturating_add(count)).contains(vector));
     }
 
     /// Closes all eventfds of a type.
     pub fn close(&self, kind: IrqType) {
-        self.of(kind).assigned.write().clear();
+        let closed = std::mem::take(&mut *self.of(kind).assigned.write());
+        drop(closed);
     }
 
     /// Closes all eventfds.
     pub fn close_all(&self) {
         for vectors in &self.types {
-            vectors.assigned.write().clear();
+            let closed = std::mem::take(&mut *vectors.assigned.write());
+            drop(closed);
         }
     }
 
@@ -139,7 +157,8 @@ impl Irqs {
         wanted: impl Fn(usize) -> bool,
     ) -> Result<()> {
         let assigned = self.of(kind).assigned.read();
-        for (vector, eventfd) in assigned.range(start..start.saturating_add(count)) {
+        let range = start..start.saturating_add(count);
+        for (vector, eventfd) in assigned.iter().filter(|(vector, _)| range.contains(vector)) {
             if wanted(vector.saturating_sub(start) as usize) {
                 eventfd.trigger()?;
             }
@@ -160,7 +179,9 @@ impl Irqs {
         for kind in [IrqType::Msix, IrqType::Msi, IrqType::Intx] {
             let assigned = self.of(kind).assigned.read();
             if !assigned.is_empty() {
-                return assigned.get(&vector).ok_or(Errno::ENOENT)?.trigger();
+                let place = place_of(&assigned, vector).map_err(|_| Errno::ENOENT)?;
+                let (_, eventfd) = assigned.get(place).ok_or(Errno::ENOENT)?;
+                return eventfd.trigger();
             }
         }
         Err(Errno::ENOENT)

@@ -198,7 +198,7 @@ impl Context {
             let (ours, theirs) =
                 socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
             self.with_connection(|connection| connection.set_twin(ours)).ok_or(Errno::ENOTCONN)??;
-            reply.give_fd(theirs);
+            reply.give_fd(theirs)?;
         }
         self.client.set(client);
         Ok(reply)

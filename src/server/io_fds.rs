@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use super::Context;
 use super::regions;
 use super::regions::RegionFlags;
+use crate::memory;
 use crate::transport::{Message, Reply};
 use crate::wire::limits::MAX_DATA_XFER_SIZE;
 use crate::wire::{Errno, IoFdEntry, IoFdType, RegionIoFds, Result, take};
@@ -48,8 +49,7 @@ impl Context {
         }
         let mut entries = self.io_eventfds.borrow_mut();
         let entries = entries.regions.get_mut(region as usize).ok_or(Errno::EINVAL)?;
-        entries.push(IoEventfd { fd, gpa_offset, size, flags, datamatch });
-        Ok(())
+        memory::push(entries, IoEventfd { fd, gpa_offset, size, flags, datamatch })
     }
 
     /// `VFIO_USER_DEVICE_GET_REGION_IO_FDS`
@@ -80,7 +80,7 @@ impl Context {
             let most = self.client.get().max_msg_fds as usize;
             let mut fds = Vec::new();
             for entry in entries.iter().rev() {
-                let fd_index = fd_index(&mut fds, entry.fd, most);
+                let fd_index = fd_index(&mut fds, entry.fd, most)?;
                 reply.put(&IoFdEntry {
                     gpa_offset: entry.gpa_offset,
                     size: u64::from(entry.size),
@@ -92,7 +92,7 @@ impl Context {
                     datamatch: entry.datamatch,
                 })?;
             }
-            reply.lend_fds(fds);
+            reply.lend_fds(fds)?;
         }
         Ok(reply)
     }
@@ -100,15 +100,15 @@ impl Context {
 
 /// Index of a descriptor among those of a reply, each of which is sent once
 /// and which are `most` at the most.
-fn fd_index(fds: &mut Vec<RawFd>, fd: RawFd, most: usize) -> u32 {
-    if fd == -1 {
-        return IoFdEntry::NO_FD;
-    }
-    let index = fds.iter().position(|known| *known == fd).or_else(|| {
-        (fds.len() < most).then(|| {
-            fds.push(fd);
-            fds.len().saturating_sub(1)
-        })
-    });
-    index.and_then(|index| u32::try_from(index).ok()).unwrap_or(IoFdEntry::NO_FD)
+fn fd_index(fds: &mut Vec<RawFd>, fd: RawFd, most: usize) -> Result<u32> {
+    let index = match fds.iter().position(|known| *known == fd) {
+        _ if fd == -1 => None,
+        Some(index) => Some(index),
+        None if fds.len() >= most => None,
+        None => {
+            memory::push(fds, fd)?;
+            Some(fds.len().saturating_sub(1))
+        }
+    };
+    Ok(index.and_then(|index| u32::try_from(index).ok()).unwrap_or(IoFdEntry::NO_FD))
 }

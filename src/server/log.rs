@@ -1,13 +1,14 @@
 //! The context's log.
 
-use std::ffi::{CStr, CString, c_int};
-use std::fmt;
+use std::ffi::{CStr, c_int};
+use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use parking_lot::RwLock;
 
 use super::Context;
 use super::callbacks::LogFn;
+use crate::memory::Bytes;
 use crate::wire::{Errno, Result};
 
 /// Where log lines go, and which.
@@ -71,15 +72,19 @@ impl Context {
         }
     }
 
-    /// For the `log!` macro: formats a line and hands it on.
+    /// For the `log!` macro: formats a line and hands it on. One that there is no
+    /// memory for is lost.
     #[cold]
     #[inline(never)]
     pub(super) fn log_format(&self, level: c_int, arguments: fmt::Arguments<'_>) {
         let errno = errno_location();
         // SAFETY: errno of the calling thread.
         let before = unsafe { *errno };
-        if let Ok(text) = CString::new(arguments.to_string()) {
-            self.log(level, &text);
+        let mut line = Bytes::default();
+        if write!(line, "{arguments}\0").is_ok()
+            && let Ok(text) = CStr::from_bytes_with_nul(&line.0)
+        {
+            self.log(level, text);
         }
         // SAFETY: as above.
         unsafe { *errno = before };

@@ -9,8 +9,10 @@ use super::channel::Channel;
 use super::control;
 use super::message::{Message, Next};
 use super::pool::Pool;
+use super::receive::is_end;
 use super::reply::Reply;
 use super::send::{Flushed, Sender};
+use crate::memory;
 use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO};
 use crate::wire::{Errno, Header, HeaderFlags, MessageType, Result};
 
@@ -142,7 +144,7 @@ impl Connection {
     pub fn finish_receive(&mut self, outcome: Result<usize>) -> Result<()> {
         match outcome {
             Ok(count) => self.main.receiver.finish(count),
-            Err(Errno::ECONNRESET) => self.main.receiver.fail(),
+            Err(errno) if is_end(errno) => self.main.receiver.fail(),
             Err(errno) => return Err(errno),
         }
         Ok(())
@@ -340,8 +342,7 @@ impl Connection {
         }
         // What waits long should not hold a large buffer that is mostly unused.
         message.compact();
-        self.queue.push_back(message);
-        Ok(())
+        memory::push_back(&mut self.queue, message).map_err(Awaited::Lost)
     }
 
     fn await_answer(&mut self, msg_id: u16, cmd: u16) -> Result<Box<Message>, Awaited> {

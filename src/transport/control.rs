@@ -4,6 +4,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use crate::memory;
+use crate::wire::Result;
 use crate::wire::limits::SCM_MAX_FD;
 
 /// Bytes of control data for the most descriptors that the kernel passes.
@@ -26,8 +28,8 @@ pub struct Header {
 
 impl Header {
     /// A header without data or control data.
-    pub fn new() -> Box<Header> {
-        Box::new(Header {
+    pub fn new() -> Result<Box<Header>> {
+        memory::boxed(Header {
             // SAFETY: a msghdr is integers and pointers, for which zero is a value.
             header: unsafe { std::mem::zeroed() },
             iov: [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; 2],
@@ -50,11 +52,13 @@ impl Header {
     }
 
     /// After a `recvmsg` that succeeded: appends the descriptors that came to
-    /// `fds`, and says whether the control data was cut.
+    /// `fds`, and says whether some are missing: the control data was cut, or
+    /// there was no memory for them.
     pub fn collect(&self, fds: &mut Vec<OwnedFd>) -> bool {
         // SAFETY: the kernel filled header and control data; CMSG_FIRSTHDR and
         // CMSG_NXTHDR stay within msg_controllen.
         let mut next = unsafe { libc::CMSG_FIRSTHDR(&self.header) };
+        let mut is_cut = self.header.msg_flags & libc::MSG_CTRUNC != 0;
         while !next.is_null() {
             // SAFETY: not null, so it points at a whole cmsghdr in the buffer.
             let (level, kind, len) = unsafe { ((*next).cmsg_level, (*next).cmsg_type, (*next).cmsg_len) };
@@ -69,13 +73,14 @@ impl Header {
                     let fd = unsafe { data.cast::<RawFd>().add(i).read_unaligned() };
                     // SAFETY: it was installed for us just now and nobody else
                     // knows of it.
-                    fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
+                    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                    is_cut |= memory::push(fds, fd).is_err();
                 }
             }
             // SAFETY: as for CMSG_FIRSTHDR.
             next = unsafe { libc::CMSG_NXTHDR(&self.header, next) };
         }
-        self.header.msg_flags & libc::MSG_CTRUNC != 0
+        is_cut
     }
 }
 
@@ -89,12 +94,7 @@ impl std::fmt::Debug for Header {
 /// [`SCM_MAX_FD`] descriptors can be passed; more are refused by the kernel.
 ///
 /// `flags` are added to `MSG_NOSIGNAL`. Returns the number of bytes sent.
-pub fn send(
-    socket: RawFd,
-    pieces: &[libc::iovec],
-    fds: &[RawFd],
-    flags: libc::c_int,
-) -> crate::wire::Result<usize> {
+pub fn send(socket: RawFd, pieces: &[libc::iovec], fds: &[RawFd], flags: libc::c_int) -> Result<usize> {
     use crate::wire::Errno;
 
     let mut control = ControlBuffer([MaybeUninit::uninit(); CONTROL_SIZE]);

@@ -2,6 +2,7 @@
 
 use super::buffer::{Buffer, STANDARD};
 use super::message::Message;
+use crate::memory;
 use crate::wire::{Result, limits};
 
 /// Size of the buffers for large messages: any request, and any reply to a
@@ -57,7 +58,8 @@ impl Pool {
             _ => return,
         };
         if kept.len() < most {
-            kept.push(buffer);
+            // Without room for it, it is given back, too.
+            let _ = memory::push(kept, buffer);
         }
     }
 
@@ -66,7 +68,7 @@ impl Pool {
     pub fn take_message(&mut self) -> Result<Box<Message>> {
         match self.messages.pop() {
             Some(message) => Ok(message),
-            None => Ok(Box::new(Message::new(self.take(STANDARD)?))),
+            None => memory::boxed(Message::new(self.take(STANDARD)?)),
         }
     }
 
@@ -79,7 +81,7 @@ impl Pool {
             self.put(std::mem::replace(&mut message.buffer, standard));
         }
         if self.messages.len() < KEEP_MESSAGES {
-            self.messages.push(message);
+            let _ = memory::push(&mut self.messages, message);
         }
     }
 }

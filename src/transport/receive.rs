@@ -17,6 +17,7 @@ use super::buffer::{Buffer, STANDARD};
 use super::control::{self, Header as SocketHeader};
 use super::message::{Message, Next};
 use super::pool::Pool;
+use crate::memory;
 use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE};
 use crate::wire::{Errno, Header, Result, take};
 
@@ -79,7 +80,7 @@ impl Receiver {
             used: 0,
             batches: VecDeque::new(),
             ended: false,
-            socket_header: SocketHeader::new(),
+            socket_header: SocketHeader::new()?,
         })
     }
 
@@ -165,9 +166,20 @@ impl Receiver {
         }
         self.tail = self.tail.saturating_add(rest).min(self.buffer.len());
         if !fds.is_empty() || cut {
-            self.batches.push_back(Batch { at: self.received.saturating_sub(1), fds, cut });
+            let batch = Batch { at: self.received.saturating_sub(1), fds, cut };
+            if memory::push_back(&mut self.batches, batch).is_err() {
+                return self.give_up();
+            }
         }
         self.drop_skipped();
+    }
+
+    /// Descriptors had to be dropped, and there is no telling whose: nothing of
+    /// what has arrived can be executed.
+    fn give_up(&mut self) {
+        (self.head, self.tail) = (0, 0);
+        self.large = None;
+        self.ended = true;
     }
 
     /// The socket failed in a way that ends the connection.
@@ -187,7 +199,7 @@ impl Receiver {
             Ok(count) => self.finish(count),
             Err(_) => match Errno::last() {
                 Errno::EAGAIN => return Ok(false),
-                Errno::ECONNRESET => self.fail(),
+                errno if is_end(errno) => self.fail(),
                 errno => return Err(errno),
             },
         }
@@ -306,8 +318,10 @@ impl Receiver {
                 cut |= batch.cut;
                 if fds.is_empty() {
                     fds = batch.fds;
-                } else {
+                } else if memory::reserve(&mut fds, batch.fds.len()).is_ok() {
                     fds.extend(batch.fds);
+                } else {
+                    cut = true;
                 }
             }
         }
@@ -355,6 +369,11 @@ impl Receiver {
         self.batches.clear();
         self.ended = true;
     }
+}
+
+/// Whether a failure to receive means that the connection is at its end.
+pub fn is_end(errno: Errno) -> bool {
+    matches!(errno, Errno::ECONNRESET | Errno::ENOTCONN)
 }
 
 /// The size of a message, if it can be one.

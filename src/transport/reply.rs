@@ -6,6 +6,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::buffer::Buffer;
 use super::pool::Pool;
+use crate::memory;
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, Result};
 
@@ -96,15 +97,24 @@ impl Reply {
 
     /// Sends descriptors along that others own, and keep open until they are
     /// sent.
-    pub fn lend_fds(&mut self, fds: Vec<RawFd>) {
+    pub fn lend_fds(&mut self, fds: Vec<RawFd>) -> Result<()> {
         if !fds.is_empty() {
-            self.fds.get_or_insert_default().lent = fds;
+            self.with_fds()?.lent = fds;
         }
+        Ok(())
     }
 
     /// Sends a descriptor along, and closes it once it is sent.
-    pub fn give_fd(&mut self, fd: OwnedFd) {
-        self.fds.get_or_insert_default().own = Some(fd);
+    pub fn give_fd(&mut self, fd: OwnedFd) -> Result<()> {
+        self.with_fds()?.own = Some(fd);
+        Ok(())
+    }
+
+    fn with_fds(&mut self) -> Result<&mut Fds> {
+        if self.fds.is_none() {
+            self.fds = Some(memory::boxed(Fds::default())?);
+        }
+        self.fds.as_deref_mut().ok_or(Errno::ENOMEM)
     }
 
     /// Whether descriptors go with it.
@@ -113,9 +123,13 @@ impl Reply {
     }
 
     /// Every descriptor that goes with it.
-    pub fn fds(&self) -> Vec<RawFd> {
-        let Some(fds) = &self.fds else { return Vec::new() };
-        fds.own.iter().map(AsRawFd::as_raw_fd).chain(fds.lent.iter().copied()).collect()
+    pub fn fds(&self) -> Result<Vec<RawFd>> {
+        let mut all = Vec::new();
+        if let Some(fds) = &self.fds {
+            memory::reserve(&mut all, fds.lent.len().saturating_add(1))?;
+            all.extend(fds.own.iter().map(AsRawFd::as_raw_fd).chain(fds.lent.iter().copied()));
+        }
+        Ok(all)
     }
 
     /// Size of the whole message.

@@ -9,6 +9,7 @@ use super::buffer::{Buffer, STANDARD};
 use super::control;
 use super::pool::Pool;
 use super::reply::Reply;
+use crate::memory;
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, Result};
 
@@ -123,9 +124,10 @@ impl Sender {
             self.segments.drain(..).for_each(|empty| empty.recycle(pool));
         }
         let len = reply.seal(&header, pool)?.len();
+        let with_fds = reply.has_fds();
+        memory::push_back(&mut self.segments, Segment::Single { reply, request: *request, len })?;
         self.waiting = self.waiting.saturating_add(len);
-        self.full = reply.has_fds() || self.waiting >= GATHER_MAX;
-        self.segments.push_back(Segment::Single { reply, request: *request, len });
+        self.full = with_fds || self.waiting >= GATHER_MAX;
         Ok(())
     }
 
@@ -140,7 +142,10 @@ impl Sender {
         let count = HEADER_SIZE.saturating_add(payload.len());
         match self.segments.back() {
             Some(Segment::Gathered { buffer, len }) if buffer.len().saturating_sub(*len) >= count => {}
-            _ => self.segments.push_back(Segment::Gathered { buffer: pool.take(STANDARD)?, len: 0 }),
+            _ => {
+                let empty = Segment::Gathered { buffer: pool.take(STANDARD)?, len: 0 };
+                memory::push_back(&mut self.segments, empty)?;
+            }
         }
         if let Some(Segment::Gathered { buffer, len }) = self.segments.back_mut() {
             let room = buffer.range_mut(*len, len.saturating_add(count));
@@ -195,7 +200,7 @@ impl Sender {
                     && self.sent == 0
                     && reply.has_fds()
                 {
-                    fds = reply.fds();
+                    fds = reply.fds()?;
                 }
             } else if segment.has_fds() {
                 break;

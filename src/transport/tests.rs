@@ -233,7 +233,7 @@ fn a_reply_with_too_many_descriptors_becomes_an_error_reply() {
     let file = File::open("/dev/null").unwrap();
     let mut reply = connection.new_reply(8).unwrap();
     reply.put_bytes(&[1; 8]).unwrap();
-    reply.lend_fds(vec![file.as_raw_fd(); 254]);
+    reply.lend_fds(vec![file.as_raw_fd(); 254]).unwrap();
     connection.reply(&request(1), reply).unwrap();
     connection.reply_error(&request(2), Errno::EINVAL).unwrap();
     assert_eq!(connection.flush(), Sent::All);

@@ -12,6 +12,7 @@ use serde::de::{Deserializer, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::{Errno, Result, limits};
+use crate::memory::Bytes;
 
 /// An integer. JSON numbers with a fraction or an exponent are none; one that
 /// fits 64 bits only without a sign counts as the largest one with a sign.
@@ -249,9 +250,10 @@ impl ServerCapabilities {
                 write_multiple: self.write_multiple.then_some(true),
             },
         };
-        let mut bytes = serde_json::to_vec(&text).map_err(|_| Errno::EIO)?;
-        bytes.push(0);
-        Ok(bytes)
+        let mut bytes = Bytes::default();
+        serde_json::to_writer(&mut bytes, &text).map_err(|_| Errno::ENOMEM)?;
+        bytes.append(&[0])?;
+        Ok(bytes.0)
     }
 }
 

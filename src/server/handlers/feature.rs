@@ -1,6 +1,7 @@
 //! `VFIO_USER_DEVICE_FEATURE`
 
 use crate::dma::bitmap_size;
+use crate::memory;
 use crate::server::Context;
 use crate::transport::{Message, Reply};
 use crate::wire::{
@@ -141,7 +142,8 @@ fn logging_ranges(data: &[u8]) -> Result<(LoggingControl, Vec<LoggingRange>)> {
     if count > room {
         return Err(Errno::EINVAL);
     }
-    let mut ranges = Vec::with_capacity(count);
+    let mut ranges = Vec::new();
+    memory::reserve(&mut ranges, count)?;
     for _ in 0..count {
         let (range, behind) = take::<LoggingRange>(rest)?;
         ranges.push(range);

@@ -1,6 +1,7 @@
 //! What a client learns of the device, its regions and its interrupts.
 
 use crate::irq::IrqType;
+use crate::memory;
 use crate::server::Context;
 use crate::server::regions;
 use crate::server::regions::RegionFlags;
@@ -70,7 +71,9 @@ impl Context {
             for area in areas {
                 reply.put(area)?;
             }
-            reply.lend_fds(vec![region.fd]);
+            let mut fds = Vec::new();
+            memory::push(&mut fds, region.fd)?;
+            reply.lend_fds(fds)?;
         }
         Ok(reply)
     }

@@ -1,0 +1,99 @@
+//! Memory that may not be there.
+//!
+//! What the standard library's containers do without it is to end the process,
+//! which is not ours to end. So everything that a request makes grow goes
+//! through here and fails with `ENOMEM` instead.
+
+use std::collections::VecDeque;
+use std::{fmt, io};
+
+use crate::wire::{Errno, Result};
+
+/// Appends to a list.
+pub fn push<T>(list: &mut Vec<T>, value: T) -> Result<()> {
+    reserve(list, 1)?;
+    list.push(value);
+    Ok(())
+}
+
+/// Makes room for `more` elements, so that to append them cannot fail.
+#[inline]
+pub fn reserve<T>(list: &mut Vec<T>, more: usize) -> Result<()> {
+    list.try_reserve(more).map_err(|_| Errno::ENOMEM)
+}
+
+/// Appends to a queue.
+pub fn push_back<T>(queue: &mut VecDeque<T>, value: T) -> Result<()> {
+    queue.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+    queue.push_back(value);
+    Ok(())
+}
+
+/// As many elements as there are, no room left.
+pub fn collect<T>(elements: impl ExactSizeIterator<Item = T>) -> Result<Box<[T]>> {
+    let mut list = Vec::new();
+    list.try_reserve_exact(elements.len()).map_err(|_| Errno::ENOMEM)?;
+    list.extend(elements);
+    Ok(list.into_boxed_slice())
+}
+
+/// A box.
+pub fn boxed<T>(value: T) -> Result<Box<T>> {
+    let list = Box::into_raw(collect([value].into_iter())?);
+    // SAFETY: a boxed slice of one element has the layout of that element, in
+    // size and in alignment, and nobody else has the pointer.
+    Ok(unsafe { Box::from_raw(list.cast::<T>()) })
+}
+
+/// Bytes to be written to, as text or not.
+#[derive(Debug, Default)]
+pub struct Bytes(pub Vec<u8>);
+
+impl Bytes {
+    /// Appends bytes.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        reserve(&mut self.0, bytes.len())?;
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+impl fmt::Write for Bytes {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.append(text.as_bytes()).map_err(|_| fmt::Error)
+    }
+}
+
+impl io::Write for Bytes {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.append(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_box_of_any_size_and_alignment() {
+        #[repr(align(128))]
+        struct Aligned([u8; 300]);
+        let aligned = boxed(Aligned([7; 300])).unwrap();
+        assert_eq!((&raw const *aligned).addr() % 128, 0);
+        assert_eq!(aligned.0, [7; 300]);
+        assert_eq!(*boxed(()).unwrap(), ());
+        assert_eq!(*boxed(String::from("text")).unwrap(), "text");
+    }
+
+    #[test]
+    fn too_much_is_an_error() {
+        let mut list = vec![0_u64];
+        assert_eq!(reserve(&mut list, usize::MAX / 16), Err(Errno::ENOMEM));
+        assert_eq!(list, [0]);
+    }
+}
