@@ -34,6 +34,12 @@
  * meanwhile, as long as the device is not quiesced. Different contexts are
  * independent of each other.
  *
+ * These functions are safe even where a device does not keep still: beside a map,
+ * an unmap or a change of interrupts, each does what it would have done before or
+ * after, and fails for an entry whose region has gone. Nothing can protect the
+ * memory itself: what vfu_sgl_get() returned must not be touched any more when the
+ * unregister callback of its region has returned.
+ *
  * Callbacks. A callback may call the functions that its description names, on
  * the same context. It must not call vfu_attach_ctx(), vfu_run_ctx(),
  * vfu_device_quiesced() or vfu_destroy_ctx(), nor leave by longjmp() or by a C++
@@ -110,6 +116,8 @@ typedef enum {
  * vfu_attach_ctx(). At first there are no regions, no DMA, no migration, one
  * ERR and one REQ interrupt, and no log.
  *
+ * Threads: any, at any time.
+ *
  * Returns the context, which vfu_destroy_ctx() releases, or NULL and sets
  * errno:
  *
@@ -129,6 +137,8 @@ vfu_ctx_t *vfu_create_ctx(vfu_trans_t trans,
  * Returns the pvt that was given to vfu_create_ctx().
  *
  * @vfu_ctx: the context; for NULL, NULL is returned and errno is EINVAL
+ *
+ * Threads: any, at any time.
  */
 void *vfu_get_private(vfu_ctx_t *vfu_ctx);
 
@@ -165,6 +175,8 @@ typedef int (vfu_reset_cb_t)(vfu_ctx_t *vfu_ctx, vfu_reset_type_t type);
  * @vfu_ctx: the context
  * @reset: the function; NULL: a reset does nothing and succeeds
  *
+ * Threads: on the thread that uses the context, see the top of this file.
+ *
  * Returns 0.
  */
 int vfu_setup_device_reset_cb(vfu_ctx_t *vfu_ctx, vfu_reset_cb_t *reset);
@@ -199,6 +211,8 @@ typedef int (vfu_device_quiesce_cb_t)(vfu_ctx_t *vfu_ctx);
  * @vfu_ctx: the context
  * @quiesce_cb: the function; NULL: the device is never asked, and counts as
  *              quiesced whenever a callback runs
+ *
+ * Threads: on the thread that uses the context, see the top of this file.
  */
 void vfu_setup_device_quiesce_cb(vfu_ctx_t *vfu_ctx, vfu_device_quiesce_cb_t *quiesce_cb);
 
@@ -211,6 +225,8 @@ void vfu_setup_device_quiesce_cb(vfu_ctx_t *vfu_ctx, vfu_device_quiesce_cb_t *qu
  * follows from the set-up: the types of the BARs, the interrupt pin, the
  * presence of capabilities. Regions, capabilities and callbacks can still be
  * set up afterwards. Calling it again does nothing.
+ *
+ * Threads: on the thread that uses the context, see the top of this file.
  *
  * Returns 0, or -1 and sets errno:
  *
@@ -227,6 +243,9 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
  * it does what can be done at once and fails with EAGAIN: call it again when
  * the descriptor of vfu_get_poll_fd() is readable. A thread that waits here may
  * be cancelled (pthread_cancel()), and the context be destroyed thereafter.
+ *
+ * Threads: on the thread that uses the context. The functions that any thread may
+ * call may run beside it, see the top of this file.
  *
  * Returns 0, or -1 and sets errno; the context can attach again after all of
  * these:
@@ -254,6 +273,8 @@ int vfu_attach_ctx(vfu_ctx_t *vfu_ctx);
  * Returns the descriptor, or -1 and sets errno:
  *
  *   EMFILE, ENFILE, ENOMEM   it cannot be made
+ *
+ * Threads: on the thread that uses the context, see the top of this file.
  */
 int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx);
 
@@ -272,6 +293,9 @@ int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx);
  * A request that is refused or fails is answered with an error, and is no
  * failure of this function. errno is then what the client was sent for the
  * last one that failed in this call.
+ *
+ * Threads: on the thread that uses the context. The functions that any thread may
+ * call may run beside it, see the top of this file.
  *
  * Returns the number of requests executed, 0 if there were none, or -1 and sets
  * errno:
@@ -299,6 +323,9 @@ int vfu_run_ctx(vfu_ctx_t *vfu_ctx);
  * errno, the client is sent that errno and the device is reset
  * (VFU_RESET_DEVICE). If the client has gone meanwhile, its resources are
  * released in either case.
+ *
+ * Threads: on the thread that uses the context. The functions that any thread may
+ * call may run beside it, see the top of this file.
  *
  * Returns 0, or -1 and sets errno:
  *
@@ -434,6 +461,8 @@ typedef ssize_t (vfu_region_access_cb_t)(vfu_ctx_t *vfu_ctx,
  *
  * Setting up a region again replaces all of the above.
  *
+ * Threads: on the thread that uses the context, see the top of this file.
+ *
  * Returns 0, or -1 and sets errno; nothing has changed then:
  *
  *   EINVAL   no such region; an unknown flag, or neither READ nor WRITE;
@@ -480,6 +509,8 @@ enum vfu_dev_irq_type {
  *
  * To be called before vfu_realize_ctx().
  *
+ * Threads: on the thread that uses the context, see the top of this file.
+ *
  * Returns 0, or -1 and sets errno:
  *
  *   EINVAL   no such type
@@ -509,6 +540,8 @@ typedef void (vfu_dev_irq_state_cb_t)(vfu_ctx_t *vfu_ctx,
  * @vfu_ctx: the context
  * @type: enum vfu_dev_irq_type
  * @cb: the function; NULL: nobody is told
+ *
+ * Threads: on the thread that uses the context, see the top of this file.
  *
  * Returns 0, or -1 and sets errno:
  *
@@ -607,6 +640,8 @@ typedef void (vfu_dma_unregister_cb_t)(vfu_ctx_t *vfu_ctx, vfu_dma_info_t *info)
  *
  * Calling it again replaces all three.
  *
+ * Threads: on the thread that uses the context, see the top of this file.
+ *
  * Returns 0, or -1 and sets errno:
  *
  *   EEXIST   set up already, and there are regions
@@ -630,7 +665,11 @@ typedef void *vfu_dma_addr_t;
  */
 typedef struct dma_sg dma_sg_t;
 
-/** Returns the size of a dma_sg_t in bytes. */
+/**
+ * Returns the size of a dma_sg_t in bytes.
+ *
+ * Threads: any, at any time.
+ */
 size_t dma_sg_size(void);
 
 /**
@@ -749,6 +788,9 @@ void vfu_sgl_mark_dirty(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, size_t cnt);
  * a timeout and with LIBVFIO_USER_FLAG_ATTACH_NB, too; signals do not end the
  * wait. Do not use them inside a region access callback: see there.
  *
+ * Threads: on the thread that uses the context. The functions that any thread may
+ * call may run beside it, see the top of this file.
+ *
  * Returns 0, or -1 and sets errno; data may have been written to then:
  *
  *   EINVAL     an unknown flag; an entry that is not filled in or whose region
@@ -773,6 +815,9 @@ int vfu_sgl_read(vfu_ctx_t *vfu_ctx, dma_sg_t *sg, size_t sg_cnt, void *data, in
  *
  * As vfu_sgl_read(). Pages written directly are marked as dirty if the client
  * logs that; for those written by messages that is up to the client.
+ *
+ * Threads: on the thread that uses the context. The functions that any thread may
+ * call may run beside it, see the top of this file.
  *
  * Returns 0, or -1 and sets errno as vfu_sgl_read(); part of the bytes may have
  * been written then.
@@ -805,6 +850,8 @@ typedef enum {
  *
  * To be called before vfu_realize_ctx().
  *
+ * Threads: on the thread that uses the context, see the top of this file.
+ *
  * Returns 0, or -1 and sets errno:
  *
  *   EINVAL   no such type, another type of header
@@ -821,6 +868,8 @@ int vfu_pci_init(vfu_ctx_t *vfu_ctx, vfu_pci_type_t pci_type, int hdr_type, int 
  * @did: device
  * @ssvid: subsystem vendor
  * @ssid: subsystem
+ *
+ * Threads: on the thread that uses the context, see the top of this file.
  */
 void vfu_pci_set_id(vfu_ctx_t *vfu_ctx,
 		    uint16_t vid,
@@ -835,6 +884,8 @@ void vfu_pci_set_id(vfu_ctx_t *vfu_ctx,
  * @base: base class
  * @sub: sub-class
  * @pi: programming interface
+ *
+ * Threads: on the thread that uses the context, see the top of this file.
  */
 void vfu_pci_set_class(vfu_ctx_t *vfu_ctx, uint8_t base, uint8_t sub, uint8_t pi);
 
@@ -846,6 +897,8 @@ void vfu_pci_set_class(vfu_ctx_t *vfu_ctx, uint8_t base, uint8_t sub, uint8_t pi
  * @vfu_ctx: the context
  *
  * The memory is the library's and goes with the context.
+ *
+ * Threads: on the thread that uses the context, see the top of this file.
  */
 vfu_pci_config_space_t *vfu_pci_get_config_space(vfu_ctx_t *vfu_ctx);
 
@@ -876,6 +929,8 @@ vfu_pci_config_space_t *vfu_pci_get_config_space(vfu_ctx_t *vfu_ctx);
  * the client to them do what the PCI specifications say, to vendor-specific ones
  * they change the bytes.
  *
+ * Threads: on the thread that uses the context, see the top of this file.
+ *
  * Returns the offset of the capability, or -1 and sets errno:
  *
  *   EINVAL    an unknown flag; VFU_CAP_FLAG_CALLBACK, but the configuration
@@ -895,6 +950,8 @@ ssize_t vfu_pci_add_capability(vfu_ctx_t *vfu_ctx, size_t pos, int flags, void *
  * @extended: look among the extended ones
  * @cap_id: PCI_CAP_ID_* or PCI_EXT_CAP_ID_*
  *
+ * Threads: on the thread that uses the context, see the top of this file.
+ *
  * Returns its offset, or 0 and sets errno:
  *
  *   ENOENT   there is none
@@ -909,6 +966,8 @@ size_t vfu_pci_find_capability(vfu_ctx_t *vfu_ctx, bool extended, int cap_id);
  * @extended: look among the extended ones
  * @pos: offset of the capability to start behind; 0: from the first on
  * @cap_id: PCI_CAP_ID_* or PCI_EXT_CAP_ID_*
+ *
+ * Threads: on the thread that uses the context, see the top of this file.
  *
  * Returns its offset, or 0 and sets errno:
  *
@@ -991,6 +1050,8 @@ typedef struct {
  *
  * The migration state becomes RUNNING. Calling it again replaces the callbacks.
  *
+ * Threads: on the thread that uses the context, see the top of this file.
+ *
  * Returns 0, or -1 and sets errno:
  *
  *   EINVAL   another version than VFU_MIGR_CALLBACKS_VERS; a callback is NULL
@@ -1028,6 +1089,8 @@ typedef void (vfu_log_fn_t)(vfu_ctx_t *vfu_ctx, int level, const char *msg);
  *
  * The texts of messages are no interface. Each request is logged at LOG_DEBUG;
  * nothing is formatted for a level that is off.
+ *
+ * Threads: on the thread that uses the context, see the top of this file.
  *
  * Returns 0, or -1 and sets errno:
  *
@@ -1068,6 +1131,8 @@ void vfu_log(vfu_ctx_t *vfu_ctx, int level, const char *fmt, ...);
  * @shadow_offset: not used
  *
  * It stays until the context is destroyed.
+ *
+ * Threads: on the thread that uses the context, see the top of this file.
  *
  * Returns 0, or -1 and sets errno:
  *

@@ -24,6 +24,8 @@ use crate::wire::Errno;
 /// vfu_attach_ctx(). At first there are no regions, no DMA, no migration, one
 /// ERR and one REQ interrupt, and no log.
 ///
+/// Threads: any, at any time.
+///
 /// Returns the context, which vfu_destroy_ctx() releases, or NULL and sets
 /// errno:
 ///
@@ -60,6 +62,8 @@ pub unsafe extern "C-unwind" fn vfu_create_ctx(
 /// Returns the pvt that was given to vfu_create_ctx().
 ///
 /// @vfu_ctx: the context; for NULL, NULL is returned and errno is EINVAL
+///
+/// Threads: any, at any time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_get_private(vfu_ctx: *mut vfu_ctx_t) -> *mut c_void {
     // SAFETY: C's promise for every handle: NULL or a live context.
@@ -70,6 +74,8 @@ pub unsafe extern "C-unwind" fn vfu_get_private(vfu_ctx: *mut vfu_ctx_t) -> *mut
 ///
 /// @vfu_ctx: the context
 /// @reset: the function; NULL: a reset does nothing and succeeds
+///
+/// Threads: on the thread that uses the context, see the top of this file.
 ///
 /// Returns 0.
 #[unsafe(no_mangle)]
@@ -91,6 +97,8 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_reset_cb(
 /// @vfu_ctx: the context
 /// @quiesce_cb: the function; NULL: the device is never asked, and counts as
 ///              quiesced whenever a callback runs
+///
+/// Threads: on the thread that uses the context, see the top of this file.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_setup_device_quiesce_cb(
     vfu_ctx: *mut vfu_ctx_t,
@@ -114,6 +122,8 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_quiesce_cb(
 /// presence of capabilities. Regions, capabilities and callbacks can still be
 /// set up afterwards. Calling it again does nothing.
 ///
+/// Threads: on the thread that uses the context, see the top of this file.
+///
 /// Returns 0, or -1 and sets errno:
 ///
 ///   ENOMEM   no memory
@@ -131,6 +141,9 @@ pub unsafe extern "C-unwind" fn vfu_realize_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_in
 /// it does what can be done at once and fails with EAGAIN: call it again when
 /// the descriptor of vfu_get_poll_fd() is readable. A thread that waits here may
 /// be cancelled (pthread_cancel()), and the context be destroyed thereafter.
+///
+/// Threads: on the thread that uses the context. The functions that any thread may
+/// call may run beside it, see the top of this file.
 ///
 /// Returns 0, or -1 and sets errno; the context can attach again after all of
 /// these:
@@ -160,6 +173,8 @@ pub unsafe extern "C-unwind" fn vfu_attach_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int
 /// Returns the descriptor, or -1 and sets errno:
 ///
 ///   EMFILE, ENFILE, ENOMEM   it cannot be made
+///
+/// Threads: on the thread that uses the context, see the top of this file.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_get_poll_fd(vfu_ctx: *mut vfu_ctx_t) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
@@ -180,6 +195,9 @@ pub unsafe extern "C-unwind" fn vfu_get_poll_fd(vfu_ctx: *mut vfu_ctx_t) -> c_in
 /// A request that is refused or fails is answered with an error, and is no
 /// failure of this function. errno is then what the client was sent for the
 /// last one that failed in this call.
+///
+/// Threads: on the thread that uses the context. The functions that any thread may
+/// call may run beside it, see the top of this file.
 ///
 /// Returns the number of requests executed, 0 if there were none, or -1 and sets
 /// errno:
@@ -209,6 +227,9 @@ pub unsafe extern "C-unwind" fn vfu_run_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
 /// errno, the client is sent that errno and the device is reset
 /// (VFU_RESET_DEVICE). If the client has gone meanwhile, its resources are
 /// released in either case.
+///
+/// Threads: on the thread that uses the context. The functions that any thread may
+/// call may run beside it, see the top of this file.
 ///
 /// Returns 0, or -1 and sets errno:
 ///

@@ -29,6 +29,8 @@ use crate::wire::Errno;
 ///
 /// Calling it again replaces all three.
 ///
+/// Threads: on the thread that uses the context, see the top of this file.
+///
 /// Returns 0, or -1 and sets errno:
 ///
 ///   EEXIST   set up already, and there are regions
@@ -49,6 +51,8 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_dma(
 }
 
 /// Returns the size of a dma_sg_t in bytes.
+///
+/// Threads: any, at any time.
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn dma_sg_size() -> size_t {
     size_of::<dma_sg_t>()
@@ -299,6 +303,9 @@ pub unsafe extern "C-unwind" fn vfu_sgl_mark_dirty(vfu_ctx: *mut vfu_ctx_t, sgl:
 /// a timeout and with LIBVFIO_USER_FLAG_ATTACH_NB, too; signals do not end the
 /// wait. Do not use them inside a region access callback: see there.
 ///
+/// Threads: on the thread that uses the context. The functions that any thread may
+/// call may run beside it, see the top of this file.
+///
 /// Returns 0, or -1 and sets errno; data may have been written to then:
 ///
 ///   EINVAL     an unknown flag; an entry that is not filled in or whose region
@@ -340,6 +347,9 @@ pub unsafe extern "C-unwind" fn vfu_sgl_read(
 ///
 /// As vfu_sgl_read(). Pages written directly are marked as dirty if the client
 /// logs that; for those written by messages that is up to the client.
+///
+/// Threads: on the thread that uses the context. The functions that any thread may
+/// call may run beside it, see the top of this file.
 ///
 /// Returns 0, or -1 and sets errno as vfu_sgl_read(); part of the bytes may have
 /// been written then.

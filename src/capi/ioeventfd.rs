@@ -23,6 +23,8 @@ use super::{guard, vfu_ctx_t};
 ///
 /// It stays until the context is destroyed.
 ///
+/// Threads: on the thread that uses the context, see the top of this file.
+///
 /// Returns 0, or -1 and sets errno:
 ///
 ///   EINVAL   no such region, or not set up; the part is not inside the region;

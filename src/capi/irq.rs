@@ -13,6 +13,8 @@ use super::{RawIrqType, guard, vfu_ctx_t, vfu_dev_irq_state_cb_t};
 ///
 /// To be called before vfu_realize_ctx().
 ///
+/// Threads: on the thread that uses the context, see the top of this file.
+///
 /// Returns 0, or -1 and sets errno:
 ///
 ///   EINVAL   no such type
@@ -34,6 +36,8 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_nr_irqs(
 /// @vfu_ctx: the context
 /// @type: enum vfu_dev_irq_type
 /// @cb: the function; NULL: nobody is told
+///
+/// Threads: on the thread that uses the context, see the top of this file.
 ///
 /// Returns 0, or -1 and sets errno:
 ///

@@ -21,6 +21,8 @@ const MAX_MESSAGE: usize = 8191;
 /// The texts of messages are no interface. Each request is logged at LOG_DEBUG;
 /// nothing is formatted for a level that is off.
 ///
+/// Threads: on the thread that uses the context, see the top of this file.
+///
 /// Returns 0, or -1 and sets errno:
 ///
 ///   EINVAL   no such level

@@ -12,6 +12,8 @@ use super::{cast, guard, vfu_ctx_t, vfu_migration_callbacks_t};
 ///
 /// The migration state becomes RUNNING. Calling it again replaces the callbacks.
 ///
+/// Threads: on the thread that uses the context, see the top of this file.
+///
 /// Returns 0, or -1 and sets errno:
 ///
 ///   EINVAL   another version than VFU_MIGR_CALLBACKS_VERS; a callback is NULL

@@ -15,6 +15,8 @@ use super::{PciConfigSpace, RawPciType, cast, guard, vfu_ctx_t};
 ///
 /// To be called before vfu_realize_ctx().
 ///
+/// Threads: on the thread that uses the context, see the top of this file.
+///
 /// Returns 0, or -1 and sets errno:
 ///
 ///   EINVAL   no such type, another type of header
@@ -40,6 +42,8 @@ pub unsafe extern "C-unwind" fn vfu_pci_init(
 /// @did: device
 /// @ssvid: subsystem vendor
 /// @ssid: subsystem
+///
+/// Threads: on the thread that uses the context, see the top of this file.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_pci_set_id(
     vfu_ctx: *mut vfu_ctx_t,
@@ -63,6 +67,8 @@ pub unsafe extern "C-unwind" fn vfu_pci_set_id(
 /// @base: base class
 /// @sub: sub-class
 /// @pi: programming interface
+///
+/// Threads: on the thread that uses the context, see the top of this file.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_pci_set_class(vfu_ctx: *mut vfu_ctx_t, base: u8, sub: u8, pi: u8) {
     // SAFETY: C's promise for every handle: NULL or a live context.
@@ -81,6 +87,8 @@ pub unsafe extern "C-unwind" fn vfu_pci_set_class(vfu_ctx: *mut vfu_ctx_t, base:
 /// @vfu_ctx: the context
 ///
 /// The memory is the library's and goes with the context.
+///
+/// Threads: on the thread that uses the context, see the top of this file.
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_pci_get_config_space(vfu_ctx: *mut vfu_ctx_t) -> *mut PciConfigSpace {
     // SAFETY: C's promise for every handle: NULL or a live context.
@@ -102,6 +110,8 @@ pub unsafe extern "C-unwind" fn vfu_pci_get_config_space(vfu_ctx: *mut vfu_ctx_t
 /// vendor-specific; extended: device serial number and vendor-specific. Writes of
 /// the client to them do what the PCI specifications say, to vendor-specific ones
 /// they change the bytes.
+///
+/// Threads: on the thread that uses the context, see the top of this file.
 ///
 /// Returns the offset of the capability, or -1 and sets errno:
 ///
@@ -136,6 +146,8 @@ pub unsafe extern "C-unwind" fn vfu_pci_add_capability(
 /// @extended: look among the extended ones
 /// @cap_id: PCI_CAP_ID_* or PCI_EXT_CAP_ID_*
 ///
+/// Threads: on the thread that uses the context, see the top of this file.
+///
 /// Returns its offset, or 0 and sets errno:
 ///
 ///   ENOENT   there is none
@@ -158,6 +170,8 @@ pub unsafe extern "C-unwind" fn vfu_pci_find_capability(
 /// @extended: look among the extended ones
 /// @pos: offset of the capability to start behind; 0: from the first on
 /// @cap_id: PCI_CAP_ID_* or PCI_EXT_CAP_ID_*
+///
+/// Threads: on the thread that uses the context, see the top of this file.
 ///
 /// Returns its offset, or 0 and sets errno:
 ///

@@ -31,6 +31,8 @@ use crate::server::RegionConfig;
 ///
 /// Setting up a region again replaces all of the above.
 ///
+/// Threads: on the thread that uses the context, see the top of this file.
+///
 /// Returns 0, or -1 and sets errno; nothing has changed then:
 ///
 ///   EINVAL   no such region; an unknown flag, or neither READ nor WRITE;

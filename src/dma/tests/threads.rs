@@ -161,3 +161,64 @@ fn address_spaces_of_many_threads_share_files() {
         }
     });
 }
+
+/// The same without a system call, and small: for miri, which tries the orders
+/// in which other threads may see what one writes.
+#[test]
+fn translating_while_mapping_in_any_memory_order() {
+    const PLACES: u64 = 4;
+    let rounds = if cfg!(miri) { 12 } else { 2000 };
+    let space = AddressSpace::new();
+    let place = |i: u64| i * 0x10_0000;
+    let size = |i: u64| (i + 1) * 0x1000;
+    let map = |i: u64| {
+        let prot = Prot::READ | Prot::WRITE;
+        let request = MapRequest {
+            iova: place(i),
+            size: size(i),
+            prot,
+            access: Access::Message,
+            file: None,
+            offset: 0,
+        };
+        space.map(request).unwrap().region
+    };
+    map(0);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            let (space, done) = (&space, &done);
+            scope.spawn(move || {
+                let mut kept = [SgEntry::ZERO; PLACES as usize];
+                while !done.load(Relaxed) {
+                    for i in 0..PLACES {
+                        let iova = place(i) + size(i) - 8;
+                        let Ok((list, _)) = entries(space, iova, 8, Prot::WRITE, 1) else {
+                            assert!(i > 0, "what stays is always found");
+                            continue;
+                        };
+                        for entry in [list[0], kept[i as usize]] {
+                            match space.range_of(&entry) {
+                                Ok(range) => assert_eq!((range.iova, range.length), (iova, 8)),
+                                Err(errno) => {
+                                    assert!(errno == Errno::EINVAL && (i > 0 || entry == SgEntry::ZERO))
+                                }
+                            }
+                            // By messages, so never mapped: whatever is read, no address comes of it.
+                            assert!(space.get(&entry).is_err());
+                        }
+                        kept[i as usize] = list[0];
+                    }
+                }
+            });
+        }
+        for round in 0..rounds {
+            let i = round % (PLACES - 1) + 1;
+            let region = map(i);
+            let old = entry(&space, place(i), 1, Prot::WRITE);
+            space.remove(region);
+            assert!(space.range_of(&old).is_err());
+        }
+        done.store(true, Relaxed);
+    });
+}
