@@ -266,7 +266,6 @@ def record(tmp_path_factory):
 def check_untouched(d):
     """The load has failed, and what the controller was it still is."""
     assert d.client.state() == RESUMING
-    d.client.set_state  # RESUMING to STOP is what failed
     assert d.csts() == RDY
     d.client.reset()
     assert d.client.state() == RUNNING and d.csts() == 0
