@@ -109,7 +109,16 @@ def test_a_file_system_survives(root, image, serve, disk, doorbells, tmp_path):
         guest.does("umount /mnt")
         power_off(guest)
 
-    with Guest(root, image, [server.path]) as guest:
+    # A cold boot, in which the disk comes later, goes and comes again. QEMU 11.1 itself can't let it go:
+    # it aborts at the unplugging of any vfio-user-pci device that has MSI-X.
+    with Guest(root, image) as guest:
+        guest.plug("d0", server.path)
+        guest.appears("/dev/nvme0n1")
+        guest.does(MOUNT)
+        read_back(guest, before)
+        guest.does("umount /mnt")
+        guest.does("echo 1 > /sys/class/nvme/nvme0/device/remove; test ! -e /dev/nvme0n1")
+        guest.does("echo 1 > /sys/bus/pci/rescan")
         guest.appears("/dev/nvme0n1")
         guest.does(MOUNT)
         read_back(guest, before)
