@@ -1,0 +1,119 @@
+"""What a call leaves behind of what it has received: headers to be refused, commands that crossed, long messages."""
+import pytest
+from peer import *
+
+BASE = 0x100000
+TWIN = {"twin_socket": {"supported": True}}
+
+# Refused for its type, at once, though the body that it announces has not come.
+REFUSED = header(999, GET_INFO, 100, F_REPLY)
+
+
+@pytest.fixture
+def ctx():
+    with Ctx(dma=True, quiesce=True) as ctx:
+        yield ctx
+
+
+def refused_by_polling(ctx, client):
+    """Asserts that a caller that only polls gets the header refused, and that the stream stays in step."""
+    assert ctx.readable(), "a header that waits for its answer, and the poll descriptor is silent"
+    assert ctx.run() == 0
+    assert is_error(client.recv(), 999, GET_INFO, errno.EINVAL)
+    assert not ctx.readable()
+    client.send_raw(bytes(84))
+    assert ctx.run() == 0
+    alive(client)
+
+
+# --- a header that is refused, before its body has come -----------------------
+
+def test_behind_the_version_message(ctx):
+    with ctx.connect(attach=False) as client:
+        client.send_raw(message(1, VERSION, version_payload()) + REFUSED)
+        ctx.attach()
+        assert client.recv().msg_id == 1
+        refused_by_polling(ctx, client)
+
+
+def test_behind_as_many_requests_as_one_call_executes(ctx):
+    with ctx.connect() as client:
+        client.send_raw(b"".join(info(i) for i in range(1500)))
+        bound = ctx.run()
+        executed = bound + sum(poll_driven(ctx, lambda: ctx.readable()))
+        assert executed == 1500 and bound < 1500
+        for i in range(1500):
+            assert is_info(client.recv(), i)
+        client.send_raw(b"".join(info(i) for i in range(bound)) + REFUSED)
+        assert ctx.run() == bound
+        for i in range(bound):
+            assert is_info(client.recv(), i)
+        refused_by_polling(ctx, client)
+
+
+@pytest.mark.parametrize("number", [0, errno.EIO])
+def test_behind_a_request_that_waited_for_the_device(ctx, number):
+    with ctx.connect() as client:
+        ctx.quiesce_errno = errno.EBUSY
+        client.send_raw(header(1, DEVICE_RESET, 16) + REFUSED)
+        fails(errno.EBUSY, ctx.run)
+        ctx.quiesced(number)
+        assert client.recv().msg_id == 1
+        refused_by_polling(ctx, client)
+
+
+def test_behind_the_answer_to_a_dma_message(ctx):
+    with ctx.connect() as client:
+        client.map(BASE, 1 << 20)
+        sg = ctx.sgl(BASE, 8)[1]
+
+        def answer():
+            m = client.recv()
+            client.send_raw(header(m.msg_id, m.cmd, 40, F_REPLY) + m.payload[:16] + b"12345678" + REFUSED)
+        server = Background(answer)
+        assert sgl_read(ctx, sg, 8) == b"12345678"
+        server.result()
+        refused_by_polling(ctx, client)
+
+
+def sgl_read(ctx, sg, length):
+    buf = c.create_string_buffer(length)
+    call("vfu_sgl_read", ctx.p, sg, 1, buf, 0)
+    return buf.raw[:length]
+
+
+# --- commands that crossed, and a long message behind them --------------------
+
+def test_a_long_message_waits_behind_more_commands_than_one_call_executes(ctx):
+    """While a stuck reply is sent, commands are queued and the start of a long message is collected; the DMA message
+    then goes over the twin socket and is answered there, so all of it is left for later calls. They find the buffer
+    full behind the long message, and have nowhere to receive to until that has been executed."""
+    mem = ctx.memory_region(BAR0, MAX_XFER)
+    with ctx.connect(caps=TWIN) as client:
+        client.map(BASE, 1 << 20)
+        sg = ctx.sgl(BASE, 8)[1]
+        client.send_raw(region_read(1, BAR0, 0, MAX_XFER))
+        assert ctx.run() == 1
+        crossing, behind = 600, 3000
+        long = region_write(2, BAR0, 0, bytes(70000))
+        client.send_raw(b"".join(info(i) for i in range(crossing)) + long[:1000])
+
+        def serve():
+            recv_exactly(client.sock, MAX_MSG)
+            m = client.recv(client.twin)
+            client.send_raw(header(m.msg_id, m.cmd, 40, F_REPLY) + m.payload[:16] + b"12345678", sock=client.twin)
+        server = Background(serve)
+        assert sgl_read(ctx, sg, 8) == b"12345678"
+        server.result()
+        client.send_raw(long[1000:] + b"".join(info(i) for i in range(behind)))
+
+        received = []
+        executed = 0
+        while executed < crossing + 1 + behind:
+            assert ctx.readable(), f"silent after {executed} requests"
+            executed += ctx.run()
+            while not client.nothing():
+                received.append(client.recv())
+        assert [r.cmd for r in received] == [GET_INFO] * crossing + [REGION_WRITE] + [GET_INFO] * behind
+        assert [r.msg_id for r in received] == [*range(crossing), 2, *range(behind)]
+        alive(client)
