@@ -151,8 +151,8 @@ impl Connection {
     }
 
     /// Whether [`next`](Self::next) would give something.
-    pub fn has_next(&self) -> bool {
-        !self.queue.is_empty() || self.main.receiver.has_next()
+    pub fn has_next(&self, admit: impl Fn(&Header) -> bool) -> bool {
+        !self.queue.is_empty() || self.main.receiver.has_next(admit)
     }
 
     /// The next command: those that were queued first, then what was received.

@@ -104,7 +104,7 @@ impl Receiver {
     }
 
     /// Whether a call of [`next`](Self::next) would give something.
-    pub fn has_next(&self) -> bool {
+    pub fn has_next(&self, admit: impl Fn(&Header) -> bool) -> bool {
         if let Some(large) = &self.large {
             return large.have >= large.size();
         }
@@ -115,7 +115,8 @@ impl Receiver {
             None => false,
             Some(header) => {
                 let size = header.msg_size as usize;
-                judge(&header).is_err() || size <= self.tail.saturating_sub(self.head)
+                // One that is refused is so before its body has come.
+                judge(&header).is_err() || !admit(&header) || size <= self.tail.saturating_sub(self.head)
             }
         }
     }
