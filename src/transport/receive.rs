@@ -122,9 +122,12 @@ impl Receiver {
     }
 
     /// Whether there is room to receive into. There always is, unless the
-    /// buffer is full of whole messages.
+    /// buffer is full of whole messages, or full behind a large one that is
+    /// whole. (Without room, nothing would be received, and that is how the
+    /// end looks.)
     pub fn has_room(&self) -> bool {
-        !self.ended && (self.large.is_some() || self.head > 0 || self.tail < self.buffer.len())
+        let large_has_room = self.large.as_ref().is_some_and(|large| large.have < large.size());
+        !self.ended && (large_has_room || self.head > 0 || self.tail < self.buffer.len())
     }
 
     /// Makes ready for a `recvmsg` by somebody else, whose outcome
