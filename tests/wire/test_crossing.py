@@ -1,4 +1,7 @@
 """Commands from server to client (DMA by messages), and what may cross them."""
+import fcntl
+import termios
+
 import pytest
 from peer import *
 
@@ -768,3 +771,52 @@ def test_in_a_blocking_context_commands_that_cross_are_executed_too():
         client.close()
         fails(errno.ENOTCONN, run.result)
         assert got == [contents(BASE, 8)]
+
+
+# --- a client that has closed one of two sockets --------------------------------
+
+def sleeps(thread):
+    """How often a thread has gone to sleep, if it sleeps now; else None."""
+    with open(f"/proc/self/task/{thread.native_id}/status") as f:
+        status = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+    return int(status["voluntary_ctxt_switches"]) if status["State"][0] == "S" else None
+
+
+def unread(sock):
+    return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
+
+
+def until(what, condition):
+    for _ in range(GUARD * 100):
+        if condition():
+            return
+        select.select([], [], [], 0.01)
+    raise AssertionError(f"never: {what}")
+
+
+def test_a_full_twin_socket_is_waited_for_asleep_though_the_main_one_is_at_its_end(ctx):
+    """The end of the main socket is no news that is told again and again."""
+    with attach(ctx, TWIN) as client:
+        data, wrong = bytes(131072), header(0, DMA_READ, 16, F_REPLY)
+        done = []
+
+        def fill():
+            # Each command is answered wrongly before it is sent, and never read.
+            client.send_raw(wrong * 16, sock=client.twin)
+            while len(done) < 16:
+                try:
+                    write(ctx, data)
+                except Failed as e:
+                    done.append(e.errno)
+                    if e.errno == errno.ENOTCONN:
+                        return
+        filler = Background(fill)
+        # Part of a second command lies in it: the library sends, and does not sleep but for room.
+        until("the socket is full", lambda: unread(client.twin) > 32 + len(data) and sleeps(filler) is not None)
+        before = sleeps(filler)
+        client.sock.close()
+        until("it sleeps again", lambda: (sleeps(filler) or before) > before)
+        client.twin.close()
+        filler.result()
+        assert set(done) <= {errno.EPROTO, errno.EINVAL, errno.ENOTCONN}
+        lost(ctx)
