@@ -407,6 +407,53 @@ def test_destroy_takes_out_unread_messages_so_the_client_sees_end_of_file_and_no
     assert open_fds() == before
 
 
+@pytest.mark.parametrize("how", ["destroy", "loss"])
+@pytest.mark.parametrize("at_a_time", [1, 128, 32768])
+def test_a_client_that_sends_all_the_time_sees_end_of_file_and_no_reset(how, at_a_time):
+    """Nothing comes in between what was taken out last and the close."""
+    for _ in range(20):
+        ctx = Ctx()
+        client = ctx.connect()
+        sent = []
+
+        def send():
+            data = info(1) * at_a_time
+            try:
+                while True:
+                    client.sock.sendall(data)
+                    sent.append(1)
+            except BrokenPipeError:
+                return "no more"
+        if how == "loss":
+            client.send_raw(header(1, GET_INFO, 7))
+        sender = Background(send)
+        if at_a_time == 1:
+            while not sent:
+                pass
+        if how == "loss":
+            while ctx.run() != 0:
+                pass
+            assert client.recv().error == errno.EINVAL
+        else:
+            ctx.destroy()
+        assert sender.result() == "no more"
+        assert end_of_file(client.sock)
+        client.close()
+        ctx.destroy()
+
+
+@pytest.mark.parametrize("nonblocking", [True, False])
+def test_a_client_that_is_still_waiting_sees_end_of_file_and_no_reset(nonblocking):
+    before = open_fds()
+    ctx = Ctx(nonblocking=nonblocking)
+    client = ctx.connect(attach=False)
+    client.send(VERSION, version_payload(), [ctx.poll_fd()])
+    ctx.destroy()
+    assert end_of_file(client.sock)
+    client.close()
+    assert open_fds() == before
+
+
 def test_destroy_unlinks_only_the_socket_it_made(folder):
     path = folder + "/s"
     ctx = Ctx(path=path)
