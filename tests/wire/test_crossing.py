@@ -3,6 +3,7 @@ import fcntl
 import termios
 
 import pytest
+from guest import resident
 from peer import *
 
 LOST = ("reset", RESET_LOST_CONN)
@@ -653,9 +654,11 @@ def crossed(client, *parts):
 
 
 def test_as_many_commands_as_are_bearable_may_cross(ctx, shared):
+    before = resident()
     server = crossed(shared, [b"".join(info(i) for i in range(MOST))])
     assert read(ctx, 8) == contents(BASE, 8)
     assert server.result() == "taken"
+    assert resident() - before < 16 << 20, "each waits in a buffer much larger than itself"
     executed, received = 0, []
     while executed < MOST:
         assert ctx.readable()
@@ -667,7 +670,6 @@ def test_as_many_commands_as_are_bearable_may_cross(ctx, shared):
 
 
 def test_as_many_bytes_as_are_bearable_may_cross(ctx, shared):
-    """They wait in memory of just their size, and that is given back."""
     mem = ctx.memory_region(BAR0, MAX_XFER)
     large = MOST_BYTES // MAX_XFER - 1
     server = crossed(shared, *[[region_write(i, BAR0, 0, bytes([i]) * MAX_XFER)] for i in range(large)])

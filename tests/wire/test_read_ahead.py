@@ -76,6 +76,59 @@ def test_behind_the_answer_to_a_dma_message(ctx):
         refused_by_polling(ctx, client)
 
 
+@pytest.mark.parametrize("cut", [16, 17, 60, 99])
+def test_the_rest_of_a_refused_body_comes_while_an_answer_is_awaited(ctx, cut):
+    """With descriptors in between, and in pieces; the answer and what crosses it are found behind."""
+    fds = [memfd(PAGE), memfd(PAGE)]
+    with ctx.connect() as client:
+        client.map(BASE, 1 << 20)
+        sg = ctx.sgl(BASE, 8)[1]
+        before = open_fds()
+        refused = REFUSED + bytes(84)
+        client.send_raw(refused[:cut], fds)
+        assert ctx.run() == 0
+        assert is_error(client.recv(), 999, GET_INFO, errno.EINVAL)
+        assert open_fds() == before
+
+        def answer():
+            m = client.recv()
+            for i in range(cut, 100):
+                client.send_raw(refused[i:i + 1], fds[:1])
+            client.send_raw(info(7))
+            client.send_raw(header(m.msg_id, m.cmd, 40, F_REPLY) + m.payload[:16] + b"12345678")
+        server = Background(answer)
+        assert sgl_read(ctx, sg, 8) == b"12345678"
+        server.result()
+        assert open_fds() == before
+        assert ctx.readable()
+        assert ctx.run() == 1
+        assert is_info(client.recv(), 7)
+        alive(client)
+    for fd in fds:
+        os.close(fd)
+
+
+def test_a_refused_header_and_a_request_behind_it_both_in_pieces_with_descriptors(ctx):
+    """Each descriptor goes with the message whose bytes it came with, however the reads cut them."""
+    pieces = REFUSED + bytes(84) + dma_map(1, BASE, PAGE) + REFUSED + bytes(84)
+    kept, dropped = memfd(PAGE, b"kept"), memfd(PAGE)
+    with ctx.connect() as client:
+        before = open_fds()
+        for i, byte in enumerate(pieces):
+            of_the_map = 100 <= i < 148
+            client.send_raw(bytes([byte]), [kept if i == 120 else dropped] if not of_the_map or i == 120 else [])
+            assert ctx.run() == (i == 147)
+        assert is_error(client.recv(), 999, GET_INFO, errno.EINVAL)
+        assert client.recv().raw == header(1, DMA_MAP, 16, F_REPLY)
+        assert is_error(client.recv(), 999, GET_INFO, errno.EINVAL)
+        assert len(open_fds()) == len(before) + 1
+        _, sg = ctx.sgl(BASE, 4)
+        assert c.string_at(ctx.sgl_get(sg)[0].base, 4) == b"kept"
+        alive(client)
+    os.close(kept)
+    os.close(dropped)
+
+
 def sgl_read(ctx, sg, length):
     buf = c.create_string_buffer(length)
     call("vfu_sgl_read", ctx.p, sg, 1, buf, 0)
