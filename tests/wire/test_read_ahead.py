@@ -129,6 +129,24 @@ def test_a_refused_header_and_a_request_behind_it_both_in_pieces_with_descriptor
     os.close(dropped)
 
 
+def test_the_end_of_the_stream_is_received_before_all_that_came_earlier_is_executed(ctx):
+    """The calls that execute it say so; only then comes the loss."""
+    with ctx.connect() as client:
+        client.send_raw(b"".join(info(i) for i in range(1000)))
+        client.sock.shutdown(socket.SHUT_WR)
+        executed = 0
+        while executed < 1000:
+            assert ctx.readable()
+            count = ctx.run()
+            assert count > 0
+            executed += count
+        assert executed == 1000 and ctx.events == []
+        for i in range(1000):
+            assert is_info(client.recv(), i)
+        until_lost(ctx)
+        assert ctx.events == ["quiesce", ("reset", RESET_LOST_CONN)]
+
+
 def sgl_read(ctx, sg, length):
     buf = c.create_string_buffer(length)
     call("vfu_sgl_read", ctx.p, sg, 1, buf, 0)
