@@ -150,6 +150,13 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether nothing has arrived that is not used, nothing waits to be sent,
+    /// and the client is there.
+    #[inline(always)]
+    pub fn is_at_rest(&self) -> bool {
+        self.queue.is_empty() && self.main.receiver.is_at_rest() && self.sender.is_empty() && !self.lost
+    }
+
     /// Whether [`next`](Self::next) would give something.
     pub fn has_next(&self) -> bool {
         !self.queue.is_empty() || self.main.receiver.has_next()
