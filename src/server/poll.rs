@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use super::Context;
 use super::context::Phase;
 use super::log::log;
+use super::run::admissible;
 use crate::transport::{Interest, Poller};
 use crate::wire::{Errno, Result};
 
@@ -54,8 +55,8 @@ impl Context {
             return Interest::default();
         }
         let stuck = connection.has_unsent();
-        let left_behind =
-            connection.lost() || !stuck && self.attached() && (connection.has_next() || connection.ended());
+        let left_behind = connection.lost()
+            || !stuck && self.attached() && (connection.has_next(admissible) || connection.ended());
         Interest { socket: Some((connection.socket(), stuck)), left_behind }
     }
 }

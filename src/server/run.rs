@@ -310,7 +310,7 @@ impl Context {
 }
 
 /// Whether a header is one of a command. Only a reset has no payload.
-fn admissible(header: &Header) -> bool {
+pub(super) fn admissible(header: &Header) -> bool {
     header.message_type() == Some(MessageType::Command)
         && (header.msg_size as usize > HEADER_SIZE || header.cmd == Command::DeviceReset as u16)
 }

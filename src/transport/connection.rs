@@ -158,8 +158,8 @@ impl Connection {
     }
 
     /// Whether [`next`](Self::next) would give something.
-    pub fn has_next(&self) -> bool {
-        !self.queue.is_empty() || self.main.receiver.has_next()
+    pub fn has_next(&self, admit: impl Fn(&Header) -> bool) -> bool {
+        !self.queue.is_empty() || self.main.receiver.has_next(admit)
     }
 
     /// The next command: those that were queued first, then what was received.
@@ -310,10 +310,11 @@ impl Connection {
             (Some(twin), true) => twin.socket(),
             _ => self.main.socket(),
         };
-        let main_events = if self.ended() { 0 } else { libc::POLLIN };
+        // Once it is at its end it has no news, and would tell so for ever.
+        let main = if self.ended() { -1 } else { self.main.socket() };
         let mut fds = [
             libc::pollfd { fd: socket, events: libc::POLLOUT, revents: 0 },
-            libc::pollfd { fd: self.main.socket(), events: main_events, revents: 0 },
+            libc::pollfd { fd: main, events: libc::POLLIN, revents: 0 },
         ];
         // SAFETY: an array of two pollfd, valid for the call.
         if unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) } < 0 && Errno::last() != Errno::EINTR {

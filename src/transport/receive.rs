@@ -110,7 +110,7 @@ impl Receiver {
     }
 
     /// Whether a call of [`next`](Self::next) would give something.
-    pub fn has_next(&self) -> bool {
+    pub fn has_next(&self, admit: impl Fn(&Header) -> bool) -> bool {
         if let Some(large) = &self.large {
             return large.have >= large.size();
         }
@@ -121,15 +121,19 @@ impl Receiver {
             None => false,
             Some(header) => {
                 let size = header.msg_size as usize;
-                judge(&header).is_err() || size <= self.tail.saturating_sub(self.head)
+                // One that is refused is so before its body has come.
+                judge(&header).is_err() || !admit(&header) || size <= self.tail.saturating_sub(self.head)
             }
         }
     }
 
     /// Whether there is room to receive into. There always is, unless the
-    /// buffer is full of whole messages.
+    /// buffer is full of whole messages, or full behind a large one that is
+    /// whole. (Without room, nothing would be received, and that is how the
+    /// end looks.)
     pub fn has_room(&self) -> bool {
-        !self.ended && (self.large.is_some() || self.head > 0 || self.tail < self.buffer.len())
+        let large_has_room = self.large.as_ref().is_some_and(|large| large.have < large.size());
+        !self.ended && (large_has_room || self.head > 0 || self.tail < self.buffer.len())
     }
 
     /// Makes ready for a `recvmsg` by somebody else, whose outcome
