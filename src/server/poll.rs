@@ -24,12 +24,22 @@ impl Context {
     /// that is what it says already.
     pub(super) fn update_poller(&self) {
         let outcome = match self.poller.borrow_mut().as_mut() {
-            Some(poller) => poller.set(self.interest()),
-            None => Ok(()),
+            Some(poller) if !self.is_at_rest(poller) => poller.set(self.interest()),
+            _ => Ok(()),
         };
         if let Err(errno) = outcome {
             log!(self, LOG_ERR, "the poll descriptor cannot be set: {errno}");
         }
+    }
+
+    /// Whether the poller waits for the client's next message, and there is
+    /// nothing else to wait for: as nearly always.
+    #[inline(always)]
+    fn is_at_rest(&self, poller: &Poller) -> bool {
+        let resting = self.with_connection(|connection| {
+            connection.is_at_rest() && poller.is_set_to_read(connection.socket())
+        });
+        resting == Some(true) && self.attached() && self.pending.borrow().is_none()
     }
 
     fn interest(&self) -> Interest {

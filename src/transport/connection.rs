@@ -150,6 +150,13 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether nothing has arrived that is not used, nothing waits to be sent,
+    /// and the client is there.
+    #[inline(always)]
+    pub fn is_at_rest(&self) -> bool {
+        self.queue.is_empty() && self.main.receiver.is_at_rest() && self.sender.is_empty() && !self.lost
+    }
+
     /// Whether [`next`](Self::next) would give something.
     pub fn has_next(&self, admit: impl Fn(&Header) -> bool) -> bool {
         !self.queue.is_empty() || self.main.receiver.has_next(admit)
@@ -171,14 +178,14 @@ impl Connection {
         self.pool.put_message(message);
     }
 
-    /// A reply with room for `capacity` bytes of payload.
-    pub fn new_reply(&mut self, capacity: usize) -> Result<Reply> {
-        Reply::with_capacity(capacity, &mut self.pool)
+    /// Gives an empty reply room for `capacity` bytes of payload.
+    pub fn make_room(&mut self, reply: &mut Reply, capacity: usize) -> Result<()> {
+        reply.make_room(capacity, &mut self.pool)
     }
 
     /// Queues the answer to `request`, unless none is wanted or can be sent.
     #[inline(always)]
-    pub fn answer(&mut self, request: &Header, outcome: Result<Reply>) {
+    pub fn answer(&mut self, request: &Header, outcome: Result<&mut Reply>) {
         let queued = match outcome {
             _ if self.lost => Ok(()),
             Ok(reply) if request.no_reply() => {
@@ -197,7 +204,7 @@ impl Connection {
 
     /// Queues the reply to `request`.
     #[inline]
-    pub fn reply(&mut self, request: &Header, reply: Reply) -> Result<()> {
+    pub fn reply(&mut self, request: &Header, reply: &mut Reply) -> Result<()> {
         self.sender.push(request, reply, &mut self.pool)
     }
 

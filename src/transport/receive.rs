@@ -94,6 +94,12 @@ impl Receiver {
         self.large.is_none() && self.skip == 0 && self.head == self.tail
     }
 
+    /// Whether nothing that has arrived is unused, and the peer has not ended.
+    #[inline(always)]
+    pub fn is_at_rest(&self) -> bool {
+        self.head == self.tail && self.large.is_none() && !self.ended
+    }
+
     /// Bytes of the next message that have arrived, and that message's size if
     /// its header has.
     pub fn partial(&self) -> (usize, Option<usize>) {
@@ -153,8 +159,20 @@ impl Receiver {
     }
 
     /// Takes over what a `recvmsg` brought: `count` bytes, 0 for the end.
-    #[inline]
+    #[inline(always)]
     pub fn finish(&mut self, count: usize) {
+        let is_plain = count > 0 && self.large.is_none() && self.skip == 0;
+        if is_plain && self.socket_header.has_no_control() {
+            self.received = self.received.saturating_add(count as u64);
+            self.tail = self.tail.saturating_add(count).min(self.buffer.len());
+        } else {
+            self.finish_with_care(count);
+        }
+    }
+
+    /// The whole of [`finish`](Self::finish).
+    #[inline(never)]
+    fn finish_with_care(&mut self, count: usize) {
         let mut fds = Vec::new();
         let cut = self.socket_header.collect(&mut fds);
         if count == 0 {
