@@ -1,7 +1,4 @@
 """Commands from server to client (DMA by messages), and what may cross them."""
-import fcntl
-import termios
-
 import pytest
 from guest import resident
 from peer import *
@@ -890,25 +887,6 @@ def test_in_a_blocking_context_commands_that_cross_are_executed_too():
 
 
 # --- a client that has closed one of two sockets --------------------------------
-
-def sleeps(thread):
-    """How often a thread has gone to sleep, if it sleeps now; else None."""
-    with open(f"/proc/self/task/{thread.native_id}/status") as f:
-        status = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
-    return int(status["voluntary_ctxt_switches"]) if status["State"][0] == "S" else None
-
-
-def unread(sock):
-    return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
-
-
-def until(what, condition):
-    for _ in range(GUARD * 100):
-        if condition():
-            return
-        select.select([], [], [], 0.01)
-    raise AssertionError(f"never: {what}")
-
 
 def test_a_full_twin_socket_is_waited_for_asleep_though_the_main_one_is_at_its_end(ctx):
     """The end of the main socket is no news that is told again and again."""
