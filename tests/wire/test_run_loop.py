@@ -493,16 +493,18 @@ def test_a_loss_found_by_vfu_device_quiesced_makes_the_poll_descriptor_readable(
     assert not ctx.readable()
 
 
-def test_while_a_quiesce_is_pending_the_poll_descriptor_is_silent_and_the_caller_need_not_spin(ctx, client):
+@pytest.mark.parametrize("behind", [[], [2]], ids=["alone", "with a request behind it"])
+def test_while_a_quiesce_is_pending_the_poll_descriptor_is_silent_and_the_caller_need_not_spin(ctx, client, behind):
     ctx.quiesce_errno = errno.EBUSY
-    client.send_raw(header(1, DEVICE_RESET, 16) + info(2))
+    assert not ctx.readable()
+    client.send_raw(header(1, DEVICE_RESET, 16) + b"".join(info(i) for i in behind))
     fails(errno.EBUSY, ctx.run)
     client.send_raw(info(3))
     assert not ctx.readable()
     ctx.quiesced()
     executed = sum(poll_driven(ctx, lambda: ctx.readable()))
-    assert executed == 2
-    assert [client.recv().msg_id for _ in range(3)] == [1, 2, 3]
+    assert executed == len(behind) + 1
+    assert [client.recv().msg_id for _ in range(executed + 1)] == [1, *behind, 3]
     ctx.events.clear()
     client.close()
     fails(errno.EBUSY, ctx.run)
