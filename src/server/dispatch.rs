@@ -5,9 +5,9 @@ use crate::transport::{Message, Reply};
 use crate::wire::{Command, Errno, Result};
 
 impl Context {
-    /// Executes a request. Descriptors that it came with may be taken from the
-    /// message; the others are closed by the caller.
     /// Executes a command; what it has to say goes into the reply, which is empty.
+    /// Descriptors that it came with may be taken from the message; the others are
+    /// closed by the caller.
     #[inline(always)]
     pub(super) fn dispatch(
         &self,
