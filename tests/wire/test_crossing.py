@@ -20,6 +20,7 @@ def attach(ctx, caps):
     """A client with one region of memory that is reached by messages."""
     client = ctx.connect(caps=caps)
     client.map(BASE, 1 << 24)
+    assert not ctx.readable()  # asked for early: what happens from now on has to set it
     del ctx.events[:]
     client.dma, client.replies = client.twin or client.sock, []
     return client

@@ -65,6 +65,7 @@ def test_behind_a_request_that_waited_for_the_device(ctx, number):
 def test_behind_the_answer_to_a_dma_message(ctx):
     with ctx.connect() as client:
         client.map(BASE, 1 << 20)
+        assert not ctx.readable()
         sg = ctx.sgl(BASE, 8)[1]
 
         def answer():
