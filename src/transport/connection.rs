@@ -13,7 +13,7 @@ use super::receive::is_end;
 use super::reply::Reply;
 use super::send::{Flushed, Sender};
 use crate::memory;
-use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO};
+use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO, MAX_WAITING_FDS};
 use crate::wire::{Errno, Header, HeaderFlags, MessageType, Result};
 
 /// Commands that may wait while the answer to one of ours is awaited; a client
@@ -61,6 +61,7 @@ pub struct Connection {
     /// Commands that arrived while the answer to one of ours was awaited.
     queue: VecDeque<Box<Message>>,
     queued_bytes: usize,
+    queued_fds: usize,
     pool: Pool,
     lost: bool,
 }
@@ -75,6 +76,7 @@ impl Connection {
             sender: Sender::default(),
             queue: VecDeque::new(),
             queued_bytes: 0,
+            queued_fds: 0,
             pool,
             lost: false,
         })
@@ -167,6 +169,7 @@ impl Connection {
     pub fn next(&mut self, admit: impl Fn(&Header) -> bool) -> Result<Next> {
         if let Some(message) = self.queue.pop_front() {
             self.queued_bytes = self.queued_bytes.saturating_sub(message.payload().len());
+            self.queued_fds = self.queued_fds.saturating_sub(message.fds.len());
             return Ok(Next::Message(message));
         }
         self.main.receiver.next(&mut self.pool, admit)
@@ -345,7 +348,11 @@ impl Connection {
 
     fn enqueue(&mut self, mut message: Box<Message>) -> Result<(), Awaited> {
         self.queued_bytes = self.queued_bytes.saturating_add(message.payload().len());
-        if self.queue.len() >= QUEUE_MAX || self.queued_bytes > QUEUE_BYTES_MAX {
+        self.queued_fds = self.queued_fds.saturating_add(message.fds.len());
+        if self.queue.len() >= QUEUE_MAX
+            || self.queued_bytes > QUEUE_BYTES_MAX
+            || self.queued_fds > MAX_WAITING_FDS
+        {
             return Err(Awaited::Lost(Errno::ENOTCONN));
         }
         // What waits long should not hold a large buffer that is mostly unused.

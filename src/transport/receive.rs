@@ -18,7 +18,7 @@ use super::control::{self, Header as SocketHeader};
 use super::message::{Message, Next};
 use super::pool::Pool;
 use crate::memory;
-use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE};
+use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE, MAX_WAITING_FDS};
 use crate::wire::{Errno, Header, Result, take};
 
 /// Messages up to this size are always copied: that costs next to nothing.
@@ -174,7 +174,13 @@ impl Receiver {
     #[inline(never)]
     fn finish_with_care(&mut self, count: usize) {
         let mut fds = Vec::new();
-        let cut = self.socket_header.collect(&mut fds);
+        let mut cut = self.socket_header.collect(&mut fds);
+        let waiting: usize = self.batches.iter().map(|batch| batch.fds.len()).sum();
+        if waiting.saturating_add(fds.len()) > MAX_WAITING_FDS {
+            // A message that is never whole would take all that the process can open.
+            fds.clear();
+            cut = true;
+        }
         if count == 0 {
             self.ended = true;
             return;

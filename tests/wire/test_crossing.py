@@ -633,8 +633,8 @@ def test_a_crossing_size_that_cannot_be_followed_loses_the_connection(ctx, share
     assert ctx.events == ["quiesce", ("unregister", BASE, 1 << 24), LOST]
 
 
-# What may cross one message of ours is bounded: so many commands, so many bytes.
-MOST, MOST_BYTES = 4096, 16 << 20
+# What may cross one message of ours is bounded: so many commands, bytes, descriptors.
+MOST, MOST_BYTES, MOST_FDS = 4096, 16 << 20, 1024
 
 
 def crossed(client, *parts):
@@ -679,21 +679,49 @@ def test_as_many_bytes_as_are_bearable_may_cross(ctx, shared):
     answers_again(ctx, shared)
 
 
+@pytest.fixture
+def room():
+    """The process may open more than may cross."""
+    with Room(2 * MOST_FDS):
+        yield
+
+
+def maps_with_descriptors(fd, first, count):
+    return [[dma_map(i, i * PAGE, PAGE), [fd] * 128] for i in range(first, first + count)]
+
+
+def test_as_many_descriptors_as_are_bearable_may_cross(ctx, shared, room):
+    fd = memfd(PAGE)
+    before = open_fds()
+    count = MOST_FDS // 128
+    server = crossed(shared, *maps_with_descriptors(fd, 1, count))
+    assert read(ctx, 8) == contents(BASE, 8)
+    assert server.result() == "taken"
+    assert ctx.run() == count
+    for i in range(1, 1 + count):
+        assert shared.recv().raw == header(i, DMA_MAP, 16, F_REPLY)
+    assert len(open_fds()) == len(before) + 1, "one descriptor of that file is kept"
+    os.close(fd)
+    answers_again(ctx, shared)
+
+
+# One with two descriptors comes before.
 TOO_MUCH = {
-    "commands": [b"".join(info(i) for i in range(MOST))],  # and one with descriptors before
-    "bytes": [region_write(1, BAR0, 0, bytes(MAX_XFER)) * (MOST_BYTES // MAX_XFER)],
+    "commands": lambda fd: [[b"".join(info(i) for i in range(MOST))]],
+    "bytes": lambda fd: [[region_write(1, BAR0, 0, bytes(MAX_XFER)) * (MOST_BYTES // MAX_XFER)]],
+    "descriptors": lambda fd: maps_with_descriptors(fd, 2, MOST_FDS // 128),
 }
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["outside of callbacks", "inside a callback"])
 @pytest.mark.parametrize("what", TOO_MUCH)
-def test_a_client_that_sends_more_instead_of_an_answer_is_given_up(ctx, shared, what, inside):
+def test_a_client_that_sends_more_instead_of_an_answer_is_given_up(ctx, shared, room, what, inside):
     """The loss is torn down as any other, and what had crossed is dropped with its descriptors."""
     got = dma_region(ctx, 8)
     fd = memfd(PAGE)
     ctx.poll_fd()
     before = open_fds()
-    server = crossed(shared, [dma_map(1, 0, PAGE), [fd, fd]], TOO_MUCH[what])
+    server = crossed(shared, [dma_map(1, 0, PAGE), [fd, fd]], *TOO_MUCH[what](fd))
     if inside:
         shared.send_raw(region_write(1, BAR0, 0, b"go"))
         assert ctx.run() == 1

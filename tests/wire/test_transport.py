@@ -539,6 +539,24 @@ def test_after_cut_control_data_the_stream_is_in_step(ctx, client):
     alive(client)
 
 
+def test_descriptors_of_a_message_that_is_never_whole_are_bounded(ctx, client):
+    """It is refused once it is, as if the process could not take more of them."""
+    fd = memfd(PAGE)
+    data = region_write(1, BAR0, 0, bytes(20))
+    before = open_fds()
+    with Room(2048):
+        for i in range(len(data) - 1):
+            client.send_raw(data[i:i + 1], [fd] * 128)
+            assert ctx.run() == 0
+            assert len(open_fds()) <= len(before) + 1024
+        client.send_raw(data[-1:])
+        assert ctx.run() == 0
+    assert is_error(client.recv(), 1, REGION_WRITE, errno.EINVAL)
+    assert open_fds() == before
+    os.close(fd)
+    alive(client)
+
+
 def test_a_reply_with_more_descriptors_than_the_kernel_sends_becomes_an_error_reply():
     with Ctx() as ctx:
         ctx.memory_region(BAR0, 4096)
