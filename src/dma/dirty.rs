@@ -8,14 +8,10 @@
 //! they set them again, this time with the harvester locked out.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-use parking_lot::Mutex;
-
-use super::bitmap::{Block, Blocks, GROUP_BITS, GROUP_WORDS};
-
-/// Words of a cache line.
-const LINE_WORDS: usize = 8;
+use super::bitmap::{Block, Blocks, GROUP_BITS};
+use super::sizes::{GROUP_WORDS, LINE_WORDS};
+use super::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, fence};
 
 /// What harvester and setters tell each other; in cache lines of its own.
 #[repr(align(128))]
@@ -42,7 +38,7 @@ pub(super) fn mask(first: u64, last: u64) -> u64 {
 }
 
 impl Dirty {
-    pub(super) const fn new() -> Dirty {
+    pub(super) fn new() -> Dirty {
         Dirty {
             page_shift: AtomicU32::new(0),
             progress: Progress {
@@ -145,7 +141,7 @@ fn name(handle: u32, group: u64) -> u64 {
 /// A group being harvested.
 struct Harvest<'a> {
     progress: &'a Progress,
-    _lock: parking_lot::MutexGuard<'a, ()>,
+    _lock: MutexGuard<'a, ()>,
     sequence: u64,
 }
 
