@@ -82,7 +82,7 @@ impl Dirty {
         let mut done = false;
         if !is_ours {
             set_bits(block, first, last);
-            done = self.progress.sequence.load(SeqCst) == before;
+            done = self.progress.sequence.load(Relaxed) == before;
         }
         if !done {
             let _no_harvest = self.progress.lock.lock();
@@ -150,7 +150,11 @@ impl Progress {
         let lock = self.lock.lock();
         let sequence = self.sequence.load(Relaxed).wrapping_add(1);
         self.group.store(group, Release);
-        self.sequence.store(sequence, SeqCst);
+        self.sequence.store(sequence, Release);
+        // One of two fences comes first, this or that of `set_bits`. Either the
+        // words that are read next have the bits of the setter, and what it
+        // wrote can be seen, or the setter sees that number.
+        fence(SeqCst);
         Harvest { progress: self, _lock: lock, sequence }
     }
 }
@@ -221,7 +225,7 @@ fn take_bits(words: &[AtomicU64], found: &mut [u64], first: u64, last: u64, keep
 }
 
 fn take_word(word: &AtomicU64, wanted: u64, keep: u64) -> u64 {
-    let bits = word.load(SeqCst);
+    let bits = word.load(Relaxed);
     if bits & wanted & !keep != 0 {
         word.store(bits & !wanted | bits & keep, Relaxed);
     }
@@ -233,7 +237,7 @@ fn take_word(word: &AtomicU64, wanted: u64, keep: u64) -> u64 {
 fn take_line(words: &[AtomicU64; LINE_WORDS], found: &mut [u64; LINE_WORDS]) -> u64 {
     let mut any = 0;
     for (word, found) in words.iter().zip(found) {
-        *found = word.load(SeqCst);
+        *found = word.load(Relaxed);
         any |= *found;
     }
     if any != 0 {
