@@ -16,6 +16,10 @@
 //!   made from, which cannot be. After one more change of the word, a bit may
 //!   seem to be lost by that; so where two threads mark one word beside a
 //!   harvest, they start with it clear, and are stopped twice at most.
+//! - It remembers the last access to an atomic only. A thread that loads it and
+//!   then stores to it hides from loom that others had loaded it before, and
+//!   some of the orders are not tried. The harvest does so; the index does so at
+//!   every step, and so has no model here but those of the whole table.
 //! - Every model has a bound: how often a thread may be stopped in the middle.
 
 pub use vfio_user::{memory, wire};
