@@ -113,6 +113,16 @@ impl Client {
         }
     }
 
+    /// Lets the device decode its memory BARs and start transfers, as a driver
+    /// does.
+    pub fn enable_memory_and_bus_master(&mut self) -> Result<()> {
+        const COMMAND: u64 = 4;
+        const MEMORY_AND_BUS_MASTER: u8 = 6;
+        let command = self.region_read(Region::CONFIG, COMMAND, 2)?;
+        let [low, high] = *command.first_chunk().unwrap_or(&[0; 2]);
+        self.region_write(Region::CONFIG, COMMAND, &[low | MEMORY_AND_BUS_MASTER, high])
+    }
+
     /// The configuration space, in as few accesses as the server allows.
     pub fn config_space(&mut self) -> Result<Vec<u8>> {
         let size = self.region_info(Region::CONFIG)?.info.size.min(MAX_CONFIG_SPACE);
