@@ -445,3 +445,50 @@ impl Buffers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromBytes;
+
+    use super::*;
+
+    fn queue() -> Queue {
+        let what = Outstanding { slot: 0, range: 0..8, kind: Kind::Write(3) };
+        Queue {
+            pair: QueuePair::new(1, ENTRIES, 0x1000, 0x2000),
+            vector: 1,
+            outstanding: HashMap::from([(7, what)]),
+            free_writes: vec![],
+            free_reads: vec![],
+            signalled: false,
+        }
+    }
+
+    fn completion(cid: u8, status: u8) -> Completion {
+        let bytes = [0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, cid, 0, status << 1 | 1, 0];
+        Completion::read_from_bytes(&bytes).unwrap()
+    }
+
+    #[test]
+    fn a_command_is_completed_once() {
+        let mut queue = queue();
+        let text = |result: Result<Outstanding>| result.err().unwrap().to_string();
+        assert!(text(queue.take_back(&completion(6, 0))).contains("command 6 was completed, but is not"));
+        assert_eq!(queue.take_back(&completion(7, 0)).unwrap().kind, Kind::Write(3));
+        assert!(text(queue.take_back(&completion(7, 0))).contains("command 7 was completed, but is not"));
+    }
+
+    #[test]
+    fn a_failed_command_is_told_with_its_blocks() {
+        let failed = queue().take_back(&completion(7, 0x20)).err().unwrap().to_string();
+        assert_eq!(failed, "a command failed with status 0x020 (blocks 0..8: Write(3))");
+    }
+
+    #[test]
+    fn buffers_do_not_overlap() {
+        let buffers = Buffers { lists: 0x1000, data: 0x10_0000, slots: 5, pages: 3 };
+        let mut pages: Vec<u64> = (0..5).flat_map(|slot| [0, 1, 2].map(|n| buffers.page(slot, n))).collect();
+        pages.sort_unstable();
+        assert_eq!(pages, (0..15).map(|n| 0x10_0000 + n * PAGE).collect::<Vec<_>>());
+    }
+}
