@@ -84,6 +84,8 @@ pub struct QueuePair {
     submission: u64,
     completion: u64,
     tail: u16,
+    /// The tail that the controller knows.
+    rung: u16,
     /// The first completion that was not taken.
     head: u16,
     phase: bool,
@@ -97,7 +99,7 @@ impl QueuePair {
     /// Queues that are empty, at these addresses.
     pub fn new(id: u16, entries: u16, submission: u64, completion: u64) -> QueuePair {
         let entries = entries.min(QueuePair::MOST_ENTRIES);
-        QueuePair { id, entries, submission, completion, tail: 0, head: 0, phase: true, next_cid: 0 }
+        QueuePair { id, entries, submission, completion, tail: 0, rung: 0, head: 0, phase: true, next_cid: 0 }
     }
 
     /// Empties the completion queue, which the controller doesn't know yet: no
@@ -125,8 +127,12 @@ impl QueuePair {
         Ok(cid)
     }
 
-    /// Tells the controller of what was put.
-    pub fn ring(&self, client: &mut Client, doorbells: &Doorbells) -> Result<()> {
+    /// Tells the controller of what was put, if it doesn't know.
+    pub fn ring(&mut self, client: &mut Client, doorbells: &Doorbells) -> Result<()> {
+        if self.rung == self.tail {
+            return Ok(());
+        }
+        self.rung = self.tail;
         doorbells.tail(client, self.id, self.tail)
     }
 

@@ -201,8 +201,10 @@ impl<'a> Mover<'a> {
     /// Stops the source, moves the rest, and starts the destination. What a
     /// comparison takes is no downtime: who doesn't want it doesn't wait.
     fn switch_over(&mut self) -> Result<Switch, Fault> {
-        self.pump()?;
-        self.progress.phase("stopped");
+        self.progress.phase("stopping");
+        if let (Some(load), Some(vectors)) = (&mut self.load, &self.src.vectors) {
+            load.brim(&mut self.src.client, vectors).on(Side::Source)?;
+        }
         let stopped = Instant::now();
         self.src.client.set_device_state(DeviceState::StopCopy).on(Side::Source)?;
         self.collect_interrupts()?;

@@ -19,6 +19,12 @@ pub trait Load {
     /// Takes in what is done, and gives the device as much again.
     fn pump(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()>;
 
+    /// The same, and so that the device has as much as possible left to do when
+    /// this returns: it will be stopped.
+    fn brim(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
+        self.pump(client, vectors)
+    }
+
     /// Takes in the interrupts that the source has sent until it stopped. The
     /// device is not touched.
     fn stopped(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()>;

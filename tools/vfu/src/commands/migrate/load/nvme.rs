@@ -24,10 +24,12 @@ const ENTRIES: u16 = 64;
 const WRITES: usize = 32;
 /// Reads besides.
 const READS: usize = 4;
-/// Most pages of data of one command.
-const MAX_PAGES: u64 = 16;
+/// Most pages of data of one command: enough that some need a list of them.
+const MAX_PAGES: u64 = 4;
 /// Bytes of the disk that are worked on, from its start.
 const SPAN: u64 = 64 << 20;
+/// Commands between two rings of the doorbell, about.
+const RING_EVERY: usize = 8;
 /// Fewest blocks of a disk: four for each write that is outstanding.
 const FEWEST_BLOCKS: u64 = 4 * QUEUES as u64 * WRITES as u64;
 /// The guest's memory is used from this page on: address 0 looks like a mistake.
@@ -140,31 +142,24 @@ impl Load {
         Ok(load)
     }
 
-    /// Fills the queues, ringing every few commands.
-    fn fill(&mut self, client: &mut Client) -> Result<()> {
+    /// Fills the queues. The controller is told every few commands, or only in
+    /// the end: then it has most of them still to do.
+    fn fill(&mut self, client: &mut Client, at_once: bool) -> Result<()> {
         for n in 0..self.queues.len() {
-            let mut silent = false;
             while self.queues.get(n).is_some_and(|queue| !queue.free_writes.is_empty()) {
-                silent |= match self.rng.usize(..=WRITES / READS) {
-                    0 => {
-                        let range = self.pick();
-                        self.read(client, n, range)?
-                    }
-                    _ => {
-                        let range = self.again.pop().unwrap_or_else(|| self.pick());
-                        self.write(client, n, range)?
-                    }
-                };
-                if silent && self.rng.u8(..8) == 0 {
+                if self.rng.usize(..=WRITES / READS) == 0 {
+                    let range = self.pick();
+                    self.read(client, n, range)?;
+                } else {
+                    let range = self.again.pop().unwrap_or_else(|| self.pick());
+                    self.write(client, n, range)?;
+                }
+                if !at_once && self.rng.usize(..RING_EVERY) == 0 {
                     self.ring(client, n)?;
-                    silent = false;
                 }
             }
-            if silent {
-                self.ring(client, n)?;
-            }
         }
-        Ok(())
+        (0..self.queues.len()).try_for_each(|n| self.ring(client, n))
     }
 
     /// Some blocks: so few that most of the disk is free, however many commands
@@ -222,7 +217,7 @@ impl Load {
     }
 
     fn ring(&mut self, client: &mut Client, queue: usize) -> Result<()> {
-        match self.queues.get(queue) {
+        match self.queues.get_mut(queue) {
             Some(queue) => queue.pair.ring(client, self.controller.doorbells()),
             None => Ok(()),
         }
@@ -325,7 +320,13 @@ impl super::Load for Load {
     fn pump(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
         self.listen(client, vectors, Deadline::after(Duration::ZERO))?;
         self.take_in(client)?;
-        self.fill(client)
+        self.fill(client, false)
+    }
+
+    fn brim(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
+        self.listen(client, vectors, Deadline::after(Duration::ZERO))?;
+        self.take_in(client)?;
+        self.fill(client, true)
     }
 
     fn stopped(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
@@ -348,7 +349,7 @@ impl super::Load for Load {
     fn work_on(&mut self, client: &mut Client, vectors: &Vectors, count: u64) -> Result<()> {
         let enough = self.submitted.saturating_add(count);
         while self.submitted < enough {
-            self.fill(client)?;
+            self.fill(client, false)?;
             self.wait(client, vectors)?;
         }
         self.settle(client, vectors)
