@@ -80,6 +80,7 @@ class Driver:
         self.memory = mmap.mmap(self.fd, GUEST_SIZE)
         self.client.map_dma(GUEST, GUEST_SIZE, self.fd)
         self.events = [self.client.assign_irq(MSIX, v) for v in range(3)]
+        self.descriptors = [*self.events, self.fd]
         self.map_doorbells()
         self.next = GUEST
         self.cid = 0
@@ -100,9 +101,9 @@ class Driver:
 
     def close(self):
         self.client.close()
-        for fd in self.events + [self.fd]:
+        for fd in self.descriptors:
             os.close(fd)
-        self.events = []
+        self.descriptors = []
 
     # Guest memory.
 
