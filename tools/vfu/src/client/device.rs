@@ -154,6 +154,14 @@ impl Client {
         }
     }
 
+    /// `VFIO_USER_REGION_WRITE` that the server doesn't answer, and that reaches it
+    /// together with the next request.
+    pub fn region_post(&mut self, region: Region, offset: u64, data: &[u8]) -> Result<()> {
+        let what = format!("posted write of {} bytes to {region} at {offset:#x}", data.len());
+        let request = RegionAccess { offset, region: region.0, count: data.len() as u32 };
+        self.hold(Command::RegionWrite, &what, &[request.as_bytes(), data])
+    }
+
     /// One access: what was asked for, the bytes that the server did, and the
     /// reply's payload.
     fn access(

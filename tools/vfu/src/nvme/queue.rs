@@ -50,30 +50,31 @@ impl Doorbells {
         Ok(Doorbells { way, stride })
     }
 
-    /// Tells how far submission queue `queue` is filled.
-    fn tail(&self, client: &mut Client, queue: u16, value: u16) -> Result<()> {
-        self.write(client, u64::from(queue).saturating_mul(2), value)
-    }
-
-    /// Tells how far completion queue `queue` is emptied.
-    fn head(&self, client: &mut Client, queue: u16, value: u16) -> Result<()> {
-        self.write(client, u64::from(queue).saturating_mul(2).saturating_add(1), value)
-    }
-
     fn write(&self, client: &mut Client, doorbell: u64, value: u16) -> Result<()> {
-        let offset = DOORBELLS.saturating_add(self.stride.saturating_mul(doorbell));
-        let value = u32::from(value).to_le_bytes();
+        let offset = self.offset(doorbell);
         match &self.way {
-            Way::Message => client.region_write(Region::BAR0, offset, &value),
-            Way::File(file, start) => {
-                // What the queue was given comes first. The bytes may arrive one
-                // by one: queues are so small that only the first ever changes.
-                fence(Ordering::SeqCst);
-                file.write_all_at(&value, start.saturating_add(offset))
-                    .map_err(|e| Error::local("doorbell", e))
-            }
+            Way::Message => client.region_write(Region::BAR0, offset, &u32::from(value).to_le_bytes()),
+            Way::File(file, start) => store(file, start.saturating_add(offset), value),
         }
     }
+
+    /// Where a doorbell is in BAR0.
+    fn offset(&self, doorbell: u64) -> u64 {
+        DOORBELLS.saturating_add(self.stride.saturating_mul(doorbell))
+    }
+}
+
+/// Writes a doorbell that the controller looks at.
+fn store(file: &File, offset: u64, value: u16) -> Result<()> {
+    // What the queue was given comes first. The bytes may arrive one by one:
+    // queues are so small that only the first ever changes.
+    fence(Ordering::SeqCst);
+    file.write_all_at(&u32::from(value).to_le_bytes(), offset).map_err(|e| Error::local("doorbell", e))
+}
+
+/// The number of a submission queue's doorbell.
+fn tail_doorbell(queue: u16) -> u64 {
+    u64::from(queue).saturating_mul(2)
 }
 
 /// A pair of queues of the same number, and what their driver knows of them.
@@ -133,7 +134,32 @@ impl QueuePair {
             return Ok(());
         }
         self.rung = self.tail;
-        doorbells.tail(client, self.id, self.tail)
+        doorbells.write(client, tail_doorbell(self.id), self.tail)
+    }
+
+    /// The same together with the next request, where the doorbell is a message;
+    /// else it is left to [`ring_late`](Self::ring_late).
+    pub fn ring_early(&mut self, client: &mut Client, doorbells: &Doorbells) -> Result<()> {
+        match &doorbells.way {
+            Way::Message if self.rung != self.tail => {
+                self.rung = self.tail;
+                let offset = doorbells.offset(tail_doorbell(self.id));
+                client.region_post(Region::BAR0, offset, &u32::from(self.tail).to_le_bytes())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Rings a doorbell that is no message, as a processor does that knows
+    /// nothing of the messages that are on their way.
+    pub fn ring_late(&mut self, doorbells: &Doorbells) -> Result<()> {
+        match &doorbells.way {
+            Way::File(file, start) if self.rung != self.tail => {
+                self.rung = self.tail;
+                store(file, start.saturating_add(doorbells.offset(tail_doorbell(self.id))), self.tail)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The next completion, if there is one. The controller learns that its
@@ -181,7 +207,7 @@ impl QueuePair {
 
     /// Tells the controller of what was taken.
     pub fn free(&self, client: &mut Client, doorbells: &Doorbells) -> Result<()> {
-        doorbells.head(client, self.id, self.head)
+        doorbells.write(client, tail_doorbell(self.id).saturating_add(1), self.head)
     }
 }
 

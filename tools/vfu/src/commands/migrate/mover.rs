@@ -201,12 +201,14 @@ impl<'a> Mover<'a> {
     /// Stops the source, moves the rest, and starts the destination. What a
     /// comparison takes is no downtime: who doesn't want it doesn't wait.
     fn switch_over(&mut self) -> Result<Switch, Fault> {
-        self.progress.phase("stopping");
+        self.progress.phase("stopped");
         if let (Some(load), Some(vectors)) = (&mut self.load, &self.src.vectors) {
-            load.brim(&mut self.src.client, vectors).on(Side::Source)?;
+            load.before_stop(&mut self.src.client, vectors).on(Side::Source)?;
         }
         let stopped = Instant::now();
-        self.src.client.set_device_state(DeviceState::StopCopy).on(Side::Source)?;
+        let load = &mut self.load;
+        let mut at_stop = || load.as_mut().map_or(Ok(()), |load| load.at_stop());
+        self.src.client.set_device_state_and(DeviceState::StopCopy, &mut at_stop).on(Side::Source)?;
         self.collect_interrupts()?;
         self.guest.fetch_dirty(&mut self.src.client).on(Side::Source)?;
         self.copy_pending(false)?;

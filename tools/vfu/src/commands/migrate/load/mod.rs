@@ -19,10 +19,16 @@ pub trait Load {
     /// Takes in what is done, and gives the device as much again.
     fn pump(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()>;
 
-    /// The same, and so that the device has as much as possible left to do when
-    /// this returns: it will be stopped.
-    fn brim(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
+    /// The same, right before the device is asked to stop: it shall have as much
+    /// as possible left to do.
+    fn before_stop(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
         self.pump(client, vectors)
+    }
+
+    /// The device has been asked to stop, and hasn't answered: what a guest's
+    /// processor may do at that moment.
+    fn at_stop(&mut self) -> Result<()> {
+        Ok(())
     }
 
     /// Takes in the interrupts that the source has sent until it stopped. The

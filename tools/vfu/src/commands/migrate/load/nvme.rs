@@ -142,9 +142,9 @@ impl Load {
         Ok(load)
     }
 
-    /// Fills the queues. The controller is told every few commands, or only in
-    /// the end: then it has most of them still to do.
-    fn fill(&mut self, client: &mut Client, at_once: bool) -> Result<()> {
+    /// Fills the queues. The doorbell is rung every so many commands, about;
+    /// without, not at all.
+    fn fill(&mut self, client: &mut Client, ring_every: Option<usize>) -> Result<()> {
         for n in 0..self.queues.len() {
             while self.queues.get(n).is_some_and(|queue| !queue.free_writes.is_empty()) {
                 if self.rng.usize(..=WRITES / READS) == 0 {
@@ -154,12 +154,15 @@ impl Load {
                     let range = self.again.pop().unwrap_or_else(|| self.pick());
                     self.write(client, n, range)?;
                 }
-                if !at_once && self.rng.usize(..RING_EVERY) == 0 {
+                if ring_every.is_some_and(|every| self.rng.usize(..every) == 0) {
                     self.ring(client, n)?;
                 }
             }
+            if ring_every.is_some() {
+                self.ring(client, n)?;
+            }
         }
-        (0..self.queues.len()).try_for_each(|n| self.ring(client, n))
+        Ok(())
     }
 
     /// Some blocks: so few that most of the disk is free, however many commands
@@ -320,13 +323,20 @@ impl super::Load for Load {
     fn pump(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
         self.listen(client, vectors, Deadline::after(Duration::ZERO))?;
         self.take_in(client)?;
-        self.fill(client, false)
+        self.fill(client, Some(RING_EVERY))
     }
 
-    fn brim(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
+    fn before_stop(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
         self.listen(client, vectors, Deadline::after(Duration::ZERO))?;
         self.take_in(client)?;
-        self.fill(client, true)
+        self.fill(client, None)?;
+        let doorbells = self.controller.doorbells();
+        self.queues.iter_mut().try_for_each(|queue| queue.pair.ring_early(client, doorbells))
+    }
+
+    fn at_stop(&mut self) -> Result<()> {
+        let doorbells = self.controller.doorbells();
+        self.queues.iter_mut().try_for_each(|queue| queue.pair.ring_late(doorbells))
     }
 
     fn stopped(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
@@ -349,7 +359,7 @@ impl super::Load for Load {
     fn work_on(&mut self, client: &mut Client, vectors: &Vectors, count: u64) -> Result<()> {
         let enough = self.submitted.saturating_add(count);
         while self.submitted < enough {
-            self.fill(client, false)?;
+            self.fill(client, Some(RING_EVERY))?;
             self.wait(client, vectors)?;
         }
         self.settle(client, vectors)
