@@ -421,11 +421,12 @@ transfers(struct queues *q, uint8_t opcode, uint64_t count)
 
 static atomic_bool stop;
 
-/* The server of the first floor. */
+/* The server of the first floor. It begins where the driver is: the queues are empty. */
 static void *
-follow_rings(void *unused)
+follow_rings(void *driver)
 {
-    uint16_t sq_head = bare.tail, cq_tail = bare.head, phase = bare.phase;
+    const struct queues *start = driver;
+    uint16_t sq_head = start->tail, cq_tail = start->head, phase = start->phase;
 
     stay_on(0, false);
     while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
@@ -449,17 +450,18 @@ follow_rings(void *unused)
             }
         }
     }
-    return unused;
+    return NULL;
 }
 
 static double
 bare_ring(void)
 {
+    struct queues start = bare;
     pthread_t thread;
     double time;
 
     stop = false;
-    CHECK_EQ(pthread_create(&thread, NULL, follow_rings, NULL), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, follow_rings, &start), 0);
     transfers(&bare, IO_READ, DEPTH); /* until it is there */
     time = transfers(&bare, IO_READ, READS);
     stop = true;
