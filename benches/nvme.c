@@ -26,7 +26,7 @@ enum {
     ENTRIES = 64,     /* of the I/O queues */
     ADMIN_ENTRIES = 16,
     ROUNDS = 20,
-    READS = 100000,   /* in a round */
+    READS = 50000,    /* in a round */
 };
 
 /* Where things are in the guest's memory. */
