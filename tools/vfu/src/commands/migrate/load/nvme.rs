@@ -236,23 +236,25 @@ impl Load {
         Ok(!fired.is_empty())
     }
 
-    /// Takes in the completions that interrupts have told of.
+    /// Takes in the completions that interrupts have told of: all of them, also
+    /// when one is wrong, so that it can be gone on with afterwards.
     fn take_in(&mut self, client: &mut Client) -> Result<()> {
+        let mut outcome = Ok(());
         for n in 0..self.queues.len() {
             let Some(queue) = self.queues.get_mut(n).filter(|queue| queue.signalled) else { continue };
             queue.signalled = false;
-            let mut completions = Vec::new();
+            let mut done = Vec::new();
             while let Some(completion) = queue.pair.take(client)? {
-                completions.push(queue.take_back(&completion)?);
+                done.push(queue.take_back(&completion));
             }
-            if !completions.is_empty() {
+            if !done.is_empty() {
                 queue.pair.free(client, self.controller.doorbells())?;
             }
-            for outstanding in completions {
-                self.completed(client, n, outstanding)?;
+            for outstanding in done {
+                outcome = outcome.and(outstanding.and_then(|what| self.completed(client, n, what)));
             }
         }
-        Ok(())
+        outcome
     }
 
     fn completed(&mut self, client: &mut Client, queue: usize, done: Outstanding) -> Result<()> {
@@ -265,17 +267,17 @@ impl Load {
                 if self.rng.usize(..AGAIN) == 0 {
                     self.again.push(range);
                 }
+                Ok(())
             }
             Kind::Read => {
+                queue.free_reads.push(slot);
+                self.blocks.put_back(&range);
                 let count = range.end.saturating_sub(range.start);
                 let mut bytes = vec![0; self.blocks.bytes(count)];
                 self.buffers.read(client, slot, &mut bytes)?;
-                self.blocks.check(&range, &bytes)?;
-                self.blocks.put_back(&range);
-                queue.free_reads.push(slot);
+                self.blocks.check(&range, &bytes)
             }
         }
-        Ok(())
     }
 
     fn outstanding(&self) -> usize {
