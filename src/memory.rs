@@ -10,6 +10,7 @@ use std::{fmt, io};
 use crate::wire::{Errno, Result};
 
 /// Appends to a list.
+#[inline]
 pub fn push<T>(list: &mut Vec<T>, value: T) -> Result<()> {
     reserve(list, 1)?;
     list.push(value);

@@ -37,6 +37,7 @@ static BUILT: LazyLock<TempDir> = LazyLock::new(|| {
     for (name, sources) in [
         ("null", &["null.c"][..]),
         ("gpio-idio-16", &["gpio-idio-16.c"]),
+        ("nvme", &["nvme.c"]),
         (
             "dma-engine",
             &[

@@ -14,7 +14,7 @@
 //!   of that type become pointers to it,
 //! - `@variadic name`: a function with `...` after its parameters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -191,4 +191,43 @@ fn the_header_is_what_the_source_generates() {
         assert_eq!(is, should, "{HEADER}:{}: run with UPDATE_HEADER=1 to write it anew", number + 1);
     }
     assert_eq!(committed, generated, "{HEADER} is not complete: run with UPDATE_HEADER=1");
+}
+
+/// Functions of the header: name and comment, white space as one blank.
+fn functions(header: &str) -> BTreeMap<&str, String> {
+    let blocks = header.split("\n\n").map(str::trim).filter(|block| block.starts_with("/**"));
+    let is_function = |block: &&str| {
+        let code = code(block);
+        code.ends_with(");") && !code.contains('{') && !code.starts_with("typedef")
+    };
+    blocks
+        .filter(is_function)
+        .map(|block| {
+            let comment = block.strip_suffix(code(block)).unwrap_or_default();
+            let words = comment.split_whitespace().filter(|word| *word != "*");
+            (declared_name(block), words.collect::<Vec<_>>().join(" "))
+        })
+        .collect()
+}
+
+#[test]
+fn every_function_says_on_which_threads_it_may_be_called() {
+    const FROM_ANY: &str = "May be called from any thread";
+    let header = read(HEADER);
+    let functions = functions(&header);
+    assert_eq!(functions.len(), 34);
+    for (name, comment) in &functions {
+        let says = ["Threads: on the thread that uses the context", "Threads: any, at any time.", FROM_ANY];
+        assert!(
+            says.iter().filter(|words| comment.contains(*words)).count() == 1 || *name == "vfu_destroy_ctx",
+            "{name}: on which threads?"
+        );
+    }
+    // Those that are safe beside the thread that runs the context are listed at the top.
+    let (_, top) = header.split_once(" * Threads. ").unwrap();
+    let (top, _) = top.split_once(" may run on other threads").unwrap();
+    let listed: BTreeSet<&str> =
+        top.split([' ', '\n']).filter_map(|word| word.split_once("()")).map(|(name, _)| name).collect();
+    let from_any = functions.iter().filter(|(_, comment)| comment.contains(FROM_ANY)).map(|(name, _)| *name);
+    assert_eq!(listed, from_any.collect());
 }

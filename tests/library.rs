@@ -101,6 +101,38 @@ fn the_loader_knows_the_library_by_its_name() {
     assert_eq!(soname.string(endian, strings).unwrap(), SONAME.as_bytes());
 }
 
+/// Functions of the C library whose failure needs no test in `tests/faults`: they have
+/// none, or are only called on the way from a panic to the log.
+const CANNOT_FAIL: &str = "
+    __cxa_finalize __cxa_thread_atexit_impl __errno_location __gmon_start__ __tls_get_addr __xpg_strerror_r
+    _ITM_deregisterTMCloneTable _ITM_registerTMCloneTable abort bcmp clock_gettime dl_iterate_phdr free getcwd
+    getenv getpid gettid lseek64 memcmp memcpy memmove memset open64 pthread_key_create pthread_key_delete
+    pthread_setcancelstate pthread_setspecific readlink realpath sched_yield stat64 strlen sysconf vsnprintf
+    writev";
+
+/// What the library calls and `tests/faults` does not make fail would go untested.
+#[test]
+fn every_call_that_can_fail_is_made_to_by_the_fault_tests() {
+    let shim = fs::read_to_string(root().join("tests/faults/shim.c")).unwrap();
+    let defines = |name: &str| {
+        shim.lines().any(|line| {
+            let interposed = line.starts_with("INTERPOSE(") && line.contains(&format!(", {name}, SHIM_"));
+            interposed || line.starts_with(&format!("{name}("))
+        })
+    };
+    assert!(defines("recvmsg") && defines("close") && !defines("abort"));
+    let data = fs::read(library()).unwrap();
+    let file = ElfFile::<FileHeader64<Endianness>>::parse(&*data).unwrap();
+    let untested: Vec<&str> = file
+        .dynamic_symbols()
+        .filter(|symbol| symbol.is_undefined())
+        .map(|symbol| symbol.name().unwrap())
+        .filter(|name| !name.is_empty() && !name.starts_with("_Unwind_"))
+        .filter(|name| !CANNOT_FAIL.split_whitespace().any(|other| other == *name) && !defines(name))
+        .collect();
+    assert!(untested.is_empty(), "calls that the shim of tests/faults does not know: {untested:?}");
+}
+
 /// Compiles a C file, links it with the library and runs it.
 fn run(name: &str, options: &[&str]) {
     let folder = tempfile::tempdir().unwrap();

@@ -185,11 +185,12 @@ pub unsafe extern "C-unwind" fn vfu_sgl_get(
     unsafe {
         if let Ok(ctx) = cast::context(vfu_ctx)
             && cnt == 1
+            && !iov.is_null()
+            && iov.is_aligned()
             && let Ok(entry) = cast::reference(sgl)
-            && let Ok([place]) = cast::array_mut(iov.cast::<MaybeUninit<iovec>>(), 1)
             && let Some(memory) = ctx.recent_memory(entry, flags)
         {
-            place.write(memory);
+            iov.write(memory);
             return 0;
         }
         sgl_get(vfu_ctx, sgl, iov, cnt, flags)
@@ -252,7 +253,7 @@ unsafe fn mark_unless_needless(vfu_ctx: *mut vfu_ctx_t, name: &'static str, sgl:
     // SAFETY: the caller's promises.
     unsafe {
         match cast::context(vfu_ctx) {
-            Ok(ctx) if cnt == 1 && !sgl.is_null() && ctx.needs_no_marks() => {}
+            Ok(ctx) if ctx.needs_no_marks() && !sgl.is_null() => {}
             _ => mark(vfu_ctx, name, sgl, cnt),
         }
     }

@@ -165,25 +165,34 @@ impl Drop for Harvest<'_> {
     }
 }
 
-/// Sets bits of one group, so that they come before whatever the caller reads
-/// next from `Progress::sequence`.
+/// Sets bits of one group, so that they, and what the thread has written to
+/// guest memory, come before whatever the caller reads next from
+/// `Progress::sequence`. A bit that was set already stands for these writes too
+/// if no harvest of its group begins before that.
 fn set_bits(block: &Block, first: u64, last: u64) {
     let Some(words) = block.words().get((first / 64) as usize..=(last / 64) as usize) else { return };
     match words {
         [] => {}
-        [word] => {
-            word.fetch_or(mask(first, last), SeqCst);
-        }
+        [word] => set_in_word(word, mask(first, last)),
         [head, middle @ .., tail] => {
-            head.fetch_or(mask(first, 63), Relaxed);
+            set_in_word(head, mask(first, 63));
             for word in middle {
                 if word.load(Relaxed) != !0 {
                     word.store(!0, Relaxed);
                 }
             }
-            tail.fetch_or(mask(0, last), Relaxed);
-            fence(SeqCst);
+            set_in_word(tail, mask(0, last));
         }
+    }
+    fence(SeqCst);
+}
+
+/// Sets bits of a word, unless they are set: so threads that write to the same
+/// pages all the time do not take the word out of each other's cache.
+#[inline(always)]
+fn set_in_word(word: &AtomicU64, bits: u64) {
+    if word.load(Relaxed) & bits != bits {
+        word.fetch_or(bits, Relaxed);
     }
 }
 

@@ -141,8 +141,7 @@ impl Slot {
     pub(super) fn address(&self, tag: u64, offset: u64, length: u64) -> Option<usize> {
         let mapped = self.mapped.load(Relaxed);
         let vaddr = self.vaddr.load(Relaxed);
-        let room = mapped.checked_sub(offset)?;
-        if length > room || !self.is_still(tag) {
+        if offset.checked_add(length)? > mapped || !self.is_still(tag) {
             return None;
         }
         // No sum wraps: the region is mapped.

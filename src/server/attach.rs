@@ -130,14 +130,14 @@ impl Context {
     fn agree(&self, mut message: Box<Message>) -> Step {
         let with_fds = !message.fds.is_empty() || message.fds_cut;
         message.fds.clear();
-        let answer = match with_fds {
+        let mut reply = Reply::empty();
+        let outcome = match with_fds {
             true => Err(Errno::EINVAL),
-            false => self.version_reply(message.payload()),
+            false => self.version_reply(message.payload(), &mut reply),
         };
         let header = message.header;
         self.with_connection(|connection| connection.recycle(message));
-        let outcome = answer.as_ref().map(drop).map_err(|errno| *errno);
-        match (self.answer_version(&header, answer), outcome) {
+        match (self.answer_version(&header, outcome.map(|()| &mut reply)), outcome) {
             (_, Err(errno)) => self.end_negotiation(errno),
             (Sent::Lost, Ok(())) => self.end_negotiation(Errno::ECONNRESET),
             (Sent::All | Sent::Stuck, Ok(())) => {
@@ -154,7 +154,7 @@ impl Context {
 
     /// Sends the answer to a version message; it is answered even if it says
     /// that it need not be.
-    fn answer_version(&self, header: &wire::Header, answer: Result<Reply>) -> Sent {
+    fn answer_version(&self, header: &wire::Header, answer: Result<&mut Reply>) -> Sent {
         let sent = self.with_connection(|connection| {
             let queued = match answer {
                 Ok(reply) => connection.reply(header, reply),
@@ -168,7 +168,7 @@ impl Context {
         sent.unwrap_or(Sent::Lost)
     }
 
-    fn version_reply(&self, payload: &[u8]) -> Result<Reply> {
+    fn version_reply(&self, payload: &[u8], reply: &mut Reply) -> Result<()> {
         let (version, text) = take::<Version>(payload)?;
         if version.major != wire::VERSION_MAJOR {
             return Err(Errno::EINVAL);
@@ -189,9 +189,7 @@ impl Context {
         };
         let text = server.to_text()?;
         let minor = version.minor.min(wire::VERSION_MINOR);
-        let mut reply = self
-            .with_connection(|connection| connection.new_reply(size_of::<Version>() + text.len()))
-            .ok_or(Errno::ENOTCONN)??;
+        self.make_room(reply, size_of::<Version>() + text.len())?;
         reply.put(&Version { major: wire::VERSION_MAJOR, minor })?;
         reply.put_bytes(&text)?;
         if twin_socket {
@@ -201,7 +199,7 @@ impl Context {
             reply.give_fd(theirs)?;
         }
         self.client.set(client);
-        Ok(reply)
+        Ok(())
     }
 
     /// What is said of the number of DMA regions: the smallest of the device's

@@ -8,7 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::callbacks::Callbacks;
 use super::io_fds::IoEventfds;
@@ -22,6 +22,11 @@ use crate::pci::Pci;
 use crate::transport::{Connection, Listener, Poller};
 use crate::wire::capabilities::ClientCapabilities;
 use crate::wire::{Errno, Result};
+
+/// The device is told when regions go, so it may hold pointers into them.
+const GETTABLE: u8 = 1;
+/// A bug of ours has hit the context.
+const BROKEN: u8 = 2;
 
 /// What stands between the listening socket and a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,9 +48,8 @@ pub struct Context {
     pub(super) dma: AddressSpace,
     /// `vfu_setup_device_dma` was called.
     pub(super) dma_ready: AtomicBool,
-    /// The device is told when regions go, so it may hold pointers into them.
-    pub(super) dma_gettable: AtomicBool,
-    broken: AtomicBool,
+    /// [`GETTABLE`] and [`BROKEN`], in one byte because `vfu_sgl_get` looks at both.
+    condition: AtomicU8,
 
     // For the context's own thread.
     private: *mut c_void,
@@ -82,8 +86,7 @@ impl Context {
             irqs: Irqs::default(),
             dma: AddressSpace::new(),
             dma_ready: AtomicBool::new(false),
-            dma_gettable: AtomicBool::new(false),
-            broken: AtomicBool::new(false),
+            condition: AtomicU8::new(0),
             private,
             nonblocking,
             callbacks: Callbacks::default(),
@@ -110,13 +113,28 @@ impl Context {
     }
 
     /// Whether a bug of ours has hit this context: its functions fail.
+    #[inline(always)]
     pub fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Relaxed)
+        self.condition.load(Ordering::Relaxed) & BROKEN != 0
     }
 
     /// A bug of ours has hit this context.
     pub fn mark_broken(&self) {
-        self.broken.store(true, Ordering::Relaxed);
+        self.condition.fetch_or(BROKEN, Ordering::Relaxed);
+    }
+
+    /// Whether the device may get memory: it is told when regions go, and the
+    /// context is sound.
+    #[inline(always)]
+    pub(super) fn is_gettable(&self) -> bool {
+        self.condition.load(Ordering::Acquire) == GETTABLE
+    }
+
+    pub(super) fn set_gettable(&self, gettable: bool) {
+        match gettable {
+            true => self.condition.fetch_or(GETTABLE, Ordering::Release),
+            false => self.condition.fetch_and(!GETTABLE, Ordering::Release),
+        };
     }
 
     /// Does something with the connection, if there is one. Nothing that `f`

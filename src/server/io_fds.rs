@@ -53,7 +53,7 @@ impl Context {
     }
 
     /// `VFIO_USER_DEVICE_GET_REGION_IO_FDS`
-    pub(super) fn device_get_region_io_fds(&self, message: &Message) -> Result<Reply> {
+    pub(super) fn device_get_region_io_fds(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (request, _) = take::<RegionIoFds>(message.payload())?;
         let fixed = size_of::<RegionIoFds>();
         let argsz = request.argsz as usize;
@@ -69,7 +69,7 @@ impl Context {
         let full = fixed.saturating_add(entries.len().saturating_mul(size_of::<IoFdEntry>()));
         let fits = argsz >= full;
 
-        let mut reply = self.new_reply(if fits { full } else { fixed })?;
+        self.make_room(reply, if fits { full } else { fixed })?;
         reply.put(&RegionIoFds {
             argsz: u32::try_from(full).map_err(|_| Errno::EINVAL)?,
             flags: 0,
@@ -94,7 +94,7 @@ impl Context {
             }
             reply.lend_fds(fds)?;
         }
-        Ok(reply)
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use super::Context;
 use super::context::Phase;
 use super::log::log;
+use super::run::admissible;
 use crate::transport::{Interest, Poller};
 use crate::wire::{Errno, Result};
 
@@ -23,12 +24,22 @@ impl Context {
     /// that is what it says already.
     pub(super) fn update_poller(&self) {
         let outcome = match self.poller.borrow_mut().as_mut() {
-            Some(poller) => poller.set(self.interest()),
-            None => Ok(()),
+            Some(poller) if !self.is_at_rest(poller) => poller.set(self.interest()),
+            _ => Ok(()),
         };
         if let Err(errno) = outcome {
             log!(self, LOG_ERR, "the poll descriptor cannot be set: {errno}");
         }
+    }
+
+    /// Whether the poller waits for the client's next message, and there is
+    /// nothing else to wait for: as nearly always.
+    #[inline(always)]
+    fn is_at_rest(&self, poller: &Poller) -> bool {
+        let resting = self.with_connection(|connection| {
+            connection.is_at_rest() && poller.is_set_to_read(connection.socket())
+        });
+        resting == Some(true) && self.attached() && self.pending.borrow().is_none()
     }
 
     fn interest(&self) -> Interest {
@@ -44,8 +55,8 @@ impl Context {
             return Interest::default();
         }
         let stuck = connection.has_unsent();
-        let left_behind =
-            connection.lost() || !stuck && self.attached() && (connection.has_next() || connection.ended());
+        let left_behind = connection.lost()
+            || !stuck && self.attached() && (connection.has_next(admissible) || connection.ended());
         Interest { socket: Some((connection.socket(), stuck)), left_behind }
     }
 }

@@ -22,18 +22,26 @@ pub enum Pending {
 
 impl Context {
     /// Whether a request changes something that the device relies on.
-    #[inline]
+    #[inline(always)]
     pub(super) fn asks_quiesce(&self, command: Option<Command>, message: &Message) -> bool {
-        let payload = message.payload();
         match command {
-            Some(Command::DmaMap | Command::DmaUnmap) => self.dma_is_ready(),
-            Some(Command::DeviceReset) => true,
-            Some(Command::RegionWrite) => match take::<RegionAccess>(payload) {
+            Some(Command::RegionRead) => false,
+            Some(Command::RegionWrite) => match take::<RegionAccess>(message.payload()) {
                 Ok((access, data)) if data.len() == access.count as usize => {
                     self.write_resets_function(access.region, access.offset, data)
                 }
                 _ => false,
             },
+            _ => self.seldom_asks_quiesce(command, message.payload()),
+        }
+    }
+
+    /// Of all but the accesses to a region.
+    #[inline(never)]
+    fn seldom_asks_quiesce(&self, command: Option<Command>, payload: &[u8]) -> bool {
+        match command {
+            Some(Command::DmaMap | Command::DmaUnmap) => self.dma_is_ready(),
+            Some(Command::DeviceReset) => true,
             Some(Command::RegionWriteMulti) => self.client.get().write_multiple && self.multi_resets(payload),
             Some(Command::DeviceFeature) => self.feature_asks(payload),
             _ => false,

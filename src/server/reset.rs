@@ -3,7 +3,6 @@
 use super::Context;
 use super::callbacks::ResetType;
 use super::log::log;
-use crate::transport::Reply;
 use crate::wire::Result;
 
 impl Context {
@@ -19,9 +18,8 @@ impl Context {
     }
 
     /// `VFIO_USER_DEVICE_RESET`. A payload is not looked at.
-    pub(super) fn device_reset(&self) -> Result<Reply> {
+    pub(super) fn device_reset(&self) -> Result<()> {
         log!(self, LOG_INFO, "device reset by the client");
-        self.reset_device(ResetType::Device)?;
-        Ok(Reply::empty())
+        self.reset_device(ResetType::Device)
     }
 }

@@ -9,7 +9,7 @@ use super::log::log;
 use super::loss::Ask;
 use super::quiesce::Pending;
 use super::step::{Event, Step, Wait};
-use crate::transport::{Message, Next, Sent};
+use crate::transport::{Message, Next, Reply, Sent};
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Command, Errno, Header, MessageType, Result};
 
@@ -225,7 +225,8 @@ impl Context {
     /// Executes a request and answers it.
     #[inline(always)]
     pub(super) fn execute(&self, command: Option<Command>, mut message: Box<Message>) {
-        let outcome = self.dispatch(command, &mut message);
+        let mut reply = Reply::empty();
+        let outcome = self.dispatch(command, &mut message, &mut reply);
         if let Err(errno) = &outcome {
             log!(self, LOG_ERR, "command {} failed: {errno}", message.header.cmd);
             self.last_errno.set(Some(*errno));
@@ -233,7 +234,7 @@ impl Context {
         // Descriptors that were not taken are closed before the answer.
         message.fds.clear();
         if let Some(connection) = self.connection.borrow_mut().as_mut() {
-            connection.answer(&message.header, outcome);
+            connection.answer(&message.header, outcome.map(|()| &mut reply));
             connection.recycle(message);
         }
     }
@@ -309,7 +310,7 @@ impl Context {
 }
 
 /// Whether a header is one of a command. Only a reset has no payload.
-fn admissible(header: &Header) -> bool {
+pub(super) fn admissible(header: &Header) -> bool {
     header.message_type() == Some(MessageType::Command)
         && (header.msg_size as usize > HEADER_SIZE || header.cmd == Command::DeviceReset as u16)
 }

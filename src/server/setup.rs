@@ -81,7 +81,7 @@ impl Context {
         self.dma.set_limit(max_regions as u64);
         self.callbacks.dma_register.set(register);
         self.callbacks.dma_unregister.set(unregister);
-        self.dma_gettable.store(unregister.is_some(), Ordering::Release);
+        self.set_gettable(unregister.is_some());
         self.dma_ready.store(true, Ordering::Release);
         Ok(())
     }

@@ -62,7 +62,7 @@ impl Context {
     /// None says nothing. Cannot panic.
     #[inline(always)]
     pub fn recent_memory(&self, entry: &SgEntry, flags: c_int) -> Option<libc::iovec> {
-        if flags != 0 || self.is_broken() || !self.dma_gettable.load(Ordering::Acquire) {
+        if flags != 0 || !self.is_gettable() {
             return None;
         }
         self.dma.get_recent(entry)
@@ -77,7 +77,7 @@ impl Context {
     /// See `vfu_sgl_get`; `iov` must have room for as many as there are
     /// entries. Any thread may call this.
     pub fn sgl_get(&self, sgl: &[SgEntry], iov: &mut [MaybeUninit<libc::iovec>], flags: c_int) -> Result<()> {
-        if flags != 0 || !self.dma_gettable.load(Ordering::Acquire) {
+        if flags != 0 || !self.is_gettable() {
             return Err(Errno::EINVAL);
         }
         for (entry, iov) in sgl.iter().zip(iov) {

@@ -29,9 +29,12 @@ impl Channel {
 
 impl Drop for Channel {
     /// A server that closes the socket while something lies unread resets the
-    /// peer (and QEMU then aborts), so that is taken out first.
+    /// peer (and QEMU then aborts), so that is taken out first; and nothing may
+    /// come any more that nobody would take out.
     fn drop(&mut self) {
         let socket = self.socket();
+        // SAFETY: no pointers. A failure leaves it to what comes in the meantime.
+        unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
         self.receiver.drain(socket, DRAIN_MAX);
     }
 }

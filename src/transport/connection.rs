@@ -13,7 +13,7 @@ use super::receive::is_end;
 use super::reply::Reply;
 use super::send::{Flushed, Sender};
 use crate::memory;
-use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO};
+use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO, MAX_WAITING_FDS};
 use crate::wire::{Errno, Header, HeaderFlags, MessageType, Result};
 
 /// Commands that may wait while the answer to one of ours is awaited; a client
@@ -61,6 +61,7 @@ pub struct Connection {
     /// Commands that arrived while the answer to one of ours was awaited.
     queue: VecDeque<Box<Message>>,
     queued_bytes: usize,
+    queued_fds: usize,
     pool: Pool,
     lost: bool,
 }
@@ -75,6 +76,7 @@ impl Connection {
             sender: Sender::default(),
             queue: VecDeque::new(),
             queued_bytes: 0,
+            queued_fds: 0,
             pool,
             lost: false,
         })
@@ -150,9 +152,16 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether nothing has arrived that is not used, nothing waits to be sent,
+    /// and the client is there.
+    #[inline(always)]
+    pub fn is_at_rest(&self) -> bool {
+        self.queue.is_empty() && self.main.receiver.is_at_rest() && self.sender.is_empty() && !self.lost
+    }
+
     /// Whether [`next`](Self::next) would give something.
-    pub fn has_next(&self) -> bool {
-        !self.queue.is_empty() || self.main.receiver.has_next()
+    pub fn has_next(&self, admit: impl Fn(&Header) -> bool) -> bool {
+        !self.queue.is_empty() || self.main.receiver.has_next(admit)
     }
 
     /// The next command: those that were queued first, then what was received.
@@ -160,6 +169,7 @@ impl Connection {
     pub fn next(&mut self, admit: impl Fn(&Header) -> bool) -> Result<Next> {
         if let Some(message) = self.queue.pop_front() {
             self.queued_bytes = self.queued_bytes.saturating_sub(message.payload().len());
+            self.queued_fds = self.queued_fds.saturating_sub(message.fds.len());
             return Ok(Next::Message(message));
         }
         self.main.receiver.next(&mut self.pool, admit)
@@ -171,14 +181,14 @@ impl Connection {
         self.pool.put_message(message);
     }
 
-    /// A reply with room for `capacity` bytes of payload.
-    pub fn new_reply(&mut self, capacity: usize) -> Result<Reply> {
-        Reply::with_capacity(capacity, &mut self.pool)
+    /// Gives an empty reply room for `capacity` bytes of payload.
+    pub fn make_room(&mut self, reply: &mut Reply, capacity: usize) -> Result<()> {
+        reply.make_room(capacity, &mut self.pool)
     }
 
     /// Queues the answer to `request`, unless none is wanted or can be sent.
     #[inline(always)]
-    pub fn answer(&mut self, request: &Header, outcome: Result<Reply>) {
+    pub fn answer(&mut self, request: &Header, outcome: Result<&mut Reply>) {
         let queued = match outcome {
             _ if self.lost => Ok(()),
             Ok(reply) if request.no_reply() => {
@@ -197,7 +207,7 @@ impl Connection {
 
     /// Queues the reply to `request`.
     #[inline]
-    pub fn reply(&mut self, request: &Header, reply: Reply) -> Result<()> {
+    pub fn reply(&mut self, request: &Header, reply: &mut Reply) -> Result<()> {
         self.sender.push(request, reply, &mut self.pool)
     }
 
@@ -303,10 +313,11 @@ impl Connection {
             (Some(twin), true) => twin.socket(),
             _ => self.main.socket(),
         };
-        let main_events = if self.ended() { 0 } else { libc::POLLIN };
+        // Once it is at its end it has no news, and would tell so for ever.
+        let main = if self.ended() { -1 } else { self.main.socket() };
         let mut fds = [
             libc::pollfd { fd: socket, events: libc::POLLOUT, revents: 0 },
-            libc::pollfd { fd: self.main.socket(), events: main_events, revents: 0 },
+            libc::pollfd { fd: main, events: libc::POLLIN, revents: 0 },
         ];
         // SAFETY: an array of two pollfd, valid for the call.
         if unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) } < 0 && Errno::last() != Errno::EINTR {
@@ -337,7 +348,11 @@ impl Connection {
 
     fn enqueue(&mut self, mut message: Box<Message>) -> Result<(), Awaited> {
         self.queued_bytes = self.queued_bytes.saturating_add(message.payload().len());
-        if self.queue.len() >= QUEUE_MAX || self.queued_bytes > QUEUE_BYTES_MAX {
+        self.queued_fds = self.queued_fds.saturating_add(message.fds.len());
+        if self.queue.len() >= QUEUE_MAX
+            || self.queued_bytes > QUEUE_BYTES_MAX
+            || self.queued_fds > MAX_WAITING_FDS
+        {
             return Err(Awaited::Lost(Errno::ENOTCONN));
         }
         // What waits long should not hold a large buffer that is mostly unused.

@@ -51,6 +51,13 @@ impl Header {
         &mut self.header
     }
 
+    /// After a `recvmsg` that succeeded: whether no descriptors came, and none
+    /// are missing.
+    #[inline(always)]
+    pub fn has_no_control(&self) -> bool {
+        self.header.msg_controllen == 0 && self.header.msg_flags & libc::MSG_CTRUNC == 0
+    }
+
     /// After a `recvmsg` that succeeded: appends the descriptors that came to
     /// `fds`, and says whether some are missing: the control data was cut, or
     /// there was no memory for them.

@@ -6,10 +6,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::channel::Channel;
+use super::pool::Pool;
 use crate::wire::{Errno, Result};
 
-/// A listening UNIX stream socket. Dropping it removes its path, if that is
-/// still the one that was bound here.
+/// A listening UNIX stream socket. Dropping it closes the connections that were
+/// not accepted yet, as gently as others, and removes its path, if that is still
+/// the one that was bound here.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
@@ -81,6 +84,18 @@ impl Listener {
             // SAFETY: just made, and nobody else knows of it.
             0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
             _ => Err(Errno::last()),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // From now on nobody can connect, and accepting does not wait.
+        // SAFETY: no pointers.
+        if unsafe { libc::shutdown(self.socket(), libc::SHUT_RDWR) } == 0 {
+            while let Ok(socket) = self.accept() {
+                drop(Channel::new(socket, &mut Pool::default()));
+            }
         }
     }
 }

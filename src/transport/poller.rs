@@ -45,6 +45,12 @@ impl Poller {
         self.epoll.0.as_raw_fd()
     }
 
+    /// Whether it is readable when this socket is, and only then.
+    #[inline(always)]
+    pub fn is_set_to_read(&self, socket: RawFd) -> bool {
+        self.set.socket == Some((socket, false)) && !self.set.left_behind
+    }
+
     /// Makes it readable for `interest`. The socket it was set to before, if
     /// it is another one, must still be open.
     ///

@@ -19,8 +19,7 @@ pub struct Pool {
     large: Vec<Buffer>,
     /// With a standard buffer each. They go through many hands, hence as
     /// pointers.
-    #[expect(clippy::vec_box)]
-    messages: Vec<Box<Message>>,
+    messages: [Option<Box<Message>>; KEEP_MESSAGES],
 }
 
 /// How many buffers of a kind are kept: one that is received into, one that a
@@ -66,7 +65,7 @@ impl Pool {
     /// A message to be filled in, with a standard buffer and no descriptors.
     #[inline(always)]
     pub fn take_message(&mut self) -> Result<Box<Message>> {
-        match self.messages.pop() {
+        match self.messages.iter_mut().find_map(Option::take) {
             Some(message) => Ok(message),
             None => memory::boxed(Message::new(self.take(STANDARD)?)),
         }
@@ -80,8 +79,8 @@ impl Pool {
             let Ok(standard) = self.take(STANDARD) else { return };
             self.put(std::mem::replace(&mut message.buffer, standard));
         }
-        if self.messages.len() < KEEP_MESSAGES {
-            let _ = memory::push(&mut self.messages, message);
+        if let Some(place) = self.messages.iter_mut().find(|place| place.is_none()) {
+            *place = Some(message);
         }
     }
 }

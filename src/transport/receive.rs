@@ -18,7 +18,7 @@ use super::control::{self, Header as SocketHeader};
 use super::message::{Message, Next};
 use super::pool::Pool;
 use crate::memory;
-use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE};
+use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE, MAX_WAITING_FDS};
 use crate::wire::{Errno, Header, Result, take};
 
 /// Messages up to this size are always copied: that costs next to nothing.
@@ -94,6 +94,12 @@ impl Receiver {
         self.large.is_none() && self.skip == 0 && self.head == self.tail
     }
 
+    /// Whether nothing that has arrived is unused, and the peer has not ended.
+    #[inline(always)]
+    pub fn is_at_rest(&self) -> bool {
+        self.head == self.tail && self.large.is_none() && !self.ended
+    }
+
     /// Bytes of the next message that have arrived, and that message's size if
     /// its header has.
     pub fn partial(&self) -> (usize, Option<usize>) {
@@ -104,7 +110,7 @@ impl Receiver {
     }
 
     /// Whether a call of [`next`](Self::next) would give something.
-    pub fn has_next(&self) -> bool {
+    pub fn has_next(&self, admit: impl Fn(&Header) -> bool) -> bool {
         if let Some(large) = &self.large {
             return large.have >= large.size();
         }
@@ -115,15 +121,19 @@ impl Receiver {
             None => false,
             Some(header) => {
                 let size = header.msg_size as usize;
-                judge(&header).is_err() || size <= self.tail.saturating_sub(self.head)
+                // One that is refused is so before its body has come.
+                judge(&header).is_err() || !admit(&header) || size <= self.tail.saturating_sub(self.head)
             }
         }
     }
 
     /// Whether there is room to receive into. There always is, unless the
-    /// buffer is full of whole messages.
+    /// buffer is full of whole messages, or full behind a large one that is
+    /// whole. (Without room, nothing would be received, and that is how the
+    /// end looks.)
     pub fn has_room(&self) -> bool {
-        !self.ended && (self.large.is_some() || self.head > 0 || self.tail < self.buffer.len())
+        let large_has_room = self.large.as_ref().is_some_and(|large| large.have < large.size());
+        !self.ended && (large_has_room || self.head > 0 || self.tail < self.buffer.len())
     }
 
     /// Makes ready for a `recvmsg` by somebody else, whose outcome
@@ -149,10 +159,28 @@ impl Receiver {
     }
 
     /// Takes over what a `recvmsg` brought: `count` bytes, 0 for the end.
-    #[inline]
+    #[inline(always)]
     pub fn finish(&mut self, count: usize) {
+        let is_plain = count > 0 && self.large.is_none() && self.skip == 0;
+        if is_plain && self.socket_header.has_no_control() {
+            self.received = self.received.saturating_add(count as u64);
+            self.tail = self.tail.saturating_add(count).min(self.buffer.len());
+        } else {
+            self.finish_with_care(count);
+        }
+    }
+
+    /// The whole of [`finish`](Self::finish).
+    #[inline(never)]
+    fn finish_with_care(&mut self, count: usize) {
         let mut fds = Vec::new();
-        let cut = self.socket_header.collect(&mut fds);
+        let mut cut = self.socket_header.collect(&mut fds);
+        let waiting: usize = self.batches.iter().map(|batch| batch.fds.len()).sum();
+        if waiting.saturating_add(fds.len()) > MAX_WAITING_FDS {
+            // A message that is never whole would take all that the process can open.
+            fds.clear();
+            cut = true;
+        }
         if count == 0 {
             self.ended = true;
             return;

@@ -39,30 +39,24 @@ struct Fds {
 }
 
 impl Reply {
-    /// A reply without payload.
+    /// A reply without payload, and with room for a small one.
+    #[inline(always)]
     pub fn empty() -> Reply {
         Reply { body: Body::Inline([0; INLINE / size_of::<u64>()]), len: 0, fds: None }
     }
 
     /// Whether a payload of this size needs no buffer.
+    #[inline(always)]
     pub fn is_small(capacity: usize) -> bool {
         capacity <= INLINE
     }
 
-    /// A reply with room for `capacity` bytes of payload and none yet.
-    pub(super) fn with_capacity(capacity: usize, pool: &mut Pool) -> Result<Reply> {
-        if Reply::is_small(capacity) {
-            return Ok(Reply::empty());
+    /// Gives an empty reply room for `capacity` bytes of payload.
+    pub(super) fn make_room(&mut self, capacity: usize, pool: &mut Pool) -> Result<()> {
+        if !Reply::is_small(capacity) {
+            self.body = Body::Buffer(pool.take(capacity.checked_add(HEADER_SIZE).ok_or(Errno::ENOMEM)?)?);
         }
-        let buffer = pool.take(capacity.checked_add(HEADER_SIZE).ok_or(Errno::ENOMEM)?)?;
-        Ok(Reply { body: Body::Buffer(buffer), len: 0, fds: None })
-    }
-
-    /// A reply whose payload is this structure, which has to be a small one.
-    pub fn of<T: IntoBytes + Immutable>(value: &T) -> Result<Reply> {
-        let mut reply = Reply::empty();
-        reply.put(value)?;
-        Ok(reply)
+        Ok(())
     }
 
     /// Appends a structure.
@@ -169,9 +163,9 @@ impl Reply {
 
     /// Gives the buffer, if it has one, back for its next use.
     #[inline(always)]
-    pub(super) fn recycle(self, pool: &mut Pool) {
-        if let Body::Buffer(buffer) = self.body {
-            pool.put(buffer);
+    pub(super) fn recycle(&mut self, pool: &mut Pool) {
+        if let Body::Buffer(buffer) = &mut self.body {
+            pool.put(std::mem::take(buffer));
         }
     }
 }

@@ -23,20 +23,42 @@ const GATHER_MAX: usize = STANDARD;
 /// How many pieces one send takes.
 const PIECES: usize = 8;
 
-/// Bytes to be sent.
+/// Replies that go out before those gathered last.
 #[derive(Debug)]
 enum Segment {
     /// Replies one behind the other.
-    Gathered { buffer: Buffer, len: usize },
+    Gathered(Gathered),
     /// One reply, with the request's header to answer it another way if it
     /// can't be sent.
     Single { reply: Reply, request: Header, len: usize },
 }
 
+/// Replies one behind the other.
+#[derive(Debug, Default)]
+struct Gathered {
+    buffer: Buffer,
+    len: usize,
+}
+
+impl Gathered {
+    fn bytes(&self) -> &[u8] {
+        self.buffer.range(0, self.len)
+    }
+
+    /// Room for a reply, which counts as there from now on.
+    #[inline(always)]
+    fn space(&mut self, count: usize) -> Option<&mut [u8]> {
+        let end = self.len.saturating_add(count);
+        let space = self.buffer.bytes_mut().get_mut(self.len..end)?;
+        self.len = end;
+        Some(space)
+    }
+}
+
 impl Segment {
     fn bytes(&self) -> &[u8] {
         match self {
-            Segment::Gathered { buffer, len } => buffer.range(0, *len),
+            Segment::Gathered(gathered) => gathered.bytes(),
             Segment::Single { reply, len, .. } => reply.sealed(*len),
         }
     }
@@ -47,8 +69,8 @@ impl Segment {
 
     fn recycle(self, pool: &mut Pool) {
         match self {
-            Segment::Gathered { buffer, .. } => pool.put(buffer),
-            Segment::Single { reply, .. } => reply.recycle(pool),
+            Segment::Gathered(gathered) => pool.put(gathered.buffer),
+            Segment::Single { mut reply, .. } => reply.recycle(pool),
         }
     }
 }
@@ -67,10 +89,11 @@ pub enum Flushed {
 /// Replies that wait to be sent.
 #[derive(Debug, Default)]
 pub struct Sender {
-    /// When nothing waits there may still be an empty segment, ready to be
-    /// gathered in.
+    /// What goes out first. Nearly always there is nothing.
     segments: VecDeque<Segment>,
-    /// Bytes of the first segment that are sent.
+    /// What goes out then, and where small replies are added.
+    last: Gathered,
+    /// Bytes of what is first that are sent.
     sent: usize,
     /// Bytes that wait.
     waiting: usize,
@@ -98,13 +121,13 @@ impl Sender {
         self.replaced.take()
     }
 
-    /// Adds the reply to `request`.
+    /// Adds the reply to `request`, and leaves an empty one.
     #[inline(always)]
-    pub fn push(&mut self, request: &Header, reply: Reply, pool: &mut Pool) -> Result<()> {
+    pub fn push(&mut self, request: &Header, reply: &mut Reply, pool: &mut Pool) -> Result<()> {
         let header = request.reply(u32::try_from(reply.message_size()).unwrap_or(u32::MAX));
         match reply.small_payload() {
             Some(payload) if !reply.has_fds() => self.gather(&header, payload, pool),
-            _ => self.push_large(request, header, reply, pool),
+            _ => self.push_large(request, header, std::mem::replace(reply, Reply::empty()), pool),
         }
     }
 
@@ -120,8 +143,8 @@ impl Sender {
             reply.recycle(pool);
             return Ok(());
         }
-        if self.is_empty() {
-            self.segments.drain(..).for_each(|empty| empty.recycle(pool));
+        if self.last.len > 0 {
+            self.close_last(pool)?;
         }
         let len = reply.seal(&header, pool)?.len();
         let with_fds = reply.has_fds();
@@ -136,26 +159,32 @@ impl Sender {
         self.gather(&request.error_reply(errno), &[], pool)
     }
 
-    /// Adds a message to those that are gathered, and so to the last segment
-    /// if there is room.
+    /// Adds a message to those that are gathered.
+    #[inline(always)]
     fn gather(&mut self, header: &Header, payload: &[u8], pool: &mut Pool) -> Result<()> {
         let count = HEADER_SIZE.saturating_add(payload.len());
-        match self.segments.back() {
-            Some(Segment::Gathered { buffer, len }) if buffer.len().saturating_sub(*len) >= count => {}
-            _ => {
-                let empty = Segment::Gathered { buffer: pool.take(STANDARD)?, len: 0 };
-                memory::push_back(&mut self.segments, empty)?;
-            }
+        if self.last.buffer.len().saturating_sub(self.last.len) < count {
+            self.close_last(pool)?;
         }
-        if let Some(Segment::Gathered { buffer, len }) = self.segments.back_mut() {
-            let room = buffer.range_mut(*len, len.saturating_add(count));
-            let (head, body) = room.split_at_mut_checked(HEADER_SIZE).ok_or(Errno::ENOMEM)?;
-            head.copy_from_slice(header.as_bytes());
-            body.copy_from_slice(payload);
-            *len = len.saturating_add(count);
-        }
+        let space = self.last.space(count).ok_or(Errno::ENOMEM)?;
+        let (head, body) = space.split_at_mut_checked(HEADER_SIZE).ok_or(Errno::ENOMEM)?;
+        head.copy_from_slice(header.as_bytes());
+        body.copy_from_slice(payload);
         self.waiting = self.waiting.saturating_add(count);
         self.full = self.waiting >= GATHER_MAX;
+        Ok(())
+    }
+
+    /// From here on, replies are gathered in another buffer.
+    #[cold]
+    fn close_last(&mut self, pool: &mut Pool) -> Result<()> {
+        let next = Gathered { buffer: pool.take(STANDARD)?, len: 0 };
+        if self.last.len > 0 {
+            self.segments.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+            self.segments.push_back(Segment::Gathered(std::mem::replace(&mut self.last, next)));
+        } else {
+            self.last = next;
+        }
         Ok(())
     }
 
@@ -163,13 +192,9 @@ impl Sender {
     /// on after a signal.
     pub fn flush(&mut self, socket: RawFd, pool: &mut Pool) -> Flushed {
         while !self.is_empty() {
-            let outcome = match self.segments.front() {
-                // As it nearly always is: bytes, and nothing else.
-                Some(segment) if self.segments.len() == 1 && !segment.has_fds() => {
-                    let rest = segment.bytes().get(self.sent..).unwrap_or_default();
-                    control::send_bytes(socket, rest, libc::MSG_DONTWAIT)
-                }
-                _ => self.send_some(socket),
+            let outcome = match self.only_bytes() {
+                Some(bytes) => control::send_bytes(socket, bytes, libc::MSG_DONTWAIT),
+                None => self.send_some(socket),
             };
             match outcome {
                 Ok(count) => self.advance(count, pool),
@@ -186,41 +211,57 @@ impl Sender {
         Flushed::All
     }
 
-    /// One send: of the first segments up to one with descriptors, which have
-    /// to go with the first byte of a send.
+    /// All that waits if it is one piece without descriptors, as nearly always.
+    #[inline(always)]
+    fn only_bytes(&self) -> Option<&[u8]> {
+        match self.segments.front() {
+            None => self.last.bytes().get(self.sent..),
+            Some(first) if self.segments.len() == 1 && self.last.len == 0 && !first.has_fds() => {
+                first.bytes().get(self.sent..)
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// One send: of what is first up to a reply with descriptors, which have to
+    /// go with the first byte of a send.
     fn send_some(&self, socket: RawFd) -> Result<usize> {
         let mut pieces = [control::piece(&[]); PIECES];
         let mut count = 0;
         let mut fds = Vec::new();
-        for (segment, piece) in self.segments.iter().zip(pieces.iter_mut()) {
-            let mut bytes = segment.bytes();
-            if count == 0 {
-                bytes = bytes.get(self.sent..).unwrap_or_default();
-                if let Segment::Single { reply, .. } = segment
-                    && self.sent == 0
-                    && reply.has_fds()
-                {
-                    fds = reply.fds()?;
-                }
-            } else if segment.has_fds() {
-                break;
-            }
-            *piece = control::piece(bytes);
+        let first = self.segments.front();
+        if let Some(Segment::Single { reply, .. }) = first
+            && self.sent == 0
+            && reply.has_fds()
+        {
+            fds = reply.fds()?;
+        }
+        let more = self.segments.iter().skip(1).take_while(|segment| !segment.has_fds());
+        let with_last = more.clone().count().saturating_add(1) >= self.segments.len();
+        let all = first.into_iter().chain(more).map(Segment::bytes);
+        for (bytes, piece) in all.chain(with_last.then(|| self.last.bytes())).zip(pieces.iter_mut()) {
+            let skip = if count == 0 { self.sent } else { 0 };
+            *piece = control::piece(bytes.get(skip..).unwrap_or_default());
             count += 1;
         }
         control::send(socket, pieces.get(..count).unwrap_or_default(), &fds, libc::MSG_DONTWAIT)
     }
 
     /// Takes `count` sent bytes off the front.
+    #[inline(always)]
     fn advance(&mut self, count: usize, pool: &mut Pool) {
         self.waiting = self.waiting.saturating_sub(count);
         self.sent = self.sent.saturating_add(count);
-        if let (1, Some(Segment::Gathered { len, .. })) = (self.segments.len(), self.segments.front_mut())
-            && self.waiting == 0
-        {
-            (self.sent, *len) = (0, 0);
-            return;
+        if !self.segments.is_empty() {
+            self.drop_sent(pool);
         }
+        if self.waiting == 0 {
+            (self.sent, self.last.len) = (0, 0);
+        }
+    }
+
+    /// Drops the segments that are sent.
+    fn drop_sent(&mut self, pool: &mut Pool) {
         while let Some(segment) = self.segments.front() {
             let len = segment.bytes().len();
             if self.sent < len {
@@ -231,7 +272,6 @@ impl Sender {
                 segment.recycle(pool);
             }
         }
-        self.sent = 0;
     }
 
     /// Puts an error reply in the place of a reply that can't be sent, if it
@@ -248,9 +288,10 @@ impl Sender {
             return false;
         };
         buffer.range_mut(0, HEADER_SIZE).copy_from_slice(header.as_bytes());
+        let answer = Gathered { buffer, len: HEADER_SIZE };
         self.waiting = self.waiting.saturating_sub(len).saturating_add(HEADER_SIZE);
         let unsent = self.segments.pop_front();
-        self.segments.push_front(Segment::Gathered { buffer, len: HEADER_SIZE });
+        self.segments.push_front(Segment::Gathered(answer));
         if let Some(unsent) = unsent {
             unsent.recycle(pool);
         }

@@ -205,9 +205,10 @@ fn replies_are_gathered_and_in_order_and_whole_whatever_their_size() {
     let sizes = [0, 4, 4080, 4081, 70_000, 8, 1 << 20, 3];
     let mut expected = Vec::new();
     for (i, size) in sizes.into_iter().enumerate() {
-        let mut reply = connection.new_reply(size).unwrap();
+        let mut reply = Reply::empty();
+        connection.make_room(&mut reply, size).unwrap();
         reply.put_bytes(&pattern(size, i)).unwrap();
-        connection.reply(&request(i as u16), reply).unwrap();
+        connection.reply(&request(i as u16), &mut reply).unwrap();
         expected.extend_from_slice(request(i as u16).reply((HEADER_SIZE + size) as u32).as_bytes());
         expected.extend(pattern(size, i));
     }
@@ -231,10 +232,10 @@ fn replies_are_gathered_and_in_order_and_whole_whatever_their_size() {
 fn a_reply_with_too_many_descriptors_becomes_an_error_reply() {
     let (mut connection, mut peer) = pair();
     let file = File::open("/dev/null").unwrap();
-    let mut reply = connection.new_reply(8).unwrap();
+    let mut reply = Reply::empty();
     reply.put_bytes(&[1; 8]).unwrap();
     reply.lend_fds(vec![file.as_raw_fd(); 254]).unwrap();
-    connection.reply(&request(1), reply).unwrap();
+    connection.reply(&request(1), &mut reply).unwrap();
     connection.reply_error(&request(2), Errno::EINVAL).unwrap();
     assert_eq!(connection.flush(), Sent::All);
     let mut got = [0; 32];

@@ -33,5 +33,9 @@ pub const MAX_ERRNO: u32 = 4096;
 /// Largest dirty bitmap in one reply, in bytes (the limit of VFIO).
 pub const MAX_BITMAP_SIZE: u64 = 256 << 20;
 
-/// Descriptors the kernel passes with one message at the most.
+/// Descriptors that may come with one message, in how many parts so ever; also
+/// those that wait with commands while the answer to one of ours is awaited.
+pub const MAX_WAITING_FDS: usize = 1024;
+
+/// Descriptors the kernel passes with one send at the most.
 pub const SCM_MAX_FD: usize = 253;

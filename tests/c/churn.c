@@ -25,12 +25,22 @@ static atomic_bool stop;
 static atomic_ulong unmaps[REGIONS];
 
 /* How much of what was wanted happened at all. */
-static atomic_ulong used, stale, missing, triggered, disabled;
+static atomic_ulong used, stale, missing, triggered, disabled, logged;
 
 static void
 dma_nothing(vfu_ctx_t *c, vfu_dma_info_t *info)
 {
     (void)c, (void)info;
+}
+
+/* Lines of the library, on the thread that runs the context, and of the others. */
+static void
+log_line(vfu_ctx_t *c, int level, const char *text)
+{
+    CHECK(c == ctx && level <= LOG_DEBUG);
+    if (strncmp(text, "worker ", 7) == 0) {
+        atomic_fetch_add(&logged, 1);
+    }
 }
 
 static uint64_t
@@ -111,6 +121,7 @@ work(void *argument)
             atomic_fetch_add(&missing, 1);
         }
         trigger(number >> 44 & 1);
+        vfu_log(ctx, LOG_DEBUG, "worker at %#jx", (uintmax_t)place(entry.region));
     }
     return NULL;
 }
@@ -202,6 +213,7 @@ start(void)
 
     ctx = vfu_create_ctx(VFU_TRANS_SOCK, socket_path, LIBVFIO_USER_FLAG_ATTACH_NB, NULL, VFU_DEV_TYPE_PCI);
     CHECK(ctx != NULL);
+    CHECK_EQ(vfu_setup_log(ctx, log_line, LOG_DEBUG), 0);
     CHECK_EQ(vfu_pci_init(ctx, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL, 0), 0);
     CHECK_EQ(vfu_setup_device_dma(ctx, 64, dma_nothing, dma_nothing), 0);
     CHECK_EQ(vfu_setup_device_nr_irqs(ctx, VFU_DEV_MSIX_IRQ, 2), 0);
@@ -227,9 +239,11 @@ regions_and_interrupts_come_and_go(void)
     }
     /* Goes on until each kind of thing has happened, however threads are scheduled. */
     for (int i = 0; i < ROUNDS || atomic_load(&used) == 0 || atomic_load(&stale) == 0 ||
-                    atomic_load(&missing) == 0 || atomic_load(&triggered) == 0 || atomic_load(&disabled) == 0; i++) {
+                    atomic_load(&missing) == 0 || atomic_load(&triggered) == 0 || atomic_load(&disabled) == 0 ||
+                    atomic_load(&logged) == 0; i++) {
         int region = i % REGIONS;
 
+        CHECK_EQ(vfu_setup_log(ctx, i % 2 ? log_line : NULL, LOG_DEBUG), 0);
         if (i % 16 == 0) {
             log_writes(true);
         }

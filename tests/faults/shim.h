@@ -38,6 +38,7 @@ enum shim_call {
     SHIM_READ,
     SHIM_RECVMSG,
     SHIM_SENDMSG,
+    SHIM_SHUTDOWN,
     SHIM_SOCKET,
     SHIM_SOCKETPAIR,
     SHIM_UNLINK,

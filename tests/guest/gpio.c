@@ -62,10 +62,11 @@ main(void)
         expected += before != set.bits;
         before = set.bits;
     }
-    for (;;) {
+    /* The first must come; the rest is counted, and ends when no more come. */
+    for (int patience = 60000;; patience = 100) {
         struct pollfd event = { .fd = inputs, .events = POLLIN };
         struct gpio_v2_line_event lines[16];
-        ssize_t got = poll(&event, 1, 500) > 0 ? read(inputs, lines, sizeof(lines)) : 0;
+        ssize_t got = poll(&event, 1, patience) > 0 ? read(inputs, lines, sizeof(lines)) : 0;
 
         if (got <= 0) {
             break;

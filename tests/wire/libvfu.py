@@ -159,6 +159,7 @@ class Ctx:
         flags = ATTACH_NB if nonblocking else 0
         self.p = call("vfu_create_ctx", 0, self.path.encode(), flags, None, 0)
         self.quiesce_errno = self.reset_errno = self.transition_errno = 0
+        self.polled = None
         self.on_dma_register = self.on_dma_unregister = self.on_reset = self.on_transition = lambda *a: None
         self.read_data = self.write_data = None
         if log:
@@ -266,7 +267,9 @@ class Ctx:
         return call("vfu_realize_ctx", self.p)
 
     def attach(self):
-        return call("vfu_attach_ctx", self.p)
+        r = call("vfu_attach_ctx", self.p)
+        self.polled = None
+        return r
 
     def run(self):
         """vfu_run_ctx: the count. errno is then c.get_errno() and in self.errno."""
@@ -274,6 +277,8 @@ class Ctx:
         r = lib.vfu_run_ctx(self.p)
         self.errno = c.get_errno()
         if r == -1:
+            if self.errno == errno.ENOTCONN:
+                self.polled = None
             raise Failed("vfu_run_ctx", self.errno)
         return r
 
@@ -284,9 +289,11 @@ class Ctx:
         return call("vfu_get_poll_fd", self.p)
 
     def readable(self, timeout=0):
-        p = select.poll()
-        p.register(self.poll_fd(), select.POLLIN)
-        return bool(p.poll(timeout))
+        """What poll says, the descriptor being asked for no more often than callers have to."""
+        if self.polled is None:
+            self.polled = select.poll()
+            self.polled.register(self.poll_fd(), select.POLLIN)
+        return bool(self.polled.poll(timeout))
 
     def config(self):
         """The live configuration space."""

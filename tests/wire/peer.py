@@ -1,11 +1,13 @@
 """What tests of the connection need beside libvfu: threads for the side that blocks, long messages, standard requests."""
 import errno
+import fcntl
 import os
 import resource
 import select
 import signal
 import socket
 import struct
+import termios
 import threading
 
 from libvfu import *
@@ -136,6 +138,25 @@ def pump(ctx, client, data):
         else:
             total += ctx.run()
     return total
+
+
+def sleeps(thread):
+    """How often a thread has gone to sleep, if it sleeps now; else None."""
+    with open(f"/proc/self/task/{thread.native_id}/status") as f:
+        status = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+    return int(status["voluntary_ctxt_switches"]) if status["State"][0] == "S" else None
+
+
+def unread(sock):
+    return struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0]
+
+
+def until(what, condition):
+    for _ in range(GUARD * 100):
+        if condition():
+            return
+        select.select([], [], [], 0.01)
+    raise AssertionError(f"never: {what}")
 
 
 def recv_exactly(sock, count):

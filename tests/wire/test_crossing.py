@@ -1,5 +1,6 @@
 """Commands from server to client (DMA by messages), and what may cross them."""
 import pytest
+from guest import resident
 from peer import *
 
 LOST = ("reset", RESET_LOST_CONN)
@@ -19,6 +20,7 @@ def attach(ctx, caps):
     """A client with one region of memory that is reached by messages."""
     client = ctx.connect(caps=caps)
     client.map(BASE, 1 << 24)
+    assert not ctx.readable()  # asked for early: what happens from now on has to set it
     del ctx.events[:]
     client.dma, client.replies = client.twin or client.sock, []
     return client
@@ -267,6 +269,42 @@ def test_a_wrong_reply_to_a_later_chunk_ends_the_transfer(ctx):
         fails(errno.EIO, read, ctx, 64)
         assert len(server.result()) == 2
         answers_again(ctx, client)
+
+
+def test_a_reply_that_comes_too_late_is_refused_where_nobody_awaits_one(ctx, client):
+    """With a twin socket it lies there until the next transfer, whose answer it is not."""
+    late = []
+
+    def wrong(*a):
+        late.append(good(*a))
+        return replied(msg_id=1)(*a)
+    server = peer(client, wrong)
+    fails(errno.EPROTO, read, ctx, 8)
+    server.result()
+    client.send_raw(late[0], sock=client.dma)
+    if client.twin:
+        server = peer(client, None)
+        fails(errno.EPROTO, read, ctx, 8)
+        server.result()
+    else:
+        assert ctx.run() == 0
+        msg_id, = struct.unpack_from("<H", late[0])
+        assert is_error(client.recv(), msg_id, DMA_READ, errno.EINVAL)
+    answers_again(ctx, client)
+
+
+def test_a_reply_that_comes_when_the_next_one_is_awaited_fails_that_transfer(ctx, client):
+    late = []
+
+    def wrong(*a):
+        late.append(good(*a))
+        return replied(ERROR, errno.EIO, payload=b"")(*a)
+    server = peer(client, wrong, lambda *a: late[0], good)
+    fails(errno.EIO, read, ctx, 8)
+    fails(errno.EPROTO, read, ctx, 8)
+    assert read(ctx, 8) == contents(BASE, 8)
+    server.result()
+    alive(client)
 
 
 def test_descriptors_with_a_reply_are_closed_as_if_they_had_not_come(ctx, client):
@@ -595,6 +633,113 @@ def test_a_crossing_size_that_cannot_be_followed_loses_the_connection(ctx, share
     assert ctx.events == ["quiesce", ("unregister", BASE, 1 << 24), LOST]
 
 
+# What may cross one message of ours is bounded: so many commands, bytes, descriptors.
+MOST, MOST_BYTES, MOST_FDS = 4096, 16 << 20, 1024
+
+
+def crossed(client, *parts):
+    """Sends what crosses, then the answer, in a thread: the server takes it while it waits."""
+    def serve():
+        m, *rest = request_of(client)
+        try:
+            for part in parts:
+                client.send_raw(*part)
+            client.send_raw(good(m, *rest))
+        except (BrokenPipeError, ConnectionResetError):
+            return "cut off"
+        return "taken"
+    return Background(serve)
+
+
+def test_as_many_commands_as_are_bearable_may_cross(ctx, shared):
+    before = resident()
+    server = crossed(shared, [b"".join(info(i) for i in range(MOST))])
+    assert read(ctx, 8) == contents(BASE, 8)
+    assert server.result() == "taken"
+    assert resident() - before < 16 << 20, "each waits in a buffer much larger than itself"
+    executed, received = 0, []
+    while executed < MOST:
+        assert ctx.readable()
+        executed += ctx.run()
+        while not shared.nothing():
+            received.append(shared.recv())
+    assert all(is_info(reply, i) for i, reply in enumerate(received)) and len(received) == MOST
+    answers_again(ctx, shared)
+
+
+def test_as_many_bytes_as_are_bearable_may_cross(ctx, shared):
+    mem = ctx.memory_region(BAR0, MAX_XFER)
+    large = MOST_BYTES // MAX_XFER - 1
+    server = crossed(shared, *[[region_write(i, BAR0, 0, bytes([i]) * MAX_XFER)] for i in range(large)])
+    assert read(ctx, 8) == contents(BASE, 8)
+    assert server.result() == "taken"
+    assert ctx.run() == large
+    assert [shared.recv().msg_id for _ in range(large)] == list(range(large))
+    assert mem == bytes([large - 1]) * MAX_XFER
+    answers_again(ctx, shared)
+
+
+@pytest.fixture
+def room():
+    """The process may open more than may cross."""
+    with Room(2 * MOST_FDS):
+        yield
+
+
+def maps_with_descriptors(fd, first, count):
+    return [[dma_map(i, i * PAGE, PAGE), [fd] * 128] for i in range(first, first + count)]
+
+
+def test_as_many_descriptors_as_are_bearable_may_cross(ctx, shared, room):
+    fd = memfd(PAGE)
+    before = open_fds()
+    count = MOST_FDS // 128
+    server = crossed(shared, *maps_with_descriptors(fd, 1, count))
+    assert read(ctx, 8) == contents(BASE, 8)
+    assert server.result() == "taken"
+    assert ctx.run() == count
+    for i in range(1, 1 + count):
+        assert shared.recv().raw == header(i, DMA_MAP, 16, F_REPLY)
+    assert len(open_fds()) == len(before) + 1, "one descriptor of that file is kept"
+    os.close(fd)
+    answers_again(ctx, shared)
+
+
+# One with two descriptors comes before.
+TOO_MUCH = {
+    "commands": lambda fd: [[b"".join(info(i) for i in range(MOST))]],
+    "bytes": lambda fd: [[region_write(1, BAR0, 0, bytes(MAX_XFER)) * (MOST_BYTES // MAX_XFER)]],
+    "descriptors": lambda fd: maps_with_descriptors(fd, 2, MOST_FDS // 128),
+}
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["outside of callbacks", "inside a callback"])
+@pytest.mark.parametrize("what", TOO_MUCH)
+def test_a_client_that_sends_more_instead_of_an_answer_is_given_up(ctx, shared, room, what, inside):
+    """The loss is torn down as any other, and what had crossed is dropped with its descriptors."""
+    got = dma_region(ctx, 8)
+    fd = memfd(PAGE)
+    ctx.poll_fd()
+    before = open_fds()
+    server = crossed(shared, [dma_map(1, 0, PAGE), [fd, fd]], *TOO_MUCH[what](fd))
+    if inside:
+        shared.send_raw(region_write(1, BAR0, 0, b"go"))
+        assert ctx.run() == 1
+        assert got == [errno.ENOTCONN]
+    else:
+        fails(errno.ENOTCONN, read, ctx, 8)
+        assert ctx.events == []
+        assert ctx.readable()
+    lost(ctx)
+    server.result()
+    expected = ["quiesce", ("unregister", BASE, 1 << 24), LOST]
+    assert ctx.events == ([("access", True, b"go")] if inside else []) + expected
+    assert end_of_file(shared.sock)
+    shared.close()
+    assert len(open_fds()) == len(before) - 2, "the connection, both ends, and nothing else"
+    os.close(fd)
+
+
 # --- a loss inside a callback -------------------------------------------------
 
 @pytest.mark.parametrize("how,number", [("end of file", errno.ENOTCONN), ("impossible size", errno.EINVAL)])
@@ -768,3 +913,33 @@ def test_in_a_blocking_context_commands_that_cross_are_executed_too():
         client.close()
         fails(errno.ENOTCONN, run.result)
         assert got == [contents(BASE, 8)]
+
+
+# --- a client that has closed one of two sockets --------------------------------
+
+def test_a_full_twin_socket_is_waited_for_asleep_though_the_main_one_is_at_its_end(ctx):
+    """The end of the main socket is no news that is told again and again."""
+    with attach(ctx, TWIN) as client:
+        data, wrong = bytes(131072), header(0, DMA_READ, 16, F_REPLY)
+        done = []
+
+        def fill():
+            # Each command is answered wrongly before it is sent, and never read.
+            client.send_raw(wrong * 16, sock=client.twin)
+            while len(done) < 16:
+                try:
+                    write(ctx, data)
+                except Failed as e:
+                    done.append(e.errno)
+                    if e.errno == errno.ENOTCONN:
+                        return
+        filler = Background(fill)
+        # Part of a second command lies in it: the library sends, and does not sleep but for room.
+        until("the socket is full", lambda: unread(client.twin) > 32 + len(data) and sleeps(filler) is not None)
+        before = sleeps(filler)
+        client.sock.close()
+        until("it sleeps again", lambda: (sleeps(filler) or before) > before)
+        client.twin.close()
+        filler.result()
+        assert set(done) <= {errno.EPROTO, errno.EINVAL, errno.ENOTCONN}
+        lost(ctx)

@@ -143,27 +143,39 @@ def test_initially_there_is_no_dma_and_no_migration():
 
 # --- close-on-exec ------------------------------------------------------------
 
-def test_every_descriptor_of_the_library_is_close_on_exec():
-    before = open_fds()
-    with Ctx(dma=True, realize=False) as ctx:
+@pytest.mark.parametrize("nonblocking", [True, False])
+def test_every_descriptor_of_the_library_is_close_on_exec(nonblocking):
+    """Made, accepted or received, by either way of waiting."""
+    before = {n for n in open_fds() if os.path.exists(f"/proc/self/fd/{n}")}  # not the listing itself
+    with Ctx(nonblocking=nonblocking, dma=True, realize=False) as ctx:
         call("vfu_setup_device_nr_irqs", ctx.p, INTX, 1)
         ctx.realize()
         ctx.poll_fd()
-        client = ctx.connect(caps={"twin_socket": {"supported": True}})
-        ctx.poll_fd()
-        file, ev = memfd(PAGE), eventfd()
-        client.map(0, PAGE, fd=file)
-        client.set_irqs(INTX, DATA_EVENTFD | ACTION_TRIGGER, 0, 1, fds=[ev])
-        os.close(file)
-        os.close(ev)
-        mine = {str(client.sock.fileno()), str(client.twin.fileno())}
+        client = ctx.connect(attach=False)
+        client.send(VERSION, version_payload({"twin_socket": {"supported": True}}))
+        ctx.attach()
+        twin = client.recv().fds[0]
+        run = None if nonblocking else Background(ctx.run)
+        file, mapped, ev = memfd(PAGE), memfd(PAGE), eventfd()
+        for data, fd in ((dma_map(1, 0, PAGE, MAP_READ | MAP_FILE_IO), file), (dma_map(2, PAGE, PAGE), mapped),
+                         (message(3, SET_IRQS, struct.pack("<IIIII", 20, DATA_EVENTFD | ACTION_TRIGGER, INTX, 0, 1)),
+                          ev)):
+            client.send_raw(data, [fd])
+            if nonblocking:
+                assert ctx.run() == 1
+            assert client.recv().flags == F_REPLY
+            os.close(fd)
+        mine = {str(client.sock.fileno()), str(twin)}
         theirs = [int(n) for n in open_fds() - before - mine]
-        # listening, connection, twin, the file and the eventfd at least
+        # listening, epoll and its eventfd, connection, twin, the files and the client's eventfd
         theirs = [fd for fd in theirs if os.path.exists(f"/proc/self/fd/{fd}")]
-        assert len(theirs) >= 5
+        assert len(theirs) == 8
         for fd in theirs:
             assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC, os.readlink(f"/proc/self/fd/{fd}")
+        os.close(twin)
         client.close()
+        if run:
+            fails(errno.ENOTCONN, run.result)
 
 
 # --- vfu_realize_ctx ----------------------------------------------------------
@@ -400,6 +412,71 @@ def test_destroy_takes_out_unread_messages_so_the_client_sees_end_of_file_and_no
     for i in range(50):
         client.send_raw(dma_map(i, i * PAGE, PAGE), [file])
     os.close(file)
+    ctx.destroy()
+    assert ctx.events == [LOST]
+    assert end_of_file(client.sock)
+    client.close()
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("how", ["destroy", "loss"])
+@pytest.mark.parametrize("at_a_time", [1, 128, 32768])
+def test_a_client_that_sends_all_the_time_sees_end_of_file_and_no_reset(how, at_a_time):
+    """Nothing comes in between what was taken out last and the close."""
+    for _ in range(20):
+        ctx = Ctx()
+        client = ctx.connect()
+        sent = []
+
+        def send():
+            data = info(1) * at_a_time
+            try:
+                while True:
+                    client.sock.sendall(data)
+                    sent.append(1)
+            except BrokenPipeError:
+                return "no more"
+        if how == "loss":
+            client.send_raw(header(1, GET_INFO, 7))
+        sender = Background(send)
+        if at_a_time == 1:
+            while not sent:
+                pass
+        if how == "loss":
+            while ctx.run() != 0:
+                pass
+            assert client.recv().error == errno.EINVAL
+        else:
+            ctx.destroy()
+        assert sender.result() == "no more"
+        assert end_of_file(client.sock)
+        client.close()
+        ctx.destroy()
+
+
+@pytest.mark.parametrize("nonblocking", [True, False])
+def test_a_client_that_is_still_waiting_sees_end_of_file_and_no_reset(nonblocking):
+    before = open_fds()
+    ctx = Ctx(nonblocking=nonblocking)
+    client = ctx.connect(attach=False)
+    client.send(VERSION, version_payload(), [ctx.poll_fd()])
+    ctx.destroy()
+    assert end_of_file(client.sock)
+    client.close()
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("length", [0, 5, 16, 25])
+def test_destroy_of_a_context_whose_client_is_still_negotiating(length):
+    before = open_fds()
+    ctx = Ctx(quiesce=True, dma=True)
+    ctx.poll_fd()
+    client = ctx.connect(attach=False)
+    version = message(1, VERSION, version_payload({}))
+    if length:
+        client.send_raw(version[:length], [ctx.poll_fd()])
+    fails(errno.EAGAIN, ctx.attach)
+    client.send_raw(version[length:] + info(2))  # comes too late to be looked at
     ctx.destroy()
     assert ctx.events == [LOST]
     assert end_of_file(client.sock)

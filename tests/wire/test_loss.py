@@ -275,6 +275,28 @@ def test_unread_messages_are_taken_out_before_closing_and_their_descriptors_clos
     assert ctx.events == ["quiesce", LOST]
 
 
+@pytest.mark.parametrize("how", ["loss", "destroy"])
+def test_what_lies_unread_in_the_twin_socket_is_taken_out_before_closing_too(how):
+    ctx = Ctx(quiesce=True)
+    client = ctx.connect(caps={"twin_socket": {"supported": True}})
+    before = open_fds()
+    fd = memfd(PAGE)
+    for i in range(10):
+        client.send_raw(header(i, DMA_READ, 4096, F_REPLY) + bytes(4080), [fd], sock=client.twin)
+    if how == "loss":
+        client.sock.shutdown(socket.SHUT_WR)
+        lost(ctx)
+        gone = 2
+    else:
+        ctx.destroy()
+        gone = 3
+    os.close(fd)
+    assert end_of_file(client.twin) and end_of_file(client.sock)
+    assert len(open_fds()) == len(before) - gone
+    client.close()
+    ctx.destroy()
+
+
 def test_what_was_received_and_not_executed_is_dropped_when_a_send_fails(ctx):
     ctx.poll_fd()
     before = open_fds()

@@ -309,9 +309,9 @@ def test_what_was_received_ahead_of_a_stuck_reply_is_executed_afterwards(ctx, cl
     assert is_info(client.recv(), 2) and is_info(client.recv(), 3)
 
 
-def test_gathered_replies_stay_bounded_however_much_is_asked_for(ctx, client):
-    n, size = 100, 1 << 16
-    ctx.memory_region(BAR0, size)
+@pytest.mark.parametrize("n,size", [(100, 1 << 16), (1000, 4000), (3000, 100)])
+def test_gathered_replies_stay_bounded_however_much_is_asked_for(ctx, client, n, size):
+    ctx.memory_region(BAR0, 1 << 16)
     client.send_raw(b"".join(region_read(i, BAR0, 0, size) for i in range(n)))
     executed = 0
     for _ in range(n):
@@ -319,13 +319,33 @@ def test_gathered_replies_stay_bounded_however_much_is_asked_for(ctx, client):
     sndbuf = client.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
     assert executed == len(ctx.events)
     assert executed < n
-    assert executed * size <= 2 * sndbuf + 4 * size, "requests are executed though nobody takes the replies"
+    assert executed * size <= 2 * sndbuf + (4 << 16), "requests are executed though nobody takes the replies"
     for i in range(n):
         got, more = take_reply(ctx, client, 32 + size)
         assert got[:16] == header(i, REGION_READ, 32 + size, F_REPLY)
         executed += more
     assert executed == n
     alive(client)
+
+
+def test_a_blocking_context_waits_for_room_when_no_request_is_left(blocking):
+    """Replies too short to be sent at once, so that the last of them is met by a full socket."""
+    ctx, client = blocking
+    size = 60000
+    mem = ctx.memory_region(BAR0, 1 << 16)
+    mem[:] = os.urandom(1 << 16)
+    run = Background(ctx.run)
+    for i in range(8):
+        client.send_raw(region_read(i, BAR0, 0, size))
+        whole = (i + 1) * (32 + size)
+        until("a reply has been begun", lambda: len(ctx.events) > i and (
+            unread(client.sock) == whole or sleeps(run) is not None))
+        if unread(client.sock) < whole:
+            break
+    for j in range(i + 1):
+        assert recv_exactly(client.sock, 32 + size)[32:] == mem[:size]
+    client.close()
+    fails(errno.ENOTCONN, run.result)
 
 
 def test_a_client_that_leaves_without_taking_its_reply(ctx, client):
@@ -471,6 +491,27 @@ def test_a_loss_found_by_vfu_device_quiesced_makes_the_poll_descriptor_readable(
     assert ctx.readable()
     fails(errno.ENOTCONN, ctx.run)
     assert not ctx.readable()
+
+
+@pytest.mark.parametrize("behind", [[], [2]], ids=["alone", "with a request behind it"])
+def test_while_a_quiesce_is_pending_the_poll_descriptor_is_silent_and_the_caller_need_not_spin(ctx, client, behind):
+    ctx.quiesce_errno = errno.EBUSY
+    assert not ctx.readable()
+    client.send_raw(header(1, DEVICE_RESET, 16) + b"".join(info(i) for i in behind))
+    fails(errno.EBUSY, ctx.run)
+    client.send_raw(info(3))
+    assert not ctx.readable()
+    ctx.quiesced()
+    executed = sum(poll_driven(ctx, lambda: ctx.readable()))
+    assert executed == len(behind) + 1
+    assert [client.recv().msg_id for _ in range(executed + 1)] == [1, *behind, 3]
+    ctx.events.clear()
+    client.close()
+    fails(errno.EBUSY, ctx.run)
+    assert not ctx.readable(), "a loss that waits for the device"
+    ctx.quiesced()
+    assert ctx.readable()
+    lost(ctx)
 
 
 def test_what_came_while_a_quiesce_was_pending_is_seen_by_polling_afterwards(ctx, client):

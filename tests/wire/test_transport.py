@@ -359,6 +359,22 @@ def test_descriptors_attached_to_the_body_belong_to_the_message_too(ctx, client,
     os.close(fd)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 15, 16, 17, 47])
+def test_descriptors_of_a_part_do_not_go_with_the_whole_message_before_it(ctx, client, cut):
+    """Both are received at once, and executed one call apart."""
+    fd = memfd(PAGE, b"here")
+    data = dma_map(2, 0, PAGE)
+    client.send_raw(info(1))
+    client.send_raw(data[:cut], [fd])
+    os.close(fd)
+    assert ctx.run() == 1
+    client.send_raw(data[cut:])
+    assert ctx.run() == 1
+    assert is_info(client.recv(), 1)
+    assert client.recv().raw == header(2, DMA_MAP, 16, F_REPLY)
+    assert mapped(ctx, 0) == b"here"
+
+
 @pytest.mark.parametrize("at_once", [False, True])
 def test_header_and_body_sent_apart_with_the_descriptors_at_the_body(ctx, client, at_once):
     events = [eventfd(0) for _ in range(3)]
@@ -519,6 +535,24 @@ def test_after_cut_control_data_the_stream_is_in_step(ctx, client):
     assert is_error(replies[1], 2, GET_INFO, errno.EINVAL)
     assert is_info(replies[2], 3)
     assert done == 2
+    os.close(fd)
+    alive(client)
+
+
+def test_descriptors_of_a_message_that_is_never_whole_are_bounded(ctx, client):
+    """It is refused once it is, as if the process could not take more of them."""
+    fd = memfd(PAGE)
+    data = region_write(1, BAR0, 0, bytes(20))
+    before = open_fds()
+    with Room(2048):
+        for i in range(len(data) - 1):
+            client.send_raw(data[i:i + 1], [fd] * 128)
+            assert ctx.run() == 0
+            assert len(open_fds()) <= len(before) + 1024
+        client.send_raw(data[-1:])
+        assert ctx.run() == 0
+    assert is_error(client.recv(), 1, REGION_WRITE, errno.EINVAL)
+    assert open_fds() == before
     os.close(fd)
     alive(client)
 

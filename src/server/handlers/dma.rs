@@ -16,9 +16,9 @@ impl Context {
     }
 
     /// `VFIO_USER_DMA_MAP`. Without DMA it succeeds and does nothing.
-    pub(in crate::server) fn dma_map(&self, message: &mut Message) -> Result<Reply> {
+    pub(in crate::server) fn dma_map(&self, message: &mut Message) -> Result<()> {
         if !self.dma_is_ready() {
-            return Ok(Reply::empty());
+            return Ok(());
         }
         let (request, _) = take::<DmaMap>(message.payload())?;
         if (request.argsz as usize) < size_of::<DmaMap>() {
@@ -49,13 +49,13 @@ impl Context {
         if mapped.fresh {
             self.call_dma(self.callbacks.dma_register.get(), self.dma.info(mapped.region));
         }
-        Ok(Reply::empty())
+        Ok(())
     }
 
     /// `VFIO_USER_DMA_UNMAP`. Without DMA it succeeds and does nothing.
-    pub(in crate::server) fn dma_unmap(&self, message: &Message) -> Result<Reply> {
+    pub(in crate::server) fn dma_unmap(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         if !self.dma_is_ready() {
-            return Ok(Reply::empty());
+            return Ok(());
         }
         let (request, rest) = take::<DmaUnmap>(message.payload())?;
         let DmaUnmap { argsz, flags, addr, size } = request;
@@ -69,24 +69,21 @@ impl Context {
             return Err(Errno::EINVAL);
         }
         log!(self, LOG_DEBUG, "DMA unmap of {size:#x} bytes at {addr:#x}, flags {flags}");
-        let reply = if with_bitmap {
+        if with_bitmap {
             let (bitmap, _) = take::<Bitmap>(rest)?;
-            self.unmap_with_bitmap(&request, &bitmap)?
+            return self.unmap_with_bitmap(&request, &bitmap, reply);
+        }
+        if all {
+            self.remove_all_dma_regions();
         } else {
-            if all {
-                self.remove_all_dma_regions();
-            } else {
-                let region = self.find_dma_region(addr, size)?;
-                self.remove_dma_region(region);
-            }
-            let mut reply = self.new_reply(size_of::<DmaUnmap>())?;
-            reply.put(&request)?;
-            reply
-        };
-        Ok(reply)
+            let region = self.find_dma_region(addr, size)?;
+            self.remove_dma_region(region);
+        }
+        self.make_room(reply, size_of::<DmaUnmap>())?;
+        reply.put(&request)
     }
 
-    fn unmap_with_bitmap(&self, request: &DmaUnmap, bitmap: &Bitmap) -> Result<Reply> {
+    fn unmap_with_bitmap(&self, request: &DmaUnmap, bitmap: &Bitmap, reply: &mut Reply) -> Result<()> {
         let fixed = size_of::<DmaUnmap>() + size_of::<Bitmap>();
         if u64::from(request.argsz) < bitmap.size.saturating_add(fixed as u64) {
             return Err(Errno::EINVAL);
@@ -97,12 +94,12 @@ impl Context {
             return Err(Errno::EINVAL);
         }
         let size = usize::try_from(bitmap.size).map_err(|_| Errno::EINVAL)?;
-        let mut reply = self.new_reply(fixed.saturating_add(size))?;
+        self.make_room(reply, fixed.saturating_add(size))?;
         reply.put(request)?;
         reply.put(bitmap)?;
         self.dma.report(request.addr, request.size, bitmap.pgsize, reply.space(size)?)?;
         self.remove_dma_region(region);
-        Ok(reply)
+        Ok(())
     }
 
     fn find_dma_region(&self, iova: u64, size: u64) -> Result<RegionId> {

@@ -15,7 +15,7 @@ type StateData = [u32; 2];
 
 impl Context {
     /// `VFIO_USER_DEVICE_FEATURE`
-    pub(in crate::server) fn device_feature(&self, message: &Message) -> Result<Reply> {
+    pub(in crate::server) fn device_feature(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let payload = message.payload();
         let (request, data) = take::<DeviceFeature>(payload)?;
         let feature = self.known_feature(&request)?;
@@ -24,10 +24,10 @@ impl Context {
                 if (request.argsz as usize) < payload.len() {
                     return Err(Errno::EINVAL);
                 }
-                self.echo(payload)
+                self.echo(payload, reply)
             }
-            FeatureFlags::GET => self.feature_get(feature, &request, data),
-            FeatureFlags::SET => self.feature_set(payload),
+            FeatureFlags::GET => self.feature_get(feature, &request, data, reply),
+            FeatureFlags::SET => self.feature_set(payload, reply),
             _ => Err(Errno::EINVAL),
         }
     }
@@ -43,30 +43,34 @@ impl Context {
         }
     }
 
-    fn echo(&self, payload: &[u8]) -> Result<Reply> {
-        let mut reply = self.new_reply(payload.len())?;
-        reply.put_bytes(payload)?;
-        Ok(reply)
+    fn echo(&self, payload: &[u8], reply: &mut Reply) -> Result<()> {
+        self.make_room(reply, payload.len())?;
+        reply.put_bytes(payload)
     }
 
-    fn feature_get(&self, feature: Feature, request: &DeviceFeature, data: &[u8]) -> Result<Reply> {
+    fn feature_get(
+        &self,
+        feature: Feature,
+        request: &DeviceFeature,
+        data: &[u8],
+        reply: &mut Reply,
+    ) -> Result<()> {
         let value = match feature {
             Feature::Migration => (MigrationFlags::STOP_COPY | MigrationFlags::PRE_COPY).bits(),
             Feature::MigDeviceState => self.migration.state() as u64,
-            Feature::DmaLoggingReport => return self.logging_report(request, data),
+            Feature::DmaLoggingReport => return self.logging_report(request, data, reply),
             Feature::DmaLoggingStart | Feature::DmaLoggingStop => return Err(Errno::EINVAL),
         };
         let size = size_of::<DeviceFeature>() + size_of::<u64>();
         if (request.argsz as usize) < size {
             return Err(Errno::EINVAL);
         }
-        let mut reply = self.new_reply(size)?;
+        self.make_room(reply, size)?;
         reply.put(&DeviceFeature { argsz: size as u32, ..*request })?;
         match feature {
-            Feature::MigDeviceState => reply.put::<StateData>(&[value as u32, 0])?,
-            _ => reply.put(&value)?,
+            Feature::MigDeviceState => reply.put::<StateData>(&[value as u32, 0]),
+            _ => reply.put(&value),
         }
-        Ok(reply)
     }
 
     /// Checks a request to set something, before the device is asked to
@@ -83,14 +87,14 @@ impl Context {
         }
     }
 
-    fn feature_set(&self, payload: &[u8]) -> Result<Reply> {
+    fn feature_set(&self, payload: &[u8], reply: &mut Reply) -> Result<()> {
         self.check_feature_set(payload)?;
         let (request, data) = take::<DeviceFeature>(payload)?;
         match self.known_feature(&request)? {
             Feature::MigDeviceState => {
                 let ([state, _data_fd], _) = take::<StateData>(data)?;
                 self.set_device_state(state)?;
-                self.echo(payload)
+                self.echo(payload, reply)
             }
             Feature::DmaLoggingStart => {
                 let (control, ranges) = logging_ranges(data)?;
@@ -98,22 +102,21 @@ impl Context {
                     return Err(Errno::EINVAL);
                 }
                 let page_size = self.dma.logging_start(control.page_size, &ranges)?;
-                let mut reply = self.new_reply(payload.len())?;
+                self.make_room(reply, payload.len())?;
                 reply.put(&request)?;
                 reply.put(&LoggingControl { page_size, ..control })?;
                 let rest = data.get(size_of::<LoggingControl>()..).unwrap_or_default();
-                reply.put_bytes(rest)?;
-                Ok(reply)
+                reply.put_bytes(rest)
             }
             Feature::DmaLoggingStop => {
                 self.dma.logging_stop();
-                self.echo(payload)
+                self.echo(payload, reply)
             }
             Feature::Migration | Feature::DmaLoggingReport => Err(Errno::EINVAL),
         }
     }
 
-    fn logging_report(&self, request: &DeviceFeature, data: &[u8]) -> Result<Reply> {
+    fn logging_report(&self, request: &DeviceFeature, data: &[u8], reply: &mut Reply) -> Result<()> {
         let (report, _) = take::<LoggingReport>(data)?;
         if !self.dma_is_ready() {
             return Err(Errno::EINVAL);
@@ -125,11 +128,10 @@ impl Context {
             return Err(Errno::EINVAL);
         }
         let bitmap = usize::try_from(bitmap).map_err(|_| Errno::EINVAL)?;
-        let mut reply = self.new_reply(fixed.saturating_add(bitmap))?;
+        self.make_room(reply, fixed.saturating_add(bitmap))?;
         reply.put(&DeviceFeature { argsz: u32::try_from(size).map_err(|_| Errno::EINVAL)?, ..*request })?;
         reply.put(&report)?;
-        self.dma.report(report.iova, report.length, report.page_size, reply.space(bitmap)?)?;
-        Ok(reply)
+        self.dma.report(report.iova, report.length, report.page_size, reply.space(bitmap)?)
     }
 }
 

@@ -13,24 +13,27 @@ use crate::wire::{
 
 impl Context {
     /// `VFIO_USER_DEVICE_GET_INFO`
-    pub(in crate::server) fn device_get_info(&self, message: &Message) -> Result<Reply> {
+    pub(in crate::server) fn device_get_info(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (request, _) = take::<DeviceInfo>(message.payload())?;
         let size = size_of::<DeviceInfo>();
         if (request.argsz as usize) < size {
             return Err(Errno::EINVAL);
         }
-        let mut reply = self.new_reply(size)?;
+        self.make_room(reply, size)?;
         reply.put(&DeviceInfo {
             argsz: size as u32,
             flags: (DeviceFlags::RESET | DeviceFlags::PCI).bits(),
             num_regions: regions::COUNT as u32,
             num_irqs: IrqType::COUNT as u32,
-        })?;
-        Ok(reply)
+        })
     }
 
     /// `VFIO_USER_DEVICE_GET_REGION_INFO`
-    pub(in crate::server) fn device_get_region_info(&self, message: &Message) -> Result<Reply> {
+    pub(in crate::server) fn device_get_region_info(
+        &self,
+        message: &Message,
+        reply: &mut Reply,
+    ) -> Result<()> {
         let (request, _) = take::<RegionInfo>(message.payload())?;
         let fixed = size_of::<RegionInfo>();
         let argsz = request.argsz as usize;
@@ -53,7 +56,7 @@ impl Context {
         flags.set(RegionInfoFlags::WRITE, region.flags.contains(RegionFlags::WRITE));
         flags.set(RegionInfoFlags::MMAP, mappable);
         flags.set(RegionInfoFlags::CAPS, with_areas);
-        let mut reply = self.new_reply(if with_areas { full } else { fixed })?;
+        self.make_room(reply, if with_areas { full } else { fixed })?;
         reply.put(&RegionInfo {
             argsz: u32::try_from(full).map_err(|_| Errno::EINVAL)?,
             flags: flags.bits(),
@@ -75,24 +78,23 @@ impl Context {
             memory::push(&mut fds, region.fd)?;
             reply.lend_fds(fds)?;
         }
-        Ok(reply)
+        Ok(())
     }
 
     /// `VFIO_USER_DEVICE_GET_IRQ_INFO`
-    pub(in crate::server) fn device_get_irq_info(&self, message: &Message) -> Result<Reply> {
+    pub(in crate::server) fn device_get_irq_info(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (request, _) = take::<IrqInfo>(message.payload())?;
         let size = size_of::<IrqInfo>();
         if (request.argsz as usize) < size {
             return Err(Errno::EINVAL);
         }
         let count = self.irqs.count(IrqType::from_index(request.index)?);
-        let mut reply = self.new_reply(size)?;
+        self.make_room(reply, size)?;
         reply.put(&IrqInfo {
             argsz: size as u32,
             flags: IrqInfoFlags::EVENTFD.bits(),
             index: request.index,
             count,
-        })?;
-        Ok(reply)
+        })
     }
 }

@@ -3,12 +3,12 @@
 use crate::irq::IrqType;
 use crate::server::Context;
 use crate::server::callbacks::IrqStateFn;
-use crate::transport::{Message, Reply};
+use crate::transport::Message;
 use crate::wire::{Errno, IrqAction, IrqData, IrqSet, Result, take};
 
 impl Context {
     /// `VFIO_USER_DEVICE_SET_IRQS`
-    pub(in crate::server) fn device_set_irqs(&self, message: &mut Message) -> Result<Reply> {
+    pub(in crate::server) fn device_set_irqs(&self, message: &mut Message) -> Result<()> {
         let (request, _) = take::<IrqSet>(message.payload())?;
         let kind = self.check_irq_set(&request, message)?;
         let IrqSet { start, count, .. } = request;
@@ -40,7 +40,7 @@ impl Context {
                 self.irqs.assign(kind, start, std::mem::take(&mut message.fds))?;
             }
         }
-        Ok(Reply::empty())
+        Ok(())
     }
 
     /// One call of the callback for each run of bytes that are not zero.

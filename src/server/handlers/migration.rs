@@ -28,11 +28,11 @@ impl Context {
     }
 
     /// `VFIO_USER_MIG_DATA_READ`: the device writes straight into the reply.
-    pub(in crate::server) fn mig_data_read(&self, message: &Message) -> Result<Reply> {
+    pub(in crate::server) fn mig_data_read(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (_, size) = self.check_data(message)?;
         let callbacks = self.callbacks.migration.get().ok_or(Errno::EINVAL)?;
         let fixed = size_of::<MigData>();
-        let mut reply = self.new_reply(fixed.saturating_add(size))?;
+        self.make_room(reply, fixed.saturating_add(size))?;
         reply.put(&MigData { argsz: 0, size: 0 })?;
         let buffer = RawBytes::of(reply.space(size)?);
         let count = self.migration.read(size, |_| self.call_data(callbacks.read_data, buffer))?;
@@ -44,17 +44,16 @@ impl Context {
         };
         let room = reply.payload_mut().get_mut(..fixed).ok_or(Errno::EINVAL)?;
         room.copy_from_slice(zerocopy::IntoBytes::as_bytes(&head));
-        Ok(reply)
+        Ok(())
     }
 
     /// `VFIO_USER_MIG_DATA_WRITE`: the device reads straight from the request.
-    pub(in crate::server) fn mig_data_write(&self, message: &mut Message) -> Result<Reply> {
+    pub(in crate::server) fn mig_data_write(&self, message: &mut Message) -> Result<()> {
         let (_, size) = self.check_data(message)?;
         let callbacks = self.callbacks.migration.get().ok_or(Errno::EINVAL)?;
         let fixed = size_of::<MigData>();
         let data = message.payload_mut().get_mut(fixed..fixed.saturating_add(size));
         let buffer = RawBytes::of(data.ok_or(Errno::EINVAL)?);
-        self.migration.write(size, || self.call_data(callbacks.write_data, buffer))?;
-        Ok(Reply::empty())
+        self.migration.write(size, || self.call_data(callbacks.write_data, buffer))
     }
 }

@@ -10,21 +10,21 @@ use crate::wire::{DeviceState, Errno, RegionAccess, Result, WriteMultiEntry, Wri
 
 impl Context {
     /// `VFIO_USER_REGION_READ`
-    pub(in crate::server) fn region_read(&self, message: &Message) -> Result<Reply> {
+    pub(in crate::server) fn region_read(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (access, _) = take::<RegionAccess>(message.payload())?;
         let region = self.check_access(&access, None)?;
         let fixed = size_of::<RegionAccess>();
         let count = access.count as usize;
-        let mut reply = self.new_reply(fixed.saturating_add(count))?;
+        self.make_room(reply, fixed.saturating_add(count))?;
         reply.put(&access)?;
         if count > 0 {
             let buffer = RawBytes::of(reply.space(count)?);
             let done = self.access_region(&access, region, buffer, false)?;
             if done < count {
-                self.shorten(&mut reply, access, done)?;
+                self.shorten(reply, access, done)?;
             }
         }
-        Ok(reply)
+        Ok(())
     }
 
     /// Cuts the reply to a read that gave less than was asked for.
@@ -39,7 +39,7 @@ impl Context {
     }
 
     /// `VFIO_USER_REGION_WRITE`
-    pub(in crate::server) fn region_write(&self, message: &mut Message) -> Result<Reply> {
+    pub(in crate::server) fn region_write(&self, message: &mut Message, reply: &mut Reply) -> Result<()> {
         let (access, data) = take::<RegionAccess>(message.payload())?;
         let region = self.check_access(&access, Some(data.len()))?;
         let fixed = size_of::<RegionAccess>();
@@ -48,12 +48,16 @@ impl Context {
             let data = message.payload_mut().get_mut(fixed..).ok_or(Errno::EINVAL)?;
             done = self.access_region(&access, region, RawBytes::of(data), true)?;
         }
-        Reply::of(&RegionAccess { count: u32::try_from(done).map_err(|_| Errno::EINVAL)?, ..access })
+        reply.put(&RegionAccess { count: u32::try_from(done).map_err(|_| Errno::EINVAL)?, ..access })
     }
 
     /// `VFIO_USER_REGION_WRITE_MULTI`: the entries in order, up to the first
     /// that fails; only if that is the very first does the command fail.
-    pub(in crate::server) fn region_write_multi(&self, message: &mut Message) -> Result<Reply> {
+    pub(in crate::server) fn region_write_multi(
+        &self,
+        message: &mut Message,
+        reply: &mut Reply,
+    ) -> Result<()> {
         if !self.client.get().write_multiple {
             return Err(Errno::EINVAL);
         }
@@ -73,7 +77,7 @@ impl Context {
                 }
             }
         }
-        Reply::of(&WriteMultiHead { wr_cnt })
+        reply.put(&WriteMultiHead { wr_cnt })
     }
 
     fn write_entry(&self, message: &mut Message, number: u64) -> Result<()> {
