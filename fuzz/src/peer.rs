@@ -1,8 +1,8 @@
-//! Both ends of a connection in one process: a context that never waits, made
-//! and destroyed by the C functions, and the client's socket.
+//! Both ends of a connection in one process: a context, made and destroyed by
+//! the C functions, and the client's socket.
 
 use std::cell::RefCell;
-use std::ffi::{CString, c_void};
+use std::ffi::{CString, c_int, c_void};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -34,12 +34,21 @@ fn path() -> PathBuf {
 pub struct Context(pub Handle);
 
 impl Context {
-    /// A context whose callbacks get `private`.
+    /// A context that never waits, whose callbacks get `private`.
     pub fn new(private: *mut c_void) -> Context {
+        Context::with_flags(private, capi::LIBVFIO_USER_FLAG_ATTACH_NB)
+    }
+
+    /// A context that waits for its client.
+    pub fn blocking(private: *mut c_void) -> Context {
+        Context::with_flags(private, 0)
+    }
+
+    fn with_flags(private: *mut c_void, flags: c_int) -> Context {
         let path = path();
         let name = CString::new(path.as_os_str().as_bytes()).expect("no NUL in there");
         // SAFETY: a string that ends in NUL, and whatever private is.
-        let handle = unsafe { capi::vfu_create_ctx(0, name.as_ptr(), 1, private, 0) };
+        let handle = unsafe { capi::vfu_create_ctx(0, name.as_ptr(), flags, private, 0) };
         assert!(!handle.is_null(), "{}", std::io::Error::last_os_error());
         Context(handle)
     }
@@ -51,6 +60,13 @@ impl Context {
         Ok(socket)
     }
 
+    /// Destroys it now.
+    pub fn destroy(&mut self) {
+        let handle = std::mem::replace(&mut self.0, std::ptr::null_mut());
+        // SAFETY: the last use; NULL, if there was one before, is ignored.
+        unsafe { capi::vfu_destroy_ctx(handle) };
+    }
+
     /// No panic was caught.
     pub fn assert_whole(&self) {
         // SAFETY: the context is there.
@@ -60,8 +76,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: the last use.
-        unsafe { capi::vfu_destroy_ctx(self.0) };
+        self.destroy();
     }
 }
 

@@ -6,18 +6,16 @@
 //! where bits were set, not where they could be.
 
 use std::slice;
-use std::sync::OnceLock;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::chunked::{Chunked, Handles};
 use super::mapping::{Mapping, host_page_size};
+use super::sizes::GROUP_WORDS;
+use super::sync::{AtomicU64, OnceLock};
 use crate::memory;
 use crate::wire::{Errno, Result};
 
-/// Words that are scanned in one go.
-pub(super) const GROUP_WORDS: usize = 512;
-/// Bits in these.
+/// Bits in the words that are scanned in one go.
 pub(super) const GROUP_BITS: u64 = GROUP_WORDS as u64 * 64;
 /// Blocks of one size that are made at once, if they are small.
 const BATCH: usize = 64;
@@ -36,8 +34,7 @@ pub(super) struct Block {
     summary: Box<[AtomicU64]>,
 }
 
-// SAFETY: `words` points to atomics that live as long as the pool, which is
-// dropped together with its blocks.
+// SAFETY: `words` points to atomics that live as long as the block.
 unsafe impl Send for Block {}
 // SAFETY: as above.
 unsafe impl Sync for Block {}
@@ -46,7 +43,7 @@ unsafe impl Sync for Block {}
 pub(super) struct Blocks(Chunked<OnceLock<Block>, 0>);
 
 impl Blocks {
-    pub(super) const fn new() -> Blocks {
+    pub(super) fn new() -> Blocks {
         Blocks(Chunked::new())
     }
 
@@ -54,14 +51,29 @@ impl Blocks {
     pub(super) fn get(&self, handle: u32) -> Option<&Block> {
         self.0.get(handle.into())?.get()
     }
+
+    pub(super) fn add(&self, handle: u32, block: Block) -> Result<()> {
+        let _ = self.0.get_or_make(handle, |_| OnceLock::new())?.set(block);
+        Ok(())
+    }
 }
 
 impl Block {
+    /// A bitmap of 2^class words, all bits clear.
+    ///
+    /// # Safety
+    /// The words are there as long as the block is, are atomics to everyone
+    /// else, and no other block's.
+    pub(super) unsafe fn new(words: *const AtomicU64, class: u32) -> Result<Block> {
+        let groups = (1_usize << class).div_ceil(GROUP_WORDS);
+        let notes = if groups > 1 { groups.div_ceil(64) } else { 0 };
+        let summary = memory::collect((0..notes).map(|_| AtomicU64::new(0)))?;
+        Ok(Block { words, class, summary })
+    }
+
     #[inline]
     pub(super) fn words(&self) -> &[AtomicU64] {
-        // SAFETY: `words` points to 2^class words within a mapping of the pool
-        // that no other block has; zeroed memory and every other is a valid
-        // atomic, and it is accessed as such only.
+        // SAFETY: by the contract of `new`.
         unsafe { slice::from_raw_parts(self.words, 1 << self.class) }
     }
 
@@ -200,12 +212,11 @@ impl Pool {
         self.reserved = reserved;
         for at in (0..length).step_by(size) {
             let handle = self.handles.take()?;
-            let place = blocks.0.get_or_make(handle, |_| OnceLock::new())?;
             let words = base.wrapping_byte_add(at).cast_const().cast();
-            let groups = (size / 8).div_ceil(GROUP_WORDS);
-            let notes = if groups > 1 { groups.div_ceil(64) } else { 0 };
-            let summary = memory::collect((0..notes).map(|_| AtomicU64::new(0)))?;
-            let _ = place.set(Block { words, class, summary });
+            // SAFETY: the words lie in a mapping of the pool, which is dropped
+            // together with its blocks; this is the only one of them that has
+            // this part of it. Zeroed memory and every other is a valid atomic.
+            blocks.add(handle, unsafe { Block::new(words, class) }?)?;
             free.push(handle);
             *count = count.saturating_add(1);
         }

@@ -1,8 +1,7 @@
 //! Storage whose elements never move and are freed only with the whole, so
 //! that threads may look at an element while its owner reuses it.
 
-use std::sync::OnceLock;
-
+use super::sync::OnceLock;
 use crate::memory;
 use crate::wire::{Errno, Result};
 
@@ -13,8 +12,8 @@ pub(super) struct Chunked<T, const BASE: u32> {
 }
 
 impl<T, const BASE: u32> Chunked<T, BASE> {
-    pub(super) const fn new() -> Self {
-        Chunked { chunks: [const { OnceLock::new() }; 32] }
+    pub(super) fn new() -> Self {
+        Chunked { chunks: std::array::from_fn(|_| OnceLock::new()) }
     }
 
     /// The element of a handle; any number may be asked for.

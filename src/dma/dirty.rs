@@ -8,14 +8,10 @@
 //! they set them again, this time with the harvester locked out.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
-use parking_lot::Mutex;
-
-use super::bitmap::{Block, Blocks, GROUP_BITS, GROUP_WORDS};
-
-/// Words of a cache line.
-const LINE_WORDS: usize = 8;
+use super::bitmap::{Block, Blocks, GROUP_BITS};
+use super::sizes::{GROUP_WORDS, LINE_WORDS};
+use super::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, fence};
 
 /// What harvester and setters tell each other; in cache lines of its own.
 #[repr(align(128))]
@@ -42,7 +38,7 @@ pub(super) fn mask(first: u64, last: u64) -> u64 {
 }
 
 impl Dirty {
-    pub(super) const fn new() -> Dirty {
+    pub(super) fn new() -> Dirty {
         Dirty {
             page_shift: AtomicU32::new(0),
             progress: Progress {
@@ -86,7 +82,7 @@ impl Dirty {
         let mut done = false;
         if !is_ours {
             set_bits(block, first, last);
-            done = self.progress.sequence.load(SeqCst) == before;
+            done = self.progress.sequence.load(Relaxed) == before;
         }
         if !done {
             let _no_harvest = self.progress.lock.lock();
@@ -145,7 +141,7 @@ fn name(handle: u32, group: u64) -> u64 {
 /// A group being harvested.
 struct Harvest<'a> {
     progress: &'a Progress,
-    _lock: parking_lot::MutexGuard<'a, ()>,
+    _lock: MutexGuard<'a, ()>,
     sequence: u64,
 }
 
@@ -154,7 +150,11 @@ impl Progress {
         let lock = self.lock.lock();
         let sequence = self.sequence.load(Relaxed).wrapping_add(1);
         self.group.store(group, Release);
-        self.sequence.store(sequence, SeqCst);
+        self.sequence.store(sequence, Release);
+        // One of two fences comes first, this or that of `set_bits`. Either the
+        // words that are read next have the bits of the setter, and what it
+        // wrote can be seen, or the setter sees that number.
+        fence(SeqCst);
         Harvest { progress: self, _lock: lock, sequence }
     }
 }
@@ -225,7 +225,7 @@ fn take_bits(words: &[AtomicU64], found: &mut [u64], first: u64, last: u64, keep
 }
 
 fn take_word(word: &AtomicU64, wanted: u64, keep: u64) -> u64 {
-    let bits = word.load(SeqCst);
+    let bits = word.load(Relaxed);
     if bits & wanted & !keep != 0 {
         word.store(bits & !wanted | bits & keep, Relaxed);
     }
@@ -237,7 +237,7 @@ fn take_word(word: &AtomicU64, wanted: u64, keep: u64) -> u64 {
 fn take_line(words: &[AtomicU64; LINE_WORDS], found: &mut [u64; LINE_WORDS]) -> u64 {
     let mut any = 0;
     for (word, found) in words.iter().zip(found) {
-        *found = word.load(SeqCst);
+        *found = word.load(Relaxed);
         any |= *found;
     }
     if any != 0 {

@@ -6,22 +6,15 @@
 //! lengths of arrays; so the worst a change does to them is to lead them
 //! astray. They see that from the sequence number and look again.
 
-use std::hint::spin_loop;
 use std::ptr;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, fence};
+use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
 
-use parking_lot::{Mutex, MutexGuard};
-
+use super::sizes::{LEAF_CAPACITY, PATIENCE, TOP_CAPACITY};
 use super::slots::Slot;
+use super::sync::{AtomicPtr, AtomicU64, AtomicUsize, Mutex, MutexGuard, fence, spin_loop};
 use crate::memory;
 use crate::wire::{Errno, Result};
 
-const LEAF_CAPACITY: usize = 256;
-/// Leaves that the first array of leaves holds.
-const TOP_CAPACITY: usize = 16;
-/// Looks before a reader waits for the writer instead.
-const PATIENCE: u32 = 64;
 /// What follows the last start of a leaf.
 const UNUSED: u64 = u64::MAX;
 
@@ -100,8 +93,8 @@ impl Leaf {
     fn new() -> Leaf {
         Leaf {
             len: AtomicUsize::new(0),
-            starts: [const { AtomicU64::new(UNUSED) }; LEAF_CAPACITY],
-            slots: [const { AtomicPtr::new(ptr::null_mut()) }; LEAF_CAPACITY],
+            starts: std::array::from_fn(|_| AtomicU64::new(UNUSED)),
+            slots: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
         }
     }
 
@@ -168,8 +161,8 @@ impl Leaf {
     }
 }
 
-type Load<A, V> = fn(&A, std::sync::atomic::Ordering) -> V;
-type Store<A, V> = fn(&A, V, std::sync::atomic::Ordering);
+type Load<A, V> = fn(&A, Ordering) -> V;
+type Store<A, V> = fn(&A, V, Ordering);
 
 /// Makes room at `at` in the first `len` elements, and fills it.
 #[inline(always)]

@@ -8,7 +8,8 @@
 //! which name a slot and its generation (`sgl`). Dirty pages are bits in
 //! bitmaps of the regions (`bitmap`, `dirty`), reported at any page size
 //! (`logging`, `report`). Descriptors are shared by all address spaces of the
-//! process (`file`, `mapping`).
+//! process (`file`, `mapping`). What threads share is made of `sync`, in numbers of
+//! `sizes`.
 //!
 //! Nothing here knows of sockets: what is reached by messages is told apart
 //! ([`SgRange::access`]) and left to the caller.
@@ -24,8 +25,10 @@ mod mapping;
 mod region;
 mod report;
 mod sgl;
+mod sizes;
 mod slots;
 mod space;
+mod sync;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 //! region's start; bit i of the reply for the i-th reported page counted from
 //! the first address of the report.
 
-use super::bitmap::GROUP_WORDS;
+use super::sizes::GROUP_WORDS;
 use crate::wire::limits::MAX_BITMAP_SIZE;
 use crate::wire::{Errno, Result};
 

@@ -1,22 +1,17 @@
 //! The slots that regions live in, from where other threads read them.
 
 use std::cell::UnsafeCell;
-use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, fence};
-
-use parking_lot::Mutex;
 
 use super::chunked::Chunked;
 use super::file::SharedFile;
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, Snapshot};
+use super::sizes::{CHUNK_SLOTS, CHUNKS};
+use super::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, OnceLock, fence};
 use crate::wire::{Errno, Result};
 
 /// The lowest handle of a slot is 2 to this.
 pub(super) const HANDLE_BASE: u32 = 6;
-const CHUNK_SLOTS: usize = 1 << 10;
-/// Chunks, and so four million regions, at the most.
-const CHUNKS: usize = 1 << 12;
 
 /// Room for one region. Slots are never freed while threads can look, so all
 /// that they read is atomic, and the tag tells whether what was read belongs
@@ -39,9 +34,6 @@ pub(super) struct Slot {
     handle: u32,
 }
 
-/// A slot that never holds a region.
-pub(super) static NOWHERE: Slot = Slot::new(0);
-
 /// What threads don't read along with a slot.
 struct Cold {
     info: UnsafeCell<DmaInfo>,
@@ -60,7 +52,7 @@ impl Slot {
     /// No entry's tag: the low byte of those is clear.
     const VACANT: u64 = 1;
 
-    const fn new(handle: u32) -> Slot {
+    pub(super) fn new(handle: u32) -> Slot {
         Slot {
             tag: AtomicU64::new(Slot::VACANT),
             start: AtomicU64::new(0),

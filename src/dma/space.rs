@@ -1,11 +1,10 @@
 //! The table of regions: map, find, remove.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic;
 use std::sync::atomic::Ordering::Relaxed;
 
 use nix::sys::stat::SFlag;
-use parking_lot::Mutex;
 
 use super::bitmap::Pool;
 use super::chunked::Handles;
@@ -17,6 +16,7 @@ use super::logging::Logging;
 use super::mapping::{file_type, host_page_size, map_file, page_size};
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, RegionId, Snapshot};
 use super::slots::{HANDLE_BASE, Slot, Slots};
+use super::sync::{AtomicU64, Mutex};
 use crate::wire::{Errno, Result};
 
 /// Largest region, in bytes.
@@ -26,7 +26,7 @@ pub const MAX_REGION_SIZE: u64 =
 /// Generations of all address spaces of the process, so that an entry is no
 /// good in another context either. At one map per microsecond the 2^56 that an
 /// entry holds last for two thousand years.
-static GENERATION: AtomicU64 = AtomicU64::new(1);
+static GENERATION: atomic::AtomicU64 = atomic::AtomicU64::new(1);
 
 /// What to map.
 #[derive(Debug)]

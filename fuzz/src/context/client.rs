@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -51,6 +52,17 @@ pub struct Client {
     body_left: usize,
     /// What was sent cannot be followed any more.
     pub is_lost: bool,
+    /// It sends no more.
+    pub has_ended: bool,
+    /// Nothing more will come from the server.
+    pub is_over: bool,
+    /// The server has sent a command over the first socket.
+    was_asked: bool,
+    /// A command of the server was not answered, or in a way that makes the
+    /// server give up.
+    is_unhelpful: bool,
+    /// The same, but the server goes on waiting.
+    is_mute: bool,
     pub is_attached: bool,
     any_sent: bool,
     sent: VecDeque<Sent>,
@@ -74,6 +86,11 @@ impl Client {
             header: Vec::new(),
             body_left: 0,
             is_lost: false,
+            has_ended: false,
+            is_over: false,
+            was_asked: false,
+            is_unhelpful: false,
+            is_mute: false,
             is_attached: false,
             any_sent: false,
             sent: VecDeque::new(),
@@ -84,12 +101,21 @@ impl Client {
         }
     }
 
-    /// Ends the connection, one way or both.
+    /// Ends the connection, one way or both. One that still reads goes on to
+    /// answer the server's commands, if there is a second socket for that.
     pub fn end(&mut self, how: Shutdown) {
-        self.is_lost = true;
+        self.has_ended = true;
         let _ = self.socket.shutdown(how);
+        if how == Shutdown::Both {
+            self.is_over = true;
+            self.end_twin();
+        }
+    }
+
+    fn end_twin(&mut self) {
+        self.is_unhelpful = true;
         if let Some(twin) = &self.twin {
-            let _ = twin.shutdown(how);
+            let _ = twin.shutdown(Shutdown::Both);
         }
     }
 
@@ -149,6 +175,18 @@ impl Client {
         self.body_left > 0 || !self.header.is_empty()
     }
 
+    /// Whether the server may be waiting for an answer that never comes.
+    pub fn keeps_waiting(&self) -> bool {
+        self.was_asked && self.is_amid() || self.is_mute
+    }
+
+    /// Whether the server, left alone, has to answer something, or to hang up.
+    pub fn expects(&self) -> bool {
+        let is_awaited = |sent: &Sent| sent.is_whole && !sent.is_optional();
+        let is_sure = !self.is_murky && !self.keeps_waiting();
+        !self.is_over && is_sure && (self.is_lost || self.sent.iter().any(is_awaited))
+    }
+
     /// Reads what there is, and checks it. Says whether there was anything.
     pub fn receive(&mut self) -> bool {
         let mut any = false;
@@ -159,6 +197,8 @@ impl Client {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
             let Ok(received) = recvmsg::<()>(self.socket.as_raw_fd(), &mut part, Some(&mut control), flags)
             else {
+                // There is nothing; if it is over there never will be.
+                self.is_over |= Errno::last() != Errno::EAGAIN;
                 break;
             };
             let count = received.bytes;
@@ -174,6 +214,7 @@ impl Client {
                 self.incoming_fds.len()
             );
             if count == 0 {
+                self.is_over = true;
                 break;
             }
             any = true;
@@ -246,6 +287,8 @@ impl Client {
         let count = u64::from_ne_bytes(rest[..8].try_into().expect("eight"));
         assert!((1..=128 << 10).contains(&count));
         assert_eq!(rest.len() as u64 - 8, if header.cmd == 12 { count } else { 0 });
+        self.was_asked |= !is_twin;
+        self.is_unhelpful |= self.has_ended && !is_twin;
         let kind = self.answers.pop_front().unwrap_or(0);
         let (mut id, mut cmd, mut flags) = (header.msg_id, header.cmd, 1);
         let mut body = [addr, &count.to_ne_bytes()].concat();
@@ -279,10 +322,27 @@ impl Client {
             }
             15 => bytes = [bytes.clone(), bytes].concat(),
             16 => return self.end(Shutdown::Both),
-            17 => return self.end(Shutdown::Write),
+            17 => {
+                self.is_unhelpful = true;
+                self.is_mute = is_twin;
+                return self.end(Shutdown::Write);
+            }
             18 => bytes.truncate(bytes.len() / 2),
+            // A late one, then the right one.
+            21 => bytes = [peer::message(id.wrapping_sub(1), cmd, flags, &body), bytes].concat(),
+            22 if is_twin => return self.end_twin(),
+            // None at all.
+            22 => {
+                self.is_mute = true;
+                return;
+            }
             _ => {}
         }
+        // Over the wrong socket.
+        let is_astray = is_twin && kind % 24 == 23;
+        self.is_unhelpful |= is_twin && matches!(kind % 24, 11 | 12);
+        self.is_mute |= is_astray || is_twin && kind % 24 == 18;
+        let is_twin = is_twin && !is_astray;
         if !is_twin {
             let (first, second) = bytes.split_at(if kind % 24 == 19 { 7 } else { 0 });
             let fds = [self.socket.as_raw_fd()];
@@ -291,7 +351,24 @@ impl Client {
         }
         let twin = self.twin.as_ref().expect("it came from there");
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let _ = sendmsg::<()>(twin.as_raw_fd(), &[IoSlice::new(&bytes)], &[], flags, None);
+        let sent = sendmsg::<()>(twin.as_raw_fd(), &[IoSlice::new(&bytes)], &[], flags, None);
+        self.is_mute |= sent != Ok(bytes.len());
+    }
+
+    /// The connection is no more: if all that the client did was to say that it
+    /// sends no more, everything before that was answered.
+    pub fn assert_served(&self) {
+        let gave_up = self.is_unhelpful || self.keeps_waiting();
+        if self.is_attached && self.has_ended && !self.is_lost && !gave_up {
+            self.assert_answered();
+        }
+    }
+
+    /// Duplicates of the sockets that something may come from.
+    pub fn open_sockets(&self) -> Vec<OwnedFd> {
+        let (main, twin) = (self.socket.as_fd(), self.twin.as_ref().map(AsFd::as_fd));
+        let open = [Some(main), twin].into_iter().flatten().filter(|_| !self.is_over);
+        open.map(|socket| socket.try_clone_to_owned().expect("descriptors")).collect()
     }
 
     /// Nothing that had to be answered is left, if the server has nothing left
@@ -334,27 +411,22 @@ pub fn lock(client: &Shared) -> MutexGuard<'_, Option<Client>> {
 /// more the client goes: nobody waits for ever.
 pub fn while_answering<R>(client: &Shared, f: impl FnOnce() -> R) -> R {
     let done = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).expect("descriptors");
+    if let Some(client) = lock(client).as_mut() {
+        client.was_asked = false;
+    }
     std::thread::scope(|scope| {
         let done = &done;
         let helper = scope.spawn(move || {
             loop {
-                let mut guard = lock(client);
-                let moved = guard.as_mut().is_some_and(Client::receive);
-                let socket =
-                    guard.as_ref().and_then(|client| client.socket.as_fd().try_clone_to_owned().ok());
-                let twin = guard.as_ref().and_then(|client| client.twin.as_ref()?.try_clone().ok());
-                drop(guard);
-                if moved {
-                    continue;
-                }
+                let sockets = lock(client).as_mut().map_or_else(Vec::new, |client| {
+                    while client.receive() {}
+                    if client.keeps_waiting() {
+                        client.end(Shutdown::Both);
+                    }
+                    client.open_sockets()
+                });
                 let mut fds = vec![PollFd::new(done.as_fd(), PollFlags::POLLIN)];
-                let is_ended = lock(client).as_ref().is_none_or(|client| client.is_lost);
-                if let (Some(socket), false) = (&socket, is_ended) {
-                    fds.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN));
-                }
-                if let (Some(twin), false) = (&twin, is_ended) {
-                    fds.push(PollFd::new(twin.as_fd(), PollFlags::POLLIN));
-                }
+                fds.extend(sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
                 let ready = poll(&mut fds, PollTimeout::from(PATIENCE_MS));
                 if fds[0].any() == Some(true) {
                     return;

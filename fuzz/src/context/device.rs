@@ -24,6 +24,8 @@ pub struct Device {
     /// Entries, good or not.
     entries: RefCell<Vec<dma_sg_t>>,
     pub lost_resets: Cell<usize>,
+    /// A region was mapped.
+    pub was_mapped: Cell<bool>,
     /// How deep callbacks are nested.
     depth: Cell<usize>,
     pub is_quiescing: Cell<bool>,
@@ -120,7 +122,8 @@ impl Device {
             }
             let mut data = [how; 0x1000];
             let data = data.as_mut_ptr().cast();
-            let flags = c_int::from(how & 128 != 0);
+            // Direct, or with a flag that there is not.
+            let flags = if how & 15 == 15 { 2 } else { c_int::from(how & 128 != 0) };
             let outcome = self.answered(|| match writes {
                 true => capi::vfu_sgl_write(handle, entry, 1, data, flags),
                 false => capi::vfu_sgl_read(handle, entry, 1, data, flags),
@@ -217,7 +220,8 @@ pub unsafe extern "C" fn register(handle: Handle, info: *mut vfu_dma_info_t) {
     // SAFETY: a context of ours.
     let device = unsafe { device_of(handle) };
     // SAFETY: the library's info.
-    let region = unsafe { (*info).iova };
+    let (region, vaddr) = unsafe { ((*info).iova, (*info).vaddr) };
+    device.was_mapped.set(device.was_mapped.get() || !vaddr.is_null());
     let old =
         device.regions.borrow_mut().insert(info as usize, (region.iov_base as u64, region.iov_len as u64));
     assert_eq!(old, None, "registered already");

@@ -117,7 +117,8 @@ fn access(u: &mut Unstructured) -> Result<(u64, u32, u32)> {
         0 => (u64::arbitrary(u)?, region, u32::arbitrary(u)?),
         1 => (0, region, (1 << 20) - u32::from(u8::arbitrary(u)? % 2)),
         2 => (0, region, u32::arbitrary(u)? % 0x8_0000),
-        3 => (0x90, 7, 4),
+        // Device control, which starts a function level reset.
+        3 => (0x84, 7, 4),
         other => (u64::from(u16::arbitrary(u)? % 0x130), region, [1, 2, 4, 8, 17, 0][usize::from(other % 6)]),
     })
 }

@@ -1,27 +1,27 @@
 //! A client that sends anything, in any pieces and with any descriptors, to a
-//! device that uses everything. No panic; nothing waits for ever; no descriptor
-//! is left; every command that wants an answer gets one, in order; regions are
-//! registered and unregistered in pairs; a lost connection is one reset.
+//! device that uses everything, in a context that never waits or in one that
+//! does. No panic; nothing waits for ever; no descriptor and no mapping is left;
+//! every command that wants an answer gets one, in order; regions are registered
+//! and unregistered in pairs; a lost connection is one reset.
 
+mod blocking;
 mod client;
 mod device;
 mod messages;
+mod pool;
 
 use std::ffi::{c_char, c_int};
-use std::fs::File;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use vfio_user::capi;
 
 use crate::peer::{self, Context, Handle};
 use client::{Client, lock};
 use device::Device;
+use pool::Pool;
 
 #[allow(improper_ctypes, reason = "a context is opaque to those who have a pointer to it")]
 unsafe extern "C" {
@@ -29,72 +29,46 @@ unsafe extern "C" {
     fn vfu_log(handle: Handle, level: c_int, format: *const c_char, ...);
 }
 
-/// The first byte says how much of the input is the device's, the client's is
-/// behind it, and the rest is what happens.
+/// The first byte says whether the context waits for its client, and how much of
+/// the input is the device's; the client's answers are behind it, and the rest is
+/// what happens.
 pub fn run(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else { return };
     let pool = Pool::new();
     let before = open_descriptors();
-    let (script, rest) = rest.split_at((usize::from(*kind) / 4 * 2).min(rest.len()));
-    let (answers, rest) = rest.split_at((usize::from(*kind) % 4 * 4).min(rest.len()));
+    let (is_blocking, kind) = (*kind >= 0x80, usize::from(*kind % 0x80));
+    let (script, rest) = rest.split_at((kind / 4 * 4).min(rest.len()));
+    let (answers, rest) = rest.split_at((kind % 4 * 4).min(rest.len()));
     let device = Device::default();
     device.script.borrow_mut().extend(script);
     let mut u = Unstructured::new(rest);
-    let context = Context::new((&raw const device).cast_mut().cast());
-    let mut session =
-        Session { context, device: &device, pool: &pool, answers, connections: 0, is_attached: false };
-    if session.setup(&mut u).is_ok() {
-        while !u.is_empty() && session.step(&mut u).is_ok() {}
+    let private = (&raw const device).cast_mut().cast();
+    let context = if is_blocking { Context::blocking(private) } else { Context::new(private) };
+    let mut session = Session {
+        context,
+        device: &device,
+        pool: &pool,
+        answers,
+        connections: 0,
+        is_attached: false,
+        is_blocking,
+    };
+    match session.setup(&mut u) {
+        Ok(()) if is_blocking => session.run_blocking(&mut u),
+        Ok(()) => session.run_nonblocking(&mut u),
+        Err(_) => {}
     }
     session.finish();
     drop(lock(&device.client).take());
     assert!(pool.is_open());
     assert_eq!(open_descriptors(), before, "descriptors");
+    if device.was_mapped.get() {
+        assert_eq!(pool::mappings(), 0, "mappings");
+    }
 }
 
 fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("proc").count()
-}
-
-/// Descriptors that a client may send.
-struct Pool {
-    fds: Vec<OwnedFd>,
-}
-
-impl Pool {
-    fn new() -> Pool {
-        let memory = |size| {
-            let file = File::from(memfd_create(c"fuzz", MFdFlags::MFD_CLOEXEC).expect("memory"));
-            file.set_len(size).expect("memory");
-            file
-        };
-        let (small, large) = (memory(0x1800), memory(0x10000));
-        let again = File::open(format!("/proc/self/fd/{}", large.as_raw_fd())).expect("memory");
-        let event = |flags| EventFd::from_flags(EfdFlags::EFD_CLOEXEC | flags).expect("descriptors").into();
-        let (socket, _) = UnixStream::pair().expect("descriptors");
-        let (pipe, _) = std::io::pipe().expect("descriptors");
-        let fds = vec![
-            small.into(),
-            large.into(),
-            event(EfdFlags::empty()),
-            event(EfdFlags::EFD_NONBLOCK),
-            again.into(),
-            socket.into(),
-            pipe.into(),
-            File::open("/dev/null").expect("null").into(),
-        ];
-        Pool { fds }
-    }
-
-    /// The descriptor with this number; -1 is for the client's own end.
-    fn get(&self, number: u8, own: RawFd) -> RawFd {
-        self.fds.get(usize::from(number % 9)).map_or(own, AsRawFd::as_raw_fd)
-    }
-
-    /// They are as they were.
-    fn is_open(&self) -> bool {
-        self.fds.iter().all(|fd| nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_GETFD).is_ok())
-    }
 }
 
 struct Session<'a> {
@@ -105,6 +79,7 @@ struct Session<'a> {
     /// How many there were.
     connections: usize,
     is_attached: bool,
+    is_blocking: bool,
 }
 
 impl Session<'_> {
@@ -123,6 +98,7 @@ impl Session<'_> {
             }
             assert_eq!(capi::vfu_pci_init(handle, 3, 0, 0), 0);
             capi::vfu_pci_set_id(handle, 1, 2, 3, 4);
+            capi::vfu_pci_set_class(handle, 1, 8, 2);
             let mut areas = [
                 libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0x1000 },
                 libc::iovec { iov_base: 0x2000 as *mut _, iov_len: 0x1000 },
@@ -160,6 +136,7 @@ impl Session<'_> {
                 write_data: Some(device::data),
             };
             assert_eq!(capi::vfu_setup_device_migration_callbacks(handle, &callbacks), 0);
+            assert_eq!((capi::vfu_run_ctx(handle), peer::errno()), (-1, libc::EINVAL));
             assert_eq!(capi::vfu_realize_ctx(handle), 0);
             for (at, fd) in [(0, 2), (8, 3), (16, 2), (24, 99)] {
                 let fd = if fd == 99 { -1 } else { self.pool.get(fd, -1) };
@@ -169,7 +146,17 @@ impl Session<'_> {
                 assert!(capi::vfu_get_poll_fd(handle) >= 0);
             }
         }
-        self.connect(u)
+        Ok(())
+    }
+
+    fn run_nonblocking(&mut self, u: &mut Unstructured) {
+        if self.connect(u).is_ok() {
+            while !u.is_empty() && self.step(u).is_ok() {}
+        }
+        let may_answer = |client: &Client| !client.is_amid() && !client.is_lost && !client.has_ended;
+        if self.is_attached && lock(&self.device.client).as_ref().is_some_and(may_answer) {
+            self.settle();
+        }
     }
 
     /// All kinds of capabilities.
@@ -344,6 +331,7 @@ impl Session<'_> {
         if std::mem::take(&mut self.is_attached) {
             self.with_client(|client| {
                 client.receive();
+                client.assert_served();
             });
             *lock(&self.device.client) = None;
         }
@@ -381,7 +369,7 @@ impl Session<'_> {
                 -1 => return,
                 0 if !moved && !self.is_readable() => {
                     self.with_client(|client| {
-                        if !client.receive() && client.is_attached && !client.is_lost {
+                        if !client.receive() && client.is_attached && !client.is_lost && !client.has_ended {
                             client.assert_answered();
                         }
                     });
@@ -444,6 +432,7 @@ impl Session<'_> {
                     let (register, unregister) = (device::register as _, device::unregister as _);
                     capi::vfu_setup_device_dma(handle, usize::from(number), Some(register), Some(unregister));
                 }
+                _ if self.is_blocking && !self.is_attached => {}
                 _ => {
                     let was_attached = self.is_attached;
                     let outcome = capi::vfu_attach_ctx(handle);
@@ -459,17 +448,19 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The client goes, or the context does.
+    /// The context goes, if it has not.
     fn finish(mut self) {
-        let is_whole = |client: &Client| !client.is_amid() && !client.is_lost;
-        if self.is_attached && lock(&self.device.client).as_ref().is_some_and(is_whole) {
-            self.settle();
+        if !self.handle().is_null() {
+            self.destroy();
         }
-        let (device, resets) = (self.device, self.device.lost_resets.get());
+    }
+
+    fn destroy(&mut self) {
+        let resets = self.device.lost_resets.get();
         assert!(resets == self.connections || resets + 1 == self.connections);
         self.context.assert_whole();
-        drop(self);
-        assert_eq!(device.lost_resets.get(), resets + 1);
-        assert!(device.regions.borrow().is_empty(), "regions outlive their device");
+        self.context.destroy();
+        assert_eq!(self.device.lost_resets.get(), resets + 1);
+        assert!(self.device.regions.borrow().is_empty(), "regions outlive their device");
     }
 }

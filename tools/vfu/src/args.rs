@@ -320,13 +320,21 @@ pub struct Migrate {
     pub max_downtime: Duration,
     /// Keep the device busy until it stops, and again when it has moved
     ///
-    /// Known for dma-engine; other devices move without.
+    /// Known for dma-engine and for NVMe controllers; other devices move
+    /// without. An NVMe disk loses what is in its first 64 MiB.
     #[arg(long)]
     pub load: bool,
+    /// Write to a file what the load has left on an NVMe disk
+    ///
+    /// JSON: block_size, and in sequences, for each block from the first on,
+    /// the number of the write that came last, which stands in the block, too; 0
+    /// where there was none.
+    #[arg(long, requires = "load", value_name = "FILE")]
+    pub record: Option<PathBuf>,
     /// Compare all memory and all regions of the two sides
     ///
-    /// With --load also whether the memory is what all work comes to, for
-    /// which this program needs that memory a third time.
+    /// With --load also whether the memory, or the disk, is what all work comes
+    /// to; for a dma-engine this program needs that memory a third time.
     #[arg(long)]
     pub verify: bool,
     /// Print JSON, and no progress

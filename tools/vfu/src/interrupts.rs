@@ -120,6 +120,11 @@ impl Vectors {
         self.irq
     }
 
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.eventfds.len() as u32
+    }
+
     /// Waits for interrupts: each vector that fired with how often; none if
     /// the deadline comes first.
     pub fn wait(&self, client: &mut Client, deadline: Deadline) -> Result<Vec<(usize, u64)>> {

@@ -11,6 +11,7 @@ mod engine;
 mod error;
 mod identity;
 mod interrupts;
+mod nvme;
 mod output;
 mod region;
 

@@ -113,6 +113,16 @@ impl Client {
         }
     }
 
+    /// Lets the device decode its memory BARs and start transfers, as a driver
+    /// does.
+    pub fn enable_memory_and_bus_master(&mut self) -> Result<()> {
+        const COMMAND: u64 = 4;
+        const MEMORY_AND_BUS_MASTER: u8 = 6;
+        let command = self.region_read(Region::CONFIG, COMMAND, 2)?;
+        let [low, high] = *command.first_chunk().unwrap_or(&[0; 2]);
+        self.region_write(Region::CONFIG, COMMAND, &[low | MEMORY_AND_BUS_MASTER, high])
+    }
+
     /// The configuration space, in as few accesses as the server allows.
     pub fn config_space(&mut self) -> Result<Vec<u8>> {
         let size = self.region_info(Region::CONFIG)?.info.size.min(MAX_CONFIG_SPACE);
@@ -142,6 +152,14 @@ impl Client {
             true => Ok(()),
             false => Err(short(&what, &request, done)),
         }
+    }
+
+    /// `VFIO_USER_REGION_WRITE` that the server doesn't answer, and that reaches it
+    /// together with the next request.
+    pub fn region_post(&mut self, region: Region, offset: u64, data: &[u8]) -> Result<()> {
+        let what = format!("posted write of {} bytes to {region} at {offset:#x}", data.len());
+        let request = RegionAccess { offset, region: region.0, count: data.len() as u32 };
+        self.hold(Command::RegionWrite, &what, &[request.as_bytes(), data])
     }
 
     /// One access: what was asked for, the bytes that the server did, and the

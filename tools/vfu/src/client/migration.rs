@@ -101,6 +101,24 @@ impl Client {
         Ok(())
     }
 
+    /// The same, and once the server has been asked, but before it has answered,
+    /// `meanwhile` happens.
+    pub fn set_device_state_and(
+        &mut self,
+        state: DeviceState,
+        meanwhile: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let what = format!("going to {}", state_name(state));
+        let data = StateData { device_state: state as u32, data_fd: 0 };
+        let argsz = (size_of::<DeviceFeature>() + size_of::<StateData>()) as u32;
+        let flags = Feature::MigDeviceState as u32 | FeatureFlags::SET.bits();
+        let head = DeviceFeature { argsz, flags };
+        let header = self.send(Command::DeviceFeature, &what, &[head.as_bytes(), data.as_bytes()], &[])?;
+        let done = meanwhile();
+        self.wait_reply(&header, &what)?;
+        done
+    }
+
     /// `VFIO_USER_MIG_DATA_READ` of up to `size` bytes. Less means that there
     /// is no more; in `PRE_COPY`, none for now.
     pub fn mig_data_read(&mut self, size: usize) -> Result<Vec<u8>> {

@@ -53,6 +53,8 @@ pub struct Client {
     twin: Option<Stream>,
     timeout: Duration,
     next_id: u16,
+    /// Messages that go out together with the next one.
+    held: Vec<u8>,
     memory: Memory,
     negotiated: Negotiated,
 }
@@ -83,8 +85,15 @@ impl Client {
         let main = Stream::new(open(path, options.timeout)?)?;
         let negotiated = version::parse(&[0; 4])?;
         let timeout = options.timeout;
-        let mut client =
-            Client { main, twin: None, timeout, next_id: 0, memory: Memory::default(), negotiated };
+        let mut client = Client {
+            main,
+            twin: None,
+            timeout,
+            next_id: 0,
+            held: Vec::new(),
+            memory: Memory::default(),
+            negotiated,
+        };
         let proposal = version::proposal(options.twin_socket)?;
         let mut reply = client.request(Command::Version, &"version negotiation", &[&proposal], &[])?;
         client.negotiated = version::parse(&reply.body)?;
@@ -173,15 +182,51 @@ impl Client {
         parts: &[&[u8]],
         fds: &[BorrowedFd<'_>],
     ) -> Result<Reply> {
+        let header = self.send(command, what, parts, fds)?;
+        self.wait_reply(&header, what)
+    }
+
+    /// Sends a command, behind those that were [held](Self::hold): its header.
+    fn send(
+        &mut self,
+        command: Command,
+        what: &dyn std::fmt::Display,
+        parts: &[&[u8]],
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Header> {
+        let (header, message) = self.message(command, HeaderFlags::empty(), what, parts)?;
+        let messages = [std::mem::take(&mut self.held), message].concat();
+        match self.main.send(&messages, fds, Deadline::after(self.timeout))? {
+            true => Ok(header),
+            false => Err(self.silent(format!("{what}: the server did not read the request"))),
+        }
+    }
+
+    /// Sends a command that has no reply together with the next one that has.
+    fn hold(&mut self, command: Command, what: &dyn std::fmt::Display, parts: &[&[u8]]) -> Result<()> {
+        let (_, message) = self.message(command, HeaderFlags::NO_REPLY, what, parts)?;
+        self.held.extend(message);
+        Ok(())
+    }
+
+    fn message(
+        &mut self,
+        command: Command,
+        flags: HeaderFlags,
+        what: &dyn std::fmt::Display,
+        parts: &[&[u8]],
+    ) -> Result<(Header, Vec<u8>)> {
         let payload: usize = parts.iter().map(|p| p.len()).sum();
         let size = u32::try_from(payload.saturating_add(limits::HEADER_SIZE));
         let size = size.map_err(|_| Error::Usage(format!("{what}: too large for a message")))?;
-        let header = Header::command(self.next_id, command as u16, size);
+        let mut header = Header::command(self.next_id, command as u16, size);
+        header.flags |= flags.bits();
         self.next_id = self.next_id.wrapping_add(1);
-        let message = [header.as_bytes(), &parts.concat()].concat();
-        if !self.main.send(&message, fds, Deadline::after(self.timeout))? {
-            return Err(self.silent(format!("{what}: the server did not read the request")));
-        }
+        Ok((header, [header.as_bytes(), &parts.concat()].concat()))
+    }
+
+    /// The reply to a command that was sent last of those that have one.
+    fn wait_reply(&mut self, header: &Header, what: &dyn std::fmt::Display) -> Result<Reply> {
         loop {
             let message = match self.next_event(&[], Deadline::after(self.timeout))? {
                 Event::Message(message) => message,
@@ -193,7 +238,7 @@ impl Client {
             };
             match message.header.message_type() {
                 Some(MessageType::Command) => self.answer(&message, false)?,
-                _ => return check_reply(&header, message, what),
+                _ => return check_reply(header, message, what),
             }
         }
     }

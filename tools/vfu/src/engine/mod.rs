@@ -151,11 +151,7 @@ pub fn identify(client: &mut Client) -> Result<()> {
 
 /// Lets the device decode its registers and start transfers, as a driver does.
 pub fn enable(client: &mut Client) -> Result<()> {
-    const COMMAND: u64 = 4;
-    const MEMORY_AND_BUS_MASTER: u8 = 6;
-    let command = client.region_read(Region::CONFIG, COMMAND, 2)?;
-    let [low, high] = *command.first_chunk().unwrap_or(&[0; 2]);
-    client.region_write(Region::CONFIG, COMMAND, &[low | MEMORY_AND_BUS_MASTER, high])?;
+    client.enable_memory_and_bus_master()?;
     set(client, register::IRQ_STATUS, IRQ_ALL)?;
     set(client, register::IRQ_ENABLE, IRQ_ALL)?;
     set(client, register::CONTROL, CONTROL_ENABLE)

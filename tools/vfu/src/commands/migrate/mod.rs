@@ -15,12 +15,11 @@ use vfio_user::wire::{DeviceState, Feature, FeatureFlags, MigrationFlags};
 use super::saved::migration_flags;
 use crate::args;
 use crate::client::{Client, Options, state_name};
-use crate::engine;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 use crate::interrupts::{self, Vectors};
 use guest::Guest;
-use load::Load;
+use load::Record;
 use mover::{End, Mover};
 use progress::Progress;
 use side::{Fault, On, Side};
@@ -39,9 +38,20 @@ pub fn run(args: &args::Migrate, options: Options) -> Result<()> {
     let outcome = prepare(&mut mover, args).and_then(|()| mover.run());
     mover.progress.end();
     match outcome {
-        Ok(report) => report.print(args.json),
+        Ok(report) => {
+            if let (Some(path), Some(load)) = (&args.record, &mover.load) {
+                write_record(path, load.record())?;
+            }
+            report.print(args.json)
+        }
         Err(fault) => Err(fault.with_aftermath(mover.recover())),
     }
+}
+
+/// What the device's disk must look like now, to a file.
+fn write_record(path: &Path, record: Option<Record>) -> Result<()> {
+    let text = serde_json::to_vec(&record).map_err(|e| Error::local("JSON", e))?;
+    std::fs::write(path, text).map_err(|e| Error::local(path.display(), e))
 }
 
 fn connect(path: &Path, options: Options) -> Result<(End, Identity)> {
@@ -76,38 +86,41 @@ fn prepare(mover: &mut Mover<'_>, args: &args::Migrate) -> Result<(), Fault> {
     mover.guest.map(&mut mover.src.client).on(Side::Source)?;
     mover.guest.fill(&mut mover.src.client).on(Side::Here)?;
     mover.guest.map(&mut mover.dst.client).on(Side::Destination)?;
-    let known = engine::is_known(mover.identity.vendor_id, mover.identity.device_id);
+    let known = load::is_known(&mover.identity);
     let with_load = args.load && known;
     if args.load && !known {
         mover.progress.phase("no load is known for this device: it moves without");
     }
-    let count = arm(&mut mover.src, None, with_load).on(Side::Source)?;
+    arm(&mut mover.src, None, with_load).on(Side::Source)?;
     let irq = mover.src.vectors.as_ref().map(Vectors::irq);
     if let Some(irq) = irq {
         arm(&mut mover.dst, Some(irq), false).on(Side::Destination)?;
     }
-    if with_load {
-        let ranges = mover.guest.ranges();
-        let load = Load::start(&mut mover.src.client, ranges, count, args.verify).on(Side::Source)?;
-        mover.load = Some(load);
+    if let (true, Some(vectors)) = (with_load, &mover.src.vectors) {
+        let (client, ranges) = (&mut mover.src.client, mover.guest.ranges());
+        mover.load =
+            Some(load::start(client, &mover.identity, ranges, vectors, args.verify).on(Side::Source)?);
+    }
+    if args.record.is_some() && mover.load.as_ref().and_then(|load| load.record()).is_none() {
+        return Err(Error::Usage("there is no record of this device's load".into())).on(Side::Here);
     }
     Ok(())
 }
 
-/// Gives a device eventfds for its interrupts, if it has any; how many. They
-/// are switched on in the configuration space only where a driver would do it.
-fn arm(end: &mut End, irq: Option<crate::region::Irq>, switch_on: bool) -> Result<u32> {
+/// Gives a device eventfds for its interrupts, if it has any. They are switched
+/// on in the configuration space only where a driver would do it.
+fn arm(end: &mut End, irq: Option<crate::region::Irq>, switch_on: bool) -> Result<()> {
     if end.client.max_msg_fds() == 0 {
-        return Ok(0);
+        return Ok(());
     }
     let (irq, count) = match interrupts::choose(&mut end.client, irq) {
         Ok(found) => found,
-        Err(Error::Unfit(_)) => return Ok(0),
+        Err(Error::Unfit(_)) => return Ok(()),
         Err(e) => return Err(e),
     };
     end.vectors = Some(match switch_on {
         true => Vectors::arm(&mut end.client, irq, count)?,
         false => Vectors::give(&mut end.client, irq, count)?,
     });
-    Ok(count)
+    Ok(())
 }

@@ -11,7 +11,7 @@ use super::report::Report;
 use super::side::{Fault, On, Side};
 use super::verify;
 use crate::args;
-use crate::client::{Client, Deadline};
+use crate::client::Client;
 use crate::commands::saved::restore_config;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
@@ -20,7 +20,7 @@ use crate::interrupts::Vectors;
 /// Device data taken in one round before memory has its turn, in bytes: a
 /// device may change faster than it can be read.
 const ROUND_DATA: u64 = 256 << 20;
-/// Descriptors that a load is given on the destination.
+/// Pieces of work that a load is given on the destination.
 const MORE_WORK: u64 = 256;
 
 /// One of the two servers.
@@ -46,7 +46,7 @@ pub struct Mover<'a> {
     /// What kind of device it is.
     pub identity: Identity,
     /// What keeps the device busy.
-    pub load: Option<Load>,
+    pub load: Option<Box<dyn Load>>,
     /// Who wants to know.
     pub progress: Progress,
     /// Something was asked of the devices that has to be undone.
@@ -115,8 +115,7 @@ impl<'a> Mover<'a> {
             converged,
             page_size: self.guest.page_size(),
             moved: self.moved,
-            descriptors: self.load.as_ref().map(|load| load.submitted),
-            interrupts: self.load.as_ref().map(|load| load.interrupts),
+            load: self.load.as_ref().map(|load| load.summary()),
             verified: self.args.verify,
             not_compared,
         })
@@ -202,10 +201,14 @@ impl<'a> Mover<'a> {
     /// Stops the source, moves the rest, and starts the destination. What a
     /// comparison takes is no downtime: who doesn't want it doesn't wait.
     fn switch_over(&mut self) -> Result<Switch, Fault> {
-        self.pump()?;
         self.progress.phase("stopped");
+        if let (Some(load), Some(vectors)) = (&mut self.load, &self.src.vectors) {
+            load.before_stop(&mut self.src.client, vectors).on(Side::Source)?;
+        }
         let stopped = Instant::now();
-        self.src.client.set_device_state(DeviceState::StopCopy).on(Side::Source)?;
+        let load = &mut self.load;
+        let mut at_stop = || load.as_mut().map_or(Ok(()), |load| load.at_stop());
+        self.src.client.set_device_state_and(DeviceState::StopCopy, &mut at_stop).on(Side::Source)?;
         self.collect_interrupts()?;
         self.guest.fetch_dirty(&mut self.src.client).on(Side::Source)?;
         self.copy_pending(false)?;
@@ -232,22 +235,21 @@ impl<'a> Mover<'a> {
     /// Takes in the interrupts that the source has sent until it stopped.
     fn collect_interrupts(&mut self) -> Result<(), Fault> {
         let (Some(load), Some(vectors)) = (&mut self.load, &self.src.vectors) else { return Ok(()) };
-        let now = Deadline::after(Duration::ZERO);
-        load.collect(&mut self.src.client, vectors, now).on(Side::Source)
+        load.stopped(&mut self.src.client, vectors).on(Side::Source)
     }
 
-    /// Has the destination do what was left to do and more, and checks what
-    /// all of it comes to.
+    /// Has the destination do what was left to do, and checks what all of it
+    /// comes to before more work hides it; then that.
     fn go_on(&mut self) -> Result<(), Fault> {
         let (Some(load), Some(vectors)) = (&mut self.load, &self.dst.vectors) else { return Ok(()) };
         self.progress.phase("working on");
         let client = &mut self.dst.client;
-        let enough = load.submitted.saturating_add(MORE_WORK);
-        while load.submitted < enough {
-            load.settle(client, vectors).and_then(|()| load.pump(client, vectors)).on(Side::Destination)?;
-        }
-        load.settle(client, vectors).on(Side::Destination)?;
-        load.check(client).on(Side::Destination)
+        load.moved(client)
+            .and_then(|()| load.settle(client, vectors))
+            .and_then(|()| load.check(client, vectors))
+            .and_then(|()| load.work_on(client, vectors, MORE_WORK))
+            .and_then(|()| load.check(client, vectors))
+            .on(Side::Destination)
     }
 
     /// Takes the memory from the source, which must not have written to it
@@ -291,7 +293,7 @@ impl<'a> Mover<'a> {
         match (&mut self.load, &self.src.vectors) {
             (Some(load), Some(vectors)) if !self.switched => {
                 load.settle(&mut self.src.client, vectors)?;
-                load.check(&mut self.src.client)
+                load.check(&mut self.src.client, vectors)
             }
             _ => Ok(()),
         }

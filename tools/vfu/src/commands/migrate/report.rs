@@ -3,6 +3,7 @@
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use super::load::Summary;
 use super::progress::Moved;
 use crate::error::Result;
 use crate::output;
@@ -22,10 +23,8 @@ pub struct Report {
     pub page_size: u64,
     /// Bytes moved.
     pub moved: Moved,
-    /// Descriptors that a load has had done, on both sides.
-    pub descriptors: Option<u64>,
-    /// Interrupts that came of them.
-    pub interrupts: Option<u64>,
+    /// What the load came to.
+    pub load: Option<Summary>,
     /// The two sides were compared.
     pub verified: bool,
     /// Regions that could not be compared.
@@ -48,8 +47,9 @@ impl Report {
         table.add_row(["memory", &format!("{} bytes, {}", self.moved.memory, HumanBytes(self.moved.memory))]);
         table.add_row(["device data", &format!("{} bytes", self.moved.device)]);
         table.add_row(["rate", &format!("{rate}/s")]);
-        if let (Some(descriptors), Some(interrupts)) = (self.descriptors, self.interrupts) {
-            table.add_row(["load", &format!("{descriptors} descriptors, {interrupts} interrupts")]);
+        if let Some(Summary { submitted, interrupts, unfinished_at_stop }) = self.load {
+            let text = format!("{submitted} given, {unfinished_at_stop} unfinished at the stop");
+            table.add_row(["load", &format!("{text}, {interrupts} interrupts")]);
         }
         let verified = match (self.verified, self.not_compared.as_slice()) {
             (false, _) => "no".into(),

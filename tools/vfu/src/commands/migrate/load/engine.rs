@@ -1,8 +1,8 @@
-//! Work for a dma-engine while it moves, and the proof that none of it got
-//! lost.
+//! Work for a dma-engine.
 
 use std::time::{Duration, Instant};
 
+use super::{Record, Summary};
 use crate::args::{Access, Operation};
 use crate::client::{Client, Deadline};
 use crate::engine::{self, Descriptor, Model, Ring};
@@ -65,10 +65,9 @@ pub struct Load {
     high: Area,
     device: Area,
     vectors: u32,
-    /// Descriptors given to the device.
-    pub submitted: u64,
-    /// Interrupts that came.
-    pub interrupts: u64,
+    submitted: u64,
+    interrupts: u64,
+    unfinished_at_stop: u64,
 }
 
 impl Load {
@@ -104,50 +103,13 @@ impl Load {
             vectors: vectors.max(1),
             submitted: 0,
             interrupts: 0,
+            unfinished_at_stop: 0,
         })
-    }
-
-    /// Takes in what is done and fills the ring again.
-    pub fn pump(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
-        self.collect(client, vectors, Deadline::after(Duration::ZERO))?;
-        if self.ring.waiting() > ENTRIES as usize / 2 {
-            return Ok(());
-        }
-        loop {
-            let descriptor = self.next();
-            if !self.ring.put(client, descriptor)? {
-                break;
-            }
-            self.submitted = self.submitted.saturating_add(1);
-        }
-        engine::acknowledge(client)?;
-        engine::scribble(client, self.rng.u64(..))?;
-        self.write_device_memory(client)?;
-        self.write_guest_memory(client)?;
-        self.ring.ring(client)
-    }
-
-    /// Waits until all is done that was given to the device.
-    pub fn settle(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
-        let timeout = client.timeout();
-        let mut since = Instant::now();
-        while self.ring.waiting() > 0 {
-            let before = self.ring.waiting();
-            self.collect(client, vectors, Deadline::after(Duration::from_millis(10).min(timeout)))?;
-            if self.ring.waiting() < before {
-                since = Instant::now();
-            } else if since.elapsed() > timeout {
-                let what = format!("{before} descriptors were not done");
-                return Err(Error::Silent { what, seconds: timeout.as_secs_f64() });
-            }
-        }
-        // The last interrupt is sent before the device says how far it is.
-        self.collect(client, vectors, Deadline::after(Duration::ZERO))
     }
 
     /// Takes in interrupts, waiting for them until the deadline, and what is
     /// done.
-    pub fn collect(&mut self, client: &mut Client, vectors: &Vectors, deadline: Deadline) -> Result<()> {
+    fn collect(&mut self, client: &mut Client, vectors: &Vectors, deadline: Deadline) -> Result<()> {
         for (_, count) in vectors.wait(client, deadline)? {
             self.interrupts = self.interrupts.saturating_add(count);
         }
@@ -160,25 +122,6 @@ impl Load {
             }
         }
         Ok(())
-    }
-
-    /// Fails unless memory is what all work so far comes to, and every
-    /// descriptor has interrupted. For a device that has [settled](Self::settle).
-    pub fn check(&mut self, client: &mut Client) -> Result<()> {
-        if self.interrupts < self.submitted {
-            let text = format!("{} interrupts for {} descriptors", self.interrupts, self.submitted);
-            return Err(Error::Unfit(text));
-        }
-        let Some(model) = &self.model else { return Ok(()) };
-        for (base, expected) in &model.guest {
-            let mut found = vec![0; expected.len()];
-            client.memory().read(*base, &mut found).map_err(Error::memory)?;
-            // The ring has its own check.
-            let start = if self.base == *base { RESERVED } else { 0 };
-            compare("the guest's memory", *base, start, expected, &found)?;
-        }
-        let found = read_memory(client, model.device.len() as u64)?;
-        compare("the device's memory", 0, engine::MEMORY_START, &model.device, &found)
     }
 
     /// Some work.
@@ -233,6 +176,89 @@ impl Load {
         if let Some(place) = place {
             place.copy_from_slice(value);
         }
+    }
+}
+
+impl super::Load for Load {
+    fn pump(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
+        self.collect(client, vectors, Deadline::after(Duration::ZERO))?;
+        if self.ring.waiting() > ENTRIES as usize / 2 {
+            return Ok(());
+        }
+        loop {
+            let descriptor = self.next();
+            if !self.ring.put(client, descriptor)? {
+                break;
+            }
+            self.submitted = self.submitted.saturating_add(1);
+        }
+        engine::acknowledge(client)?;
+        engine::scribble(client, self.rng.u64(..))?;
+        self.write_device_memory(client)?;
+        self.write_guest_memory(client)?;
+        self.ring.ring(client)
+    }
+
+    fn stopped(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
+        self.collect(client, vectors, Deadline::after(Duration::ZERO))?;
+        self.unfinished_at_stop = self.ring.waiting() as u64;
+        Ok(())
+    }
+
+    fn moved(&mut self, _client: &mut Client) -> Result<()> {
+        Ok(())
+    }
+
+    fn settle(&mut self, client: &mut Client, vectors: &Vectors) -> Result<()> {
+        let timeout = client.timeout();
+        let mut since = Instant::now();
+        while self.ring.waiting() > 0 {
+            let before = self.ring.waiting();
+            self.collect(client, vectors, Deadline::after(Duration::from_millis(10).min(timeout)))?;
+            if self.ring.waiting() < before {
+                since = Instant::now();
+            } else if since.elapsed() > timeout {
+                let what = format!("{before} descriptors were not done");
+                return Err(Error::Silent { what, seconds: timeout.as_secs_f64() });
+            }
+        }
+        // The last interrupt is sent before the device says how far it is.
+        self.collect(client, vectors, Deadline::after(Duration::ZERO))
+    }
+
+    fn work_on(&mut self, client: &mut Client, vectors: &Vectors, count: u64) -> Result<()> {
+        let enough = self.submitted.saturating_add(count);
+        while self.submitted < enough {
+            self.pump(client, vectors)?;
+            self.settle(client, vectors)?;
+        }
+        Ok(())
+    }
+
+    fn check(&mut self, client: &mut Client, _vectors: &Vectors) -> Result<()> {
+        if self.interrupts < self.submitted {
+            let text = format!("{} interrupts for {} descriptors", self.interrupts, self.submitted);
+            return Err(Error::Unfit(text));
+        }
+        let Some(model) = &self.model else { return Ok(()) };
+        for (base, expected) in &model.guest {
+            let mut found = vec![0; expected.len()];
+            client.memory().read(*base, &mut found).map_err(Error::memory)?;
+            // The ring has its own check.
+            let start = if self.base == *base { RESERVED } else { 0 };
+            compare("the guest's memory", *base, start, expected, &found)?;
+        }
+        let found = read_memory(client, model.device.len() as u64)?;
+        compare("the device's memory", 0, engine::MEMORY_START, &model.device, &found)
+    }
+
+    fn summary(&self) -> Summary {
+        let Load { submitted, interrupts, unfinished_at_stop, .. } = *self;
+        Summary { submitted, interrupts, unfinished_at_stop }
+    }
+
+    fn record(&self) -> Option<Record> {
+        None
     }
 }
 

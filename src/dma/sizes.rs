@@ -1,0 +1,22 @@
+//! How much of everything there is at once. The models in `tests/loom` have
+//! smaller numbers, so that few steps lead through every branch.
+
+/// Log2 of how many threads can each have a hint of their own.
+pub(super) const LANES_LOG2: u32 = 8;
+
+/// Slots that are made at once.
+pub(super) const CHUNK_SLOTS: usize = 1 << 10;
+/// Chunks, and so four million regions, at the most.
+pub(super) const CHUNKS: usize = 1 << 12;
+
+/// Regions in a leaf of the index: a power of four.
+pub(super) const LEAF_CAPACITY: usize = 256;
+/// Leaves that the first array of leaves holds.
+pub(super) const TOP_CAPACITY: usize = 16;
+/// Looks into the index before a reader waits for the writer instead.
+pub(super) const PATIENCE: u32 = 64;
+
+/// Words of a dirty bitmap that are scanned in one go.
+pub(super) const GROUP_WORDS: usize = 512;
+/// Words of a cache line.
+pub(super) const LINE_WORDS: usize = 8;

@@ -1,0 +1,34 @@
+//! The modules of the library's `src/dma`, but `sync` and `sizes`, which are
+//! here.
+
+#[path = "../../../src/dma/bitmap.rs"]
+mod bitmap;
+#[path = "../../../src/dma/chunked.rs"]
+mod chunked;
+#[path = "../../../src/dma/dirty.rs"]
+mod dirty;
+#[path = "../../../src/dma/file.rs"]
+mod file;
+#[path = "../../../src/dma/hint.rs"]
+mod hint;
+#[path = "../../../src/dma/index.rs"]
+mod index;
+#[path = "../../../src/dma/logging.rs"]
+mod logging;
+#[path = "../../../src/dma/mapping.rs"]
+mod mapping;
+#[path = "../../../src/dma/region.rs"]
+mod region;
+#[path = "../../../src/dma/report.rs"]
+mod report;
+#[path = "../../../src/dma/sgl.rs"]
+mod sgl;
+mod sizes;
+#[path = "../../../src/dma/slots.rs"]
+mod slots;
+#[path = "../../../src/dma/space.rs"]
+mod space;
+mod sync;
+
+#[cfg(test)]
+mod models;

@@ -1,0 +1,140 @@
+"""An NVMe disk moves between two processes over one file, while both ends of it are busy.
+
+The tool writes to it all the time, checks what its driver sees, and leaves a record of what must be on
+the disk; this file looks at the disk itself, without the tool and without the device.
+"""
+import json
+import os
+import struct
+import subprocess
+import zlib
+
+import pytest
+
+from peer import Client, Device
+from test_vfu import TOOL, vfu
+
+DISK = 8 << 20
+FACTOR = 0x9e3779b97f4a7c15
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts servers over one file."""
+    devices = []
+
+    class Start:
+        file = str(tmp_path / "disk")
+
+        def server(self, *options):
+            device = Device("nvme", f"--size={DISK}", f"--file={self.file}", *options)
+            Client(device).close()  # it listens
+            devices.append(device)
+            return device
+    with open(Start.file, "wb") as disk:
+        disk.truncate(DISK)
+    yield Start()
+    for device in devices:
+        if device.process.poll() is None:
+            device.end()
+
+
+def block(size, lba, sequence):
+    """What write number `sequence` leaves in a block."""
+    words = [sequence * FACTOR + n & (1 << 64) - 1 for n in range(3, size // 8)]
+    # The last word gives way to a zero and the checksum.
+    data = struct.pack(f"<8sQQ{len(words)}Q", b"VFUSTAMP", lba, sequence, *words)[:-8] + bytes(4)
+    return data + struct.pack("<I", zlib.crc32(data))
+
+
+def wrong_blocks(file, record):
+    """The blocks of the disk that are not what the record says."""
+    size, sequences = record["block_size"], record["sequences"]
+    assert len(sequences) * size == DISK
+    with open(file, "rb") as disk:
+        found = disk.read()
+    assert len(found) == DISK
+    expected = (block(size, lba, sequence) if sequence else bytes(size) for lba, sequence in enumerate(sequences))
+    return [lba for lba, data in enumerate(expected) if data != found[lba * size:(lba + 1) * size]]
+
+
+def migrate(source, destination, record, *options):
+    done = vfu("migrate", source.path, destination.path, "--load", "--verify", "--json", "--memory", "16M",
+               "--record", str(record), *options)
+    return json.loads(done.stdout), json.loads(record.read_text())
+
+
+MODES = [(), ("--poll-doorbells",)]
+
+
+@pytest.mark.parametrize("options", MODES, ids=["trapped", "polled"])
+def test_no_write_is_lost_or_done_twice(start, tmp_path, options):
+    """Ten times: writes are outstanding when the source stops, and are completed once, at the destination."""
+    source = start.server(*options)
+    unfinished = 0
+    for _ in range(10):
+        destination = start.server(*options)
+        with open(start.file, "r+b") as disk:  # as new, so that nothing is right from before
+            disk.write(bytes(DISK))
+        summary, record = migrate(source, destination, tmp_path / "record")
+        assert summary["verified"] is True, summary
+        assert sum(n > 0 for n in record["sequences"]) > len(record["sequences"]) // 2, "it was a load"
+        assert wrong_blocks(start.file, record) == []
+        unfinished += summary["load"]["unfinished_at_stop"]
+        source.end()
+        source = destination
+    assert unfinished > 0, "the load was caught in the middle"
+
+
+def test_a_disk_moves_to_a_server_with_other_doorbells(start, tmp_path):
+    """There and back: how a server learns of doorbells is not a part of the state."""
+    a, b = start.server(), start.server("--poll-doorbells")
+    for source, destination in ((a, b), (b, a)):
+        vfu("reset", source.path)
+        vfu("reset", destination.path)
+        summary, record = migrate(source, destination, tmp_path / "record")
+        assert summary["verified"] is True
+
+
+def test_damage_behind_the_drivers_back_is_noticed(start, tmp_path):
+    """Somebody else changes a byte of every block from the first round on: the tool must say so."""
+    source, destination = start.server(), start.server()
+    tool = subprocess.Popen([TOOL, "migrate", source.path, destination.path, "--load", "--verify", "--memory", "16M",
+                             "--max-downtime", "0", "--rounds", "100"],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    words = ""
+    for line in tool.stderr:
+        words = line
+        if line.startswith("vfu: round 1:"):
+            with open(start.file, "r+b", buffering=0) as disk:
+                while tool.poll() is None:
+                    for lba in range(DISK // 512):
+                        os.pwrite(disk.fileno(), b"\x55", lba * 512 + 100)
+    assert tool.wait() == 1, words
+    assert "vfu: destination: block" in words or "vfu: source: block" in words, words
+
+
+def test_the_independent_check_notices_a_single_block(start, tmp_path):
+    source, destination = start.server(), start.server()
+    _, record = migrate(source, destination, tmp_path / "record")
+    assert wrong_blocks(start.file, record) == []
+    lba = next(lba for lba, sequence in enumerate(record["sequences"]) if sequence)
+    with open(start.file, "r+b") as disk:
+        disk.seek(lba * 512)
+        disk.write(block(512, lba, record["sequences"][lba] - 1))  # as if an older write had come later
+    assert wrong_blocks(start.file, record) == [lba]
+
+
+def test_the_destination_dies_and_no_write_is_lost_at_the_source(start):
+    """The tool lets the source go on, and checks all of the disk itself before it says that it runs."""
+    source, destination = start.server(), start.server()
+    tool = subprocess.Popen([TOOL, "migrate", source.path, destination.path, "--load", "--verify", "--memory", "16M",
+                             "--max-downtime", "0", "--rounds", "1000"],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    words = ""
+    for line in tool.stderr:
+        words = line
+        if line.startswith("vfu: round 1:"):
+            destination.kill()
+    assert tool.wait(120) == 5
+    assert "the source runs" in words
