@@ -12,7 +12,9 @@
 #define BENCH_H
 
 #define _GNU_SOURCE
+#include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -22,6 +24,28 @@
 #endif
 
 #include "../tests/c/client.h"
+
+/* Keeps a thread, or a process, on the first or on the last processor there is. */
+static inline void
+stay_on(pid_t who, bool last)
+{
+    static cpu_set_t allowed;
+    cpu_set_t one;
+    int cpu = 0;
+
+    if (CPU_COUNT(&allowed) == 0) {
+        CHECK_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
+    }
+    for (int i = 0, seen = 0; i < CPU_SETSIZE && seen < (last ? CPU_COUNT(&allowed) : 1); i++) {
+        if (CPU_ISSET(i, &allowed)) {
+            cpu = i;
+            seen++;
+        }
+    }
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    CHECK_EQ(sched_setaffinity(who, sizeof(one), &one), 0);
+}
 
 /* How often a pair is measured. */
 enum { MAX_SAMPLES = 1 << 16 };

@@ -91,28 +91,6 @@ static uint64_t disk_pages;
 static struct queues admin, io, bare;
 static struct series by_library, by_library_too, by_bare_ring, by_copy;
 
-/* Keeps a thread, or a process, on the first or on the last processor there is. */
-static void
-stay_on(pid_t who, bool last)
-{
-    static cpu_set_t allowed;
-    cpu_set_t one;
-    int cpu = 0;
-
-    if (CPU_COUNT(&allowed) == 0) {
-        CHECK_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
-    }
-    for (int i = 0, seen = 0; i < CPU_SETSIZE && seen < (last ? CPU_COUNT(&allowed) : 1); i++) {
-        if (CPU_ISSET(i, &allowed)) {
-            cpu = i;
-            seen++;
-        }
-    }
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    CHECK_EQ(sched_setaffinity(who, sizeof(one), &one), 0);
-}
-
 /* Starts the example on the first processor, with a disk in memory. */
 static void
 start_server(const char *size)

@@ -184,33 +184,10 @@ one_thread(bool random, bool logging, double target)
 
 static atomic_bool stop, running;
 
-/* Keeps the calling thread on the first or on the last processor that the program
- * may use: the scheduler would leave two threads of so short a life on one. */
-static void
-stay_on(bool last)
-{
-    static cpu_set_t allowed;
-    cpu_set_t one;
-    int cpu = 0;
-
-    if (CPU_COUNT(&allowed) == 0) {
-        CHECK_EQ(sched_getaffinity(0, sizeof(allowed), &allowed), 0);
-    }
-    for (int i = 0, seen = 0; i < CPU_SETSIZE && seen < (last ? CPU_COUNT(&allowed) : 1); i++) {
-        if (CPU_ISSET(i, &allowed)) {
-            cpu = i;
-            seen++;
-        }
-    }
-    CPU_ZERO(&one);
-    CPU_SET(cpu, &one);
-    CHECK_EQ(pthread_setaffinity_np(pthread_self(), sizeof(one), &one), 0);
-}
-
 static void *
 other_thread(void *random)
 {
-    stay_on(true);
+    stay_on(0, true);
     while (!stop) {
         library_batch(random != NULL);
         running = true;
@@ -250,7 +227,7 @@ main(void)
     bench_init();
     make_socket_folder();
     start();
-    stay_on(false);
+    stay_on(0, false);
     heading("translate + get + put of an entry");
     for (int i = 0; i < 4; i++) {
         map_up_to(counts[i]);

@@ -81,7 +81,28 @@ pub enum Command {
     Load(Load),
     /// Show the migration state, and set it
     State(State),
+    /// Execute a list of commands on one connection, with memory for the device
+    ///
+    /// What a client gives a device, its memory and its interrupts, goes when it
+    /// leaves, and most devices are reset then: what belongs together has to
+    /// happen on one connection. It ends with the first command that fails.
+    #[command(after_help = SCRIPT_LINES)]
+    Script(Script),
 }
+
+/// What a script consists of, for its `--help`.
+const SCRIPT_LINES: &str = "\
+Each line is a command as on the command line, without the socket (read, write, irq, reset, config, info,
+dma, save, load, state), or one about the memory that the device reaches:
+
+  map ADDR SIZE       give the device memory, all zero; --memory message: not as
+                      a file, so that it has to send messages; --read-only
+  unmap ADDR          take it back
+  fill ADDR BYTES N   fill a part of it with the byte N
+  poke ADDR N...      write numbers to it; --width as for write
+  peek ADDR           print it; --width and --count as for read
+
+# begins a comment. Sizes are numbers; K, M or G may follow.";
 
 impl Command {
     /// The socket that the command is about.
@@ -98,6 +119,7 @@ impl Command {
             Command::Save(a) => &a.socket,
             Command::Load(a) => &a.socket,
             Command::State(a) => &a.socket,
+            Command::Script(a) => &a.socket,
         }
     }
 }
@@ -351,6 +373,16 @@ pub struct State {
     pub json: bool,
 }
 
+/// Arguments of `script`.
+#[derive(Args, Debug)]
+pub struct Script {
+    /// The server's UNIX socket
+    pub socket: PathBuf,
+    /// The commands; - for standard input
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+}
+
 /// The states that can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum StateName {
@@ -378,9 +410,8 @@ impl From<StateName> for DeviceState {
     }
 }
 
-fn memory_size(text: &str) -> Result<u64, String> {
-    const UNIT: u64 = 64 << 10;
-    const SMALLEST: u64 = 1 << 20;
+/// A number of bytes; K, M or G may follow.
+pub fn size(text: &str) -> Result<u64, String> {
     let (number, shift) = match text.char_indices().last() {
         Some((at, 'K' | 'k')) => (text.get(..at), 10),
         Some((at, 'M' | 'm')) => (text.get(..at), 20),
@@ -388,8 +419,14 @@ fn memory_size(text: &str) -> Result<u64, String> {
         _ => (Some(text), 0),
     };
     let number: Option<u64> = number.and_then(|number| maybe_hex(number).ok());
-    match number.and_then(|n| n.checked_mul(1 << shift)) {
-        Some(size) if size >= SMALLEST && size.is_multiple_of(UNIT) => Ok(size),
+    number.and_then(|n| n.checked_mul(1 << shift)).ok_or_else(|| "not a size".into())
+}
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    const UNIT: u64 = 64 << 10;
+    const SMALLEST: u64 = 1 << 20;
+    match size(text) {
+        Ok(size) if size >= SMALLEST && size.is_multiple_of(UNIT) => Ok(size),
         _ => Err("not a multiple of 64 KiB from 1 MiB on".into()),
     }
 }
@@ -406,7 +443,8 @@ fn milliseconds(text: &str) -> Result<Duration, String> {
     maybe_hex::<u64>(text).map(Duration::from_millis).map_err(|_| "not a number of milliseconds".into())
 }
 
-fn width(text: &str) -> Result<usize, String> {
+/// The width of an access.
+pub fn width(text: &str) -> Result<usize, String> {
     match maybe_hex(text) {
         Ok(n @ (1 | 2 | 4 | 8)) => Ok(n),
         _ => Err("none of 1, 2, 4, 8".into()),

@@ -54,6 +54,14 @@ pub enum Error {
         /// What has become of the two devices.
         aftermath: String,
     },
+    /// A line of a script failed.
+    #[error("line {line}: {source}")]
+    Script {
+        /// Its number, from 1 on.
+        line: usize,
+        /// What went wrong.
+        source: Box<Error>,
+    },
     /// Something failed on this side.
     #[error("{what}: {source}")]
     Local {
@@ -85,7 +93,7 @@ impl Error {
             Error::Silent { .. } => 4,
             Error::Protocol(_) => 5,
             Error::Local { .. } => 6,
-            Error::Migration { source, .. } => source.exit_code(),
+            Error::Migration { source, .. } | Error::Script { source, .. } => source.exit_code(),
         }
     }
 

@@ -17,14 +17,14 @@ use crate::output;
 const LARGEST_REGISTER: usize = 8;
 
 #[derive(Serialize)]
-struct ReadResult<'a> {
+struct ReadResult {
     region: String,
     offset: u64,
     count: usize,
     /// The bytes in hexadecimal, in the order of their addresses.
     data: String,
     /// The number read, if it was one access.
-    value: Option<&'a u64>,
+    value: Option<u64>,
 }
 
 /// Reads and prints.
@@ -38,20 +38,29 @@ pub fn read(client: &mut Client, args: &args::Read) -> Result<()> {
         bytes.extend(client.region_read(at.region, offset, size)?);
         largest = size.max(largest);
     }
-    let one_register = (1..=LARGEST_REGISTER).contains(&bytes.len()) && largest == bytes.len();
-    let value = one_register.then(|| number(&bytes));
     if args.raw {
         return output::bytes(&bytes);
     }
     if args.json {
         let data = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let region = at.region.to_string();
-        return output::json(&ReadResult { region, offset: at.offset, count, data, value: value.as_ref() });
+        let value = (largest == bytes.len()).then(|| one_number(&bytes)).flatten();
+        return output::json(&ReadResult { region, offset: at.offset, count, data, value });
     }
-    match value {
+    show(&bytes, at.offset, largest)
+}
+
+/// Prints `bytes`, which are at `offset` and were read by `width` bytes: as a
+/// number if that is all, else as a dump.
+pub fn show(bytes: &[u8], offset: u64, width: usize) -> Result<()> {
+    match one_number(bytes).filter(|_| width == bytes.len()) {
         Some(value) => output::line(format!("{value:#0width$x}", width = 2 + 2 * bytes.len())),
-        None => output::line(dump(&bytes, at.offset)),
+        None => output::line(dump(bytes, offset)),
     }
+}
+
+fn one_number(bytes: &[u8]) -> Option<u64> {
+    (1..=LARGEST_REGISTER).contains(&bytes.len()).then(|| number(bytes))
 }
 
 /// Writes `bytes`.

@@ -12,6 +12,7 @@ mod migratable;
 mod migrate;
 mod peer;
 mod saved;
+mod script;
 
 use std::io::Write;
 use std::path::Path;
