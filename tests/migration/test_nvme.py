@@ -64,6 +64,13 @@ def migrate(source, destination, record, *options):
     return json.loads(done.stdout), json.loads(record.read_text())
 
 
+def migrating(source, destination, rounds):
+    """A migration that goes on for so many rounds; what it says comes line by line."""
+    return subprocess.Popen([TOOL, "migrate", source.path, destination.path, "--load", "--verify", "--memory", "16M",
+                             "--max-downtime", "0", "--rounds", str(rounds)],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
 MODES = [(), ("--poll-doorbells",)]
 
 
@@ -100,9 +107,7 @@ def test_a_disk_moves_to_a_server_with_other_doorbells(start, tmp_path):
 def test_damage_behind_the_drivers_back_is_noticed(start, tmp_path):
     """Somebody else changes a byte of every block from the first round on: the tool must say so."""
     source, destination = start.server(), start.server()
-    tool = subprocess.Popen([TOOL, "migrate", source.path, destination.path, "--load", "--verify", "--memory", "16M",
-                             "--max-downtime", "0", "--rounds", "100"],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    tool = migrating(source, destination, 100)
     words = ""
     for line in tool.stderr:
         words = line
@@ -129,9 +134,7 @@ def test_the_independent_check_notices_a_single_block(start, tmp_path):
 def test_the_destination_dies_and_no_write_is_lost_at_the_source(start):
     """The tool lets the source go on, and checks all of the disk itself before it says that it runs."""
     source, destination = start.server(), start.server()
-    tool = subprocess.Popen([TOOL, "migrate", source.path, destination.path, "--load", "--verify", "--memory", "16M",
-                             "--max-downtime", "0", "--rounds", "4"],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    tool = migrating(source, destination, 4)
     words = ""
     for line in tool.stderr:
         words = line
