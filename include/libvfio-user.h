@@ -159,7 +159,8 @@ typedef enum vfu_reset_type vfu_reset_type_t;
  * @vfu_ctx: the context
  * @type: why
  *
- * Returns 0, or -1 and sets errno, which is sent to the client; the result for
+ * Returns 0, or -1 and sets errno, which is sent to the client; every positive
+ * number counts as 0, every negative one as -1; the result for
  * VFU_RESET_LOST_CONN is not looked at. The device is quiesced. The library
  * resets nothing itself: configuration space, DMA regions and interrupts stay.
  * After a VFU_RESET_DEVICE that succeeded, the migration state is RUNNING.
@@ -192,7 +193,8 @@ int vfu_setup_device_reset_cb(vfu_ctx_t *vfu_ctx, vfu_reset_cb_t *reset);
  * stops, and after the client has gone. Until the API call that runs the
  * operation returns, the device must not use DMA memory from other threads.
  *
- * Returns 0: the device is quiesced; or -1 and sets errno:
+ * Returns 0: the device is quiesced; or -1 and sets errno (every positive number
+ * counts as 0, every negative one as -1):
  *
  *   EBUSY    The device needs time, and goes on working meanwhile. It calls
  *            vfu_device_quiesced() when it is done; until then vfu_run_ctx()

@@ -102,7 +102,7 @@ impl Context {
     }
 
     /// Asks the device to stop what it is doing. With no callback it needs no
-    /// asking.
+    /// asking. Only a negative result is a failure.
     pub(super) fn call_quiesce(&self) -> Result<()> {
         let Some(quiesce) = self.callbacks.quiesce.get() else {
             return Ok(());
@@ -111,12 +111,13 @@ impl Context {
         // SAFETY: the function and its context were given by the program for
         // this use; nothing of the context is borrowed.
         match unsafe { quiesce(self.as_vfu_ctx()) } {
-            0 => Ok(()),
+            0.. => Ok(()),
             _ => Err(callback_errno()),
         }
     }
 
-    /// Resets the device. With no callback that succeeds.
+    /// Resets the device. With no callback that succeeds. Only a negative result
+    /// is a failure.
     pub(super) fn call_reset(&self, kind: ResetType) -> Result<()> {
         let Some(reset) = self.callbacks.reset.get() else {
             return Ok(());

@@ -159,6 +159,7 @@ class Ctx:
         flags = ATTACH_NB if nonblocking else 0
         self.p = call("vfu_create_ctx", 0, self.path.encode(), flags, None, 0)
         self.quiesce_errno = self.reset_errno = self.transition_errno = 0
+        self.results = {}
         self.polled = None
         self.on_dma_register = self.on_dma_unregister = self.on_reset = self.on_transition = lambda *a: None
         self.read_data = self.write_data = None
@@ -187,12 +188,12 @@ class Ctx:
 
     def _quiesce(self, _ctx):
         self.events.append("quiesce")
-        return self._fail(self.quiesce_errno)
+        return self._outcome("quiesce", self.quiesce_errno)
 
     def _reset(self, _ctx, kind):
         self.events.append(("reset", kind))
         self.on_reset(kind)
-        return self._fail(self.reset_errno)
+        return self._outcome("reset", self.reset_errno)
 
     def _dma_register(self, _ctx, info):
         i = info.contents
@@ -207,7 +208,7 @@ class Ctx:
     def _transition(self, _ctx, state):
         self.events.append(("state", state))
         self.on_transition(state)
-        return self._fail(self.transition_errno)
+        return self._outcome("transition", self.transition_errno)
 
     def _read_data(self, _ctx, buf, count):
         self.events.append(("read_data", count))
@@ -222,6 +223,9 @@ class Ctx:
         self.events.append(("write_data", data))
         r = self.write_data(data) if self.write_data else count
         return r
+
+    def _outcome(self, callback, number):
+        return self.results[callback] if callback in self.results else self._fail(number)
 
     @staticmethod
     def _fail(number):

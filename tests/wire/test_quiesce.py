@@ -122,6 +122,39 @@ def test_another_errno_refuses_the_message_which_counts_as_0_requests(ctx, prepa
 
 
 @asking
+@pytest.mark.parametrize("result", [1, 2, errno.EBUSY, 0x7fffffff])
+def test_every_positive_result_is_success(ctx, prepared, what, result):
+    ctx.results["quiesce"] = ctx.results["reset"] = result
+    c.set_errno(errno.EBUSY)
+    cmd, payload, events = ASKING[what]
+    assert prepared.request(cmd, payload) == success(what, cmd, payload)
+    assert ctx.events == ["quiesce"] + events
+
+
+@pytest.mark.parametrize("result", [-1, -2, -errno.EBUSY, -0x80000000])
+def test_every_negative_result_is_a_failure_and_errno_says_which(ctx, prepared, result):
+    def fail(_):
+        c.set_errno(errno.ENOTTY)
+
+    ctx.results["reset"], ctx.on_reset = result, fail
+    prepared.request(DEVICE_RESET, expect=errno.ENOTTY)
+    ctx.results["quiesce"] = result  # and errno is as before the call: 0
+    prepared.request(DEVICE_RESET, expect=errno.EINVAL, count=0)
+    ctx.results.clear()
+    ctx.on_reset = lambda kind: None
+    prepared.request(DEVICE_RESET)
+    assert ctx.events == ["quiesce", DEVICE, "quiesce", "quiesce", DEVICE]
+
+
+def test_a_positive_result_when_the_client_has_gone_is_success(ctx, prepared):
+    ctx.results["quiesce"] = ctx.results["reset"] = 1
+    c.set_errno(errno.EBUSY)
+    prepared.close()
+    fails(errno.ENOTCONN, ctx.run)
+    assert ctx.events == ["quiesce", ("unregister", 0, PAGE), LOST]
+
+
+@asking
 def test_ebusy_stores_the_message_until_the_device_is_quiet(ctx, prepared, what):
     ctx.quiesce_errno = errno.EBUSY
     cmd, payload, events = ASKING[what]
