@@ -37,7 +37,23 @@ static BUILT: LazyLock<TempDir> = LazyLock::new(|| {
     for (name, sources) in [
         ("null", &["null.c"][..]),
         ("gpio-idio-16", &["gpio-idio-16.c"]),
-        ("nvme", &["nvme.c"]),
+        (
+            "nvme",
+            &[
+                "nvme/admin.c",
+                "nvme/features.c",
+                "nvme/identify.c",
+                "nvme/io.c",
+                "nvme/memory.c",
+                "nvme/migration.c",
+                "nvme/namespace.c",
+                "nvme/nvme.c",
+                "nvme/queues.c",
+                "nvme/registers.c",
+                "nvme/reset.c",
+                "nvme/work.c",
+            ],
+        ),
         (
             "dma-engine",
             &[

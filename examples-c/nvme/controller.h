@@ -1,0 +1,169 @@
+/*
+ * The example device nvme from within: its controller, and what its source
+ * files know of each other.
+ *
+ * SPDX-License-Identifier: BSD-3-Clause
+ */
+
+#ifndef NVME_CONTROLLER_H
+#define NVME_CONTROLLER_H
+
+#include <endian.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include <vfio-user/libvfio-user.h>
+
+#include "nvme.h"
+
+_Static_assert(__BYTE_ORDER == __LITTLE_ENDIAN, "structures are kept in the order of the guest");
+
+enum {
+    CONFIG_SPACE_SIZE = 4096,
+    /* Vendor 0x1234 is nobody's; emulated devices have used it for long. */
+    VENDOR_ID = 0x1234,
+    DEVICE_ID = 0xd3a1,
+
+    /* Commands that are fetched at a time. */
+    BATCH = 32,
+    /* Rounds over the queues before the main loop looks after the client. */
+    ROUNDS = 1024,
+    ROUND_WITH_WORK = 16, /* what one that found something counts for */
+
+    PAGE = NVME_PAGE_SIZE,
+    PRPS_IN_PAGE = PAGE / 8,
+    MAX_TRANSFER = PAGE << NVME_MDTS,
+    /* Parts of the guest's memory that one command's data may consist of, and one access. */
+    MAX_PIECES = 2 * ((1 << NVME_MDTS) + 1),
+    MAX_ACCESS_PIECES = 4,
+
+    /* In kelvins. Nothing gets warm here. */
+    TEMPERATURE = 310,
+    WARNING_TEMPERATURE = 343,
+    CRITICAL_TEMPERATURE = 353,
+};
+
+#define FIRMWARE "1.0     "
+
+/* The blocks: either memory or a file. */
+struct namespace {
+    uint64_t nr_blocks;
+    int fd;
+    uint8_t *memory; /* NULL: it is a file */
+    bool readonly;
+    uint8_t uuid[16];
+};
+
+struct controller {
+    vfu_ctx_t *ctx;
+    struct namespace ns;
+    struct nvme_state state;
+    uint16_t nr_active; /* no submission queue from this number on exists */
+
+    /* The doorbells. Polled, they lie in a file that the client maps. */
+    uint32_t *doorbells;
+    bool poll_doorbells;
+    int bar0_fd;
+
+    /* The data of the command in hand, between map_data and unmap_data. */
+    dma_sg_t *sgl; /* MAX_PIECES entries, opaque and of a size known at run time */
+    struct iovec iov[MAX_PIECES];
+    size_t nr_pieces;
+    dma_sg_t *access_sgl; /* MAX_ACCESS_PIECES entries */
+
+    vfu_migr_state_t migration; /* as the library has it */
+    struct nvme_state record;   /* the state on its way out or in */
+    size_t moved;               /* bytes of it */
+    bool damaged;               /* what came in can't be used */
+    bool loaded;                /* and is not running yet */
+
+    uint8_t power_on_config[CONFIG_SPACE_SIZE];
+};
+
+static inline size_t
+min(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* memory.c */
+bool access_guest(struct controller *ctrl, uint64_t address, void *buf, size_t len, int prot);
+bool is_guest_memory(struct controller *ctrl, uint64_t address, size_t len, int prot);
+enum nvme_status map_data(struct controller *ctrl, const struct nvme_command *cmd, size_t len,
+                          int prot);
+void unmap_data(struct controller *ctrl);
+void copy_to_data(struct controller *ctrl, const uint8_t *from);
+void copy_from_data(struct controller *ctrl, uint8_t *to);
+
+/* queues.c */
+void fail(struct controller *ctrl, const char *reason);
+void raise_event(struct controller *ctrl, enum nvme_event_type type, enum nvme_event_info info);
+void look_at_sq_doorbell(struct controller *ctrl, unsigned qid);
+void look_at_cq_doorbell(struct controller *ctrl, unsigned qid);
+size_t room_in_cq(struct controller *ctrl, unsigned qid, size_t wanted);
+void complete(struct controller *ctrl, unsigned sqid, uint16_t cid, uint16_t status,
+              uint32_t result);
+void interrupt(struct controller *ctrl, unsigned cqid);
+uint16_t log_error(struct controller *ctrl, unsigned sqid, const struct nvme_command *cmd,
+                   enum nvme_status status);
+
+/* namespace.c */
+int create_memory_file(const char *name, uint64_t size);
+void *map_file(int fd, uint64_t offset, uint64_t size);
+void open_namespace(struct namespace *ns, const char *path, uint64_t size, bool has_uuid);
+enum nvme_status access_namespace(struct controller *ctrl, uint64_t offset, bool is_write,
+                                  bool durable);
+enum nvme_status zero_blocks(struct controller *ctrl, uint64_t slba, uint64_t nlb);
+enum nvme_status flush(struct controller *ctrl);
+
+/* io.c */
+enum nvme_status execute_io(struct controller *ctrl, const struct nvme_command *cmd);
+
+/* identify.c */
+enum nvme_status identify(struct controller *ctrl, const struct nvme_command *cmd);
+uint8_t critical_warning(const struct controller *ctrl);
+enum nvme_status get_log_page(struct controller *ctrl, const struct nvme_command *cmd);
+
+/* admin.c */
+void set_up_cq(struct controller *ctrl, unsigned qid, uint64_t base, uint16_t size,
+               bool interrupts, uint16_t vector);
+void count_active(struct controller *ctrl);
+void set_up_sq(struct controller *ctrl, unsigned qid, uint64_t base, uint16_t size, uint16_t cqid);
+enum nvme_status execute_admin(struct controller *ctrl, const struct nvme_command *cmd,
+                               uint32_t *result);
+
+/* features.c */
+void default_features(struct nvme_state *state);
+bool is_feature_value(unsigned fid, uint32_t value);
+enum nvme_status set_features(struct controller *ctrl, const struct nvme_command *cmd,
+                              uint32_t *result);
+enum nvme_status get_features(struct controller *ctrl, const struct nvme_command *cmd,
+                              uint32_t *result);
+enum nvme_status request_async_event(struct controller *ctrl, const struct nvme_command *cmd);
+enum nvme_status abort_command(struct controller *ctrl, const struct nvme_command *cmd,
+                               uint32_t *result);
+bool deliver_events(struct controller *ctrl);
+
+/* work.c */
+bool is_stopped(const struct controller *ctrl);
+bool work(struct controller *ctrl);
+
+/* registers.c */
+void reset_controller(struct controller *ctrl);
+ssize_t bar0_access(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offset, bool is_write);
+ssize_t msix_access(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offset, bool is_write);
+
+/* reset.c */
+void power_on(struct controller *ctrl);
+int on_reset(vfu_ctx_t *ctx, vfu_reset_type_t type);
+void on_dma_unregister(vfu_ctx_t *ctx, vfu_dma_info_t *info);
+
+/* migration.c */
+int on_transition(vfu_ctx_t *ctx, vfu_migr_state_t state);
+ssize_t on_read_data(vfu_ctx_t *ctx, void *buf, uint64_t count);
+ssize_t on_write_data(vfu_ctx_t *ctx, void *buf, uint64_t count);
+
+#endif /* NVME_CONTROLLER_H */
