@@ -19,8 +19,9 @@ const LANGUAGES: [&[&str]; 5] = [
 
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 
-const HEADERS: [&str; 9] = [
+const HEADERS: [&str; 10] = [
     "libvfio-user.h",
+    "libvfio-user-ext.h",
     "vfio-user.h",
     "pci_defs.h",
     "pci_caps/common.h",

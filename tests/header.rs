@@ -1,11 +1,12 @@
-//! `include/libvfio-user.h` is what `src/capi` generates: this test fails where
-//! the two differ, and writes the header anew when `UPDATE_HEADER` is set.
+//! `include/libvfio-user.h` and `include/libvfio-user-ext.h` are what `src/capi`
+//! generates: this test fails where they differ, and writes the headers anew when
+//! `UPDATE_HEADER` is set.
 //!
 //! cbindgen prints the declarations, each with its doc comment. It knows neither
 //! C's function types, nor enumerations without a tag, nor variadic functions,
 //! and has an order of its own. So its output is cut into declarations, and
-//! `src/capi/header/libvfio-user.h.in` says where each goes. A line of that file
-//! that starts with `@` stands for a declaration:
+//! a template in `src/capi/header` for each header says where each goes. A line
+//! of a template that starts with `@` stands for a declaration:
 //!
 //! - `@name`: as cbindgen prints it,
 //! - `@typedef name`: a structure or enumeration that has a name but no tag,
@@ -18,7 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const HEADER: &str = "include/libvfio-user.h";
+/// The headers, by the name that they and their templates have.
+const HEADERS: [&str; 2] = ["libvfio-user.h", "libvfio-user-ext.h"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -54,16 +56,16 @@ fn lines(template: &str) -> impl Iterator<Item = Line<'_>> {
     })
 }
 
-/// What cbindgen prints, by name.
-fn declarations(template: &str) -> BTreeMap<String, String> {
+/// What cbindgen prints for all headers, by name.
+fn declarations(templates: &[String]) -> BTreeMap<String, String> {
     let mut config = cbindgen::Config::from_file(root().join("src/capi/header/cbindgen.toml")).unwrap();
-    for line in lines(template) {
+    for line in templates.iter().flat_map(|template| lines(template)) {
         if let Line::Declaration { name, .. } = line {
             config.export.include.push(name.to_owned());
         }
     }
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for file in rust_files("src/capi") {
+    for file in ["src/capi", "src/capi/ext"].into_iter().flat_map(rust_files) {
         builder = builder.with_src(file);
     }
     let mut text = Vec::new();
@@ -150,11 +152,10 @@ fn in_form(form: &str, name: &str, block: &str) -> String {
     format!("{comment}{code}")
 }
 
-fn generate() -> String {
-    let template = read("src/capi/header/libvfio-user.h.in");
-    let mut declarations = declarations(&template);
+/// A header, from its template and what it takes of the declarations.
+fn fill_in(template: &str, declarations: &mut BTreeMap<String, String>) -> String {
     let mut header = String::new();
-    for line in lines(&template) {
+    for line in lines(template) {
         match line {
             Line::Text(text) => header.push_str(text),
             Line::Declaration { form, name } => {
@@ -164,7 +165,7 @@ fn generate() -> String {
         }
         header.push('\n');
     }
-    for line in lines(&template) {
+    for line in lines(template) {
         match line {
             Line::Declaration { form: "callback", name } => {
                 header = header.replace(&format!("{name} "), &format!("{name} *"));
@@ -175,22 +176,26 @@ fn generate() -> String {
             _ => {}
         }
     }
-    let left: Vec<&String> = declarations.keys().collect();
-    assert!(left.is_empty(), "the template has no place for {left:?}");
     header
 }
 
 #[test]
-fn the_header_is_what_the_source_generates() {
-    let generated = generate();
-    if std::env::var_os("UPDATE_HEADER").is_some() {
-        fs::write(root().join(HEADER), &generated).unwrap();
+fn the_headers_are_what_the_source_generates() {
+    let templates = HEADERS.map(|name| read(&format!("src/capi/header/{name}.in")));
+    let mut declarations = declarations(&templates);
+    for (name, template) in HEADERS.iter().zip(&templates) {
+        let (path, generated) = (format!("include/{name}"), fill_in(template, &mut declarations));
+        if std::env::var_os("UPDATE_HEADER").is_some() {
+            fs::write(root().join(&path), &generated).unwrap();
+        }
+        let committed = read(&path);
+        for (number, (is, should)) in committed.lines().zip(generated.lines()).enumerate() {
+            assert_eq!(is, should, "{path}:{}: run with UPDATE_HEADER=1 to write it anew", number + 1);
+        }
+        assert_eq!(committed, generated, "{path} is not complete: run with UPDATE_HEADER=1");
     }
-    let committed = read(HEADER);
-    for (number, (is, should)) in committed.lines().zip(generated.lines()).enumerate() {
-        assert_eq!(is, should, "{HEADER}:{}: run with UPDATE_HEADER=1 to write it anew", number + 1);
-    }
-    assert_eq!(committed, generated, "{HEADER} is not complete: run with UPDATE_HEADER=1");
+    let left: Vec<&String> = declarations.keys().collect();
+    assert!(left.is_empty(), "no template has a place for {left:?}");
 }
 
 /// Functions of the header: name and comment, white space as one blank.
@@ -213,10 +218,11 @@ fn functions(header: &str) -> BTreeMap<&str, String> {
 #[test]
 fn every_function_says_on_which_threads_it_may_be_called() {
     const FROM_ANY: &str = "May be called from any thread";
-    let header = read(HEADER);
-    let functions = functions(&header);
+    let [header, extensions] = HEADERS.map(|name| read(&format!("include/{name}")));
+    let (functions, extensions) = (functions(&header), functions(&extensions));
     assert_eq!(functions.len(), 34);
-    for (name, comment) in &functions {
+    assert!(!extensions.is_empty() && extensions.keys().all(|name| name.starts_with("vfux_")));
+    for (name, comment) in functions.iter().chain(&extensions) {
         let says = ["Threads: on the thread that uses the context", "Threads: any, at any time.", FROM_ANY];
         assert!(
             says.iter().filter(|words| comment.contains(*words)).count() == 1 || *name == "vfu_destroy_ctx",

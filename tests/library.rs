@@ -3,7 +3,7 @@
 //!
 //! Checks cargo's library, or the one that `VFU_LIBRARY` names, such as meson's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,7 +15,9 @@ use object::read::elf::{Dyn, ElfFile, FileHeader, SectionHeader, Sym};
 use object::{Endianness, Object, ObjectSymbol, elf};
 
 const SONAME: &str = "libvfio-user.so.0";
-const VERSION: &str = "LIBVFIO_USER_0";
+/// Version nodes, and the record of what has the version.
+const VERSIONS: [(&str, &str); 2] =
+    [("LIBVFIO_USER_0", "interface.inc"), ("LIBVFIO_USER_1", "extension.inc")];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -31,26 +33,43 @@ fn library() -> PathBuf {
     candidates.into_iter().find(|path| path.exists()).expect("cargo built the library")
 }
 
-/// The names that the linker script lets out.
-fn public() -> BTreeSet<String> {
+/// The names that the linker script lets out, each with its version.
+fn public() -> BTreeMap<String, String> {
     let script = fs::read_to_string(root().join("libvfio-user.map")).unwrap();
-    let names = script.split("global:").nth(1).unwrap().split("local:").next().unwrap();
-    names.split(';').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
+    let (_, script) = script.split_once("*/").unwrap();
+    let mut names = BTreeMap::new();
+    for node in script.split('}').filter(|node| node.contains("global:")) {
+        let (version, listed) = node.split_once('{').unwrap();
+        let version = version.rsplit(';').next().unwrap().trim();
+        let listed = listed.split("global:").nth(1).unwrap().split("local:").next().unwrap();
+        for name in listed.split(';').map(str::trim).filter(|name| !name.is_empty()) {
+            assert_eq!(names.insert(name.to_owned(), version.to_owned()), None, "{name} is listed twice");
+        }
+    }
+    names
 }
 
-/// The functions that the record of the interface lists.
-fn recorded() -> BTreeSet<String> {
-    let record = fs::read_to_string(root().join("tests/abi/interface.inc")).unwrap();
-    let functions = record.lines().filter_map(|line| line.strip_prefix("FUNCTION("));
-    functions.map(|line| line.split(',').next().unwrap().to_owned()).filter(|name| name != "name").collect()
+/// The functions that the records of the interface list, each with its version.
+fn recorded() -> BTreeMap<String, String> {
+    let mut names = BTreeMap::new();
+    for (version, file) in VERSIONS {
+        let record = fs::read_to_string(root().join("tests/abi").join(file)).unwrap();
+        let functions = record.lines().filter_map(|line| line.strip_prefix("FUNCTION("));
+        for name in functions.map(|line| line.split(',').next().unwrap()) {
+            names.insert(name.to_owned(), version.to_owned());
+        }
+    }
+    names
 }
 
 #[test]
 fn the_linker_script_lists_the_interface() {
-    assert_eq!(public(), recorded());
-    assert_eq!(public().len(), 34);
-    let script = fs::read_to_string(root().join("libvfio-user.map")).unwrap();
-    assert!(script.contains(&format!("{VERSION} {{")));
+    let public = public();
+    assert_eq!(public, recorded());
+    assert_eq!(public.values().filter(|version| *version == "LIBVFIO_USER_0").count(), 34);
+    for (name, version) in &public {
+        assert_eq!(name.starts_with("vfux_"), version == "LIBVFIO_USER_1", "{name}");
+    }
 }
 
 #[test]
@@ -64,7 +83,7 @@ fn the_library_exports_the_interface_and_nothing_else() {
         .filter(|symbol| symbol.elf_symbol().st_visibility() == STV_DEFAULT)
         .map(|symbol| symbol.name().unwrap().to_owned())
         .collect();
-    assert_eq!(exported, public());
+    assert_eq!(exported, public().into_keys().collect());
 }
 
 #[test]
@@ -80,11 +99,12 @@ fn versions_if_there_are_any_are_ours() {
         return;
     }
     let symbols = sections.symbols(endian, &*data, elf::SHT_DYNSYM).unwrap();
+    let public = public();
     for (index, symbol) in symbols.enumerate() {
         let name = String::from_utf8(symbols.symbol_name(endian, symbol).unwrap().to_owned()).unwrap();
-        if public().contains(&name) && symbol.st_shndx(endian) != elf::SHN_UNDEF {
+        if let Some(ours) = public.get(&name).filter(|_| symbol.st_shndx(endian) != elf::SHN_UNDEF) {
             let version = versions.version(versions.version_index(endian, index).index()).unwrap().unwrap();
-            assert_eq!(version.name(), VERSION.as_bytes(), "{name}");
+            assert_eq!(version.name(), ours.as_bytes(), "{name}");
         }
     }
 }
@@ -167,4 +187,5 @@ fn a_program_can_refer_to_every_function() {
 #[test]
 fn calls_keep_what_they_owe_to_c() {
     run("calls.c", &[]);
+    run("extension.c", &[]);
 }

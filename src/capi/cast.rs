@@ -2,6 +2,7 @@
 //! pointer that came from C.
 
 use std::ffi::{CStr, c_char, c_void};
+use std::mem::MaybeUninit;
 use std::slice;
 
 use crate::server::Context;
@@ -48,6 +49,19 @@ pub(super) unsafe fn reference<'a, T>(ptr: *const T) -> Result<&'a T> {
     }
     // SAFETY: aligned, and NULL or good for reads during 'a.
     unsafe { ptr.as_ref() }.ok_or(Errno::EINVAL)
+}
+
+/// Where a `T` is to be put; `EINVAL` for NULL.
+///
+/// # Safety
+///
+/// `ptr` is NULL or good for writes of a `T` during `'a`, which nobody else uses.
+pub(super) unsafe fn place<'a, T>(ptr: *mut T) -> Result<&'a mut MaybeUninit<T>> {
+    if !ptr.is_aligned() {
+        return Err(Errno::EINVAL);
+    }
+    // SAFETY: aligned, and NULL or good for writes; it may be uninitialised.
+    unsafe { ptr.cast::<MaybeUninit<T>>().as_mut() }.ok_or(Errno::EINVAL)
 }
 
 /// An array that C describes by pointer and length. `EINVAL` if it cannot be

@@ -170,6 +170,10 @@ pub unsafe extern "C-unwind" fn vfu_attach_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int
 /// and must not be closed. Ask again after vfu_attach_ctx() succeeded and after
 /// vfu_run_ctx() failed with ENOTCONN: it may be another one then.
 ///
+/// Called in a callback it returns the client's connected socket instead, also in
+/// the callbacks that the loss of the client brings: for getsockopt(SO_PEERCRED)
+/// and the like, not to read, write or close.
+///
 /// Returns the descriptor, or -1 and sets errno:
 ///
 ///   EMFILE, ENFILE, ENOMEM   it cannot be made

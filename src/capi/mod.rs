@@ -6,7 +6,8 @@
 //! as C types, `cast` is the one place where C handles become Rust references,
 //! `guard` stands round every entry point, and `wait` makes the system calls
 //! that a program may be cancelled in. The header's text is the doc comments
-//! here, put into the order of `header/libvfio-user.h.in`.
+//! here, put into the order of `header/libvfio-user.h.in`. `ext` is what the C
+//! library does not have, and has a header of its own.
 //!
 //! Every function is `extern "C-unwind"`, not to let panics out (the guard keeps
 //! them in) but because the cancellation of a thread unwinds its stack, and may
@@ -22,6 +23,7 @@
 mod cast;
 mod context;
 mod dma;
+mod ext;
 mod guard;
 mod ioeventfd;
 mod irq;
@@ -34,6 +36,7 @@ mod wait;
 
 pub use context::*;
 pub use dma::*;
+pub use ext::*;
 pub use ioeventfd::*;
 pub use irq::*;
 pub use log::vfu_log;

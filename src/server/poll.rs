@@ -2,6 +2,8 @@
 
 use std::os::fd::RawFd;
 
+use nix::sys::socket::UnixCredentials;
+
 use super::Context;
 use super::context::Phase;
 use super::log::log;
@@ -12,12 +14,29 @@ use crate::wire::{Errno, Result};
 impl Context {
     /// See `vfu_get_poll_fd`. The descriptor is made at the first call and
     /// stays the same.
+    ///
+    /// In a callback, where nobody sets up an event loop, it is the client's
+    /// socket: programs ask it who the client is (`SO_PEERCRED`), which they
+    /// could always do in the C library.
     pub fn poll_fd(&self) -> Result<RawFd> {
+        if self.busy.get()
+            && let Some(socket) = self.with_connection(|connection| connection.socket())
+        {
+            return Ok(socket);
+        }
         if self.poller.borrow().is_none() {
             *self.poller.borrow_mut() = Some(Poller::new()?);
         }
         self.update_poller();
         self.poller.borrow().as_ref().map(Poller::fd).ok_or(Errno::EBADF)
+    }
+
+    /// See `vfux_get_client_credentials`.
+    pub fn client_credentials(&self) -> Result<UnixCredentials> {
+        match self.attached() {
+            true => self.with_connection(|connection| connection.credentials()).ok_or(Errno::ENOTCONN)?,
+            false => Err(Errno::ENOTCONN),
+        }
     }
 
     /// Makes the descriptor say what a call would have to do. Costs nothing if

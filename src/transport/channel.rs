@@ -25,6 +25,11 @@ impl Channel {
     pub fn socket(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+
+    /// The socket as something to borrow.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.socket
+    }
 }
 
 impl Drop for Channel {

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::os::fd::{OwnedFd, RawFd};
 
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{UnixCredentials, getsockopt};
 use zerocopy::IntoBytes;
 
 use super::channel::Channel;
@@ -85,6 +87,11 @@ impl Connection {
     /// The main socket.
     pub fn socket(&self) -> RawFd {
         self.main.socket()
+    }
+
+    /// Who connected, which the kernel knows as long as the socket is open.
+    pub fn credentials(&self) -> Result<UnixCredentials> {
+        Ok(getsockopt(self.main.fd(), PeerCredentials)?)
     }
 
     /// From now on our commands go over `socket`.

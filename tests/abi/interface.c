@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Checks the headers against interface.inc, as C and as C++: most of it when it
+ * Checks the headers against interface.inc and extension.inc, as C and as C++: most of it when it
  * is compiled, bit-fields when it is run. With WITH_LIBRARY it refers to every
  * function, too, and so is to be linked with the library.
  */
 #include <libvfio-user.h>
+#include <libvfio-user-ext.h>
 
 #include <stddef.h>
 #include <stdio.h>
@@ -38,6 +39,7 @@
 #define BITS(type, member, first, width)
 #define FUNCTION(name, type)             SAME(TYPE_OF(name), type)
 #include "interface.inc"
+#include "extension.inc"
 #undef CONSTANT
 #undef ENUMERATOR
 #undef OPAQUE
@@ -94,6 +96,7 @@ int main(void)
 #define FUNCTION(name, type)
 #endif
 #include "interface.inc"
+#include "extension.inc"
 
 #ifdef WITH_LIBRARY
 	/* sizeof(dma_sg_t), which programs know by this function only. */

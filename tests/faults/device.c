@@ -14,6 +14,8 @@
 #include "session.h"
 #include "shim.h"
 
+#include <libvfio-user-ext.h>
+
 static char bar[BAR_SIZE];
 
 static ssize_t
@@ -52,8 +54,15 @@ quiesce(vfu_ctx_t *ctx)
 static void
 dma_register(vfu_ctx_t *ctx, vfu_dma_info_t *info)
 {
+    vfux_credentials_t client;
+
     CHECK(info != NULL && info->iova.iov_len > 0);
     ((struct device *)vfu_get_private(ctx))->dma_regions++;
+    if (vfux_get_client_credentials(ctx, &client) == 0) {
+        CHECK_EQ(client.pid, getpid());
+    } else {
+        CHECK(shim_fired());
+    }
 }
 
 static void

@@ -35,6 +35,7 @@ const char *const shim_names[SHIM_CALLS] = {
     [SHIM_FCNTL] = "fcntl",
     [SHIM_FSTAT] = "fstat",
     [SHIM_FSTATFS] = "fstatfs",
+    [SHIM_GETSOCKOPT] = "getsockopt",
     [SHIM_KCMP] = "kcmp",
     [SHIM_LISTEN] = "listen",
     [SHIM_LSTAT] = "lstat",
@@ -299,6 +300,8 @@ INTERPOSE(int, eventfd, SHIM_EVENTFD, (unsigned n, int f), (n, f))
 INTERPOSE(int, fstat, SHIM_FSTAT, (int fd, struct stat *s), (fd, s))
 INTERPOSE(int, fstat64, SHIM_FSTAT, (int fd, struct stat64 *s), (fd, s))
 INTERPOSE(int, fstatfs64, SHIM_FSTATFS, (int fd, struct statfs64 *s), (fd, s))
+INTERPOSE(int, getsockopt, SHIM_GETSOCKOPT, (int s, int l, int o, void *restrict v, socklen_t *restrict n),
+          (s, l, o, v, n))
 INTERPOSE(int, listen, SHIM_LISTEN, (int s, int n), (s, n))
 INTERPOSE(int, lstat64, SHIM_LSTAT, (const char *p, struct stat64 *s), (p, s))
 INTERPOSE(int, statx, SHIM_LSTAT, (int d, const char *restrict p, int f, unsigned m, struct statx *restrict s),

@@ -25,6 +25,7 @@ enum shim_call {
     SHIM_FCNTL,
     SHIM_FSTAT,
     SHIM_FSTATFS,
+    SHIM_GETSOCKOPT,
     SHIM_KCMP,
     SHIM_LISTEN,
     SHIM_LSTAT,

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The functions of <libvfio-user-ext.h> without a context, and with nothing to
+ * put results in: no crash, and errno that says why.
+ *
+ * Usage: extension PATH, where PATH is free for a socket.
+ */
+#include <libvfio-user-ext.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* A call that has to fail with -1 and an errno. */
+#define FAILS(call, number) \
+	do { \
+		errno = 0; \
+		if ((call) != -1 || errno != (number)) { \
+			printf("line %d: %s, errno %d\n", __LINE__, #call, errno); \
+			exit(1); \
+		} \
+	} while (0)
+
+int main(int argc, char **argv)
+{
+	vfux_credentials_t credentials;
+	vfu_ctx_t *ctx;
+
+	if (argc != 2 || (ctx = vfu_create_ctx(VFU_TRANS_SOCK, argv[1], 0, NULL, VFU_DEV_TYPE_PCI)) == NULL)
+		return 1;
+
+	FAILS(vfux_get_client_credentials(NULL, &credentials), EINVAL);
+	FAILS(vfux_get_client_credentials(ctx, NULL), EINVAL);
+	FAILS(vfux_get_client_credentials(ctx, &credentials), ENOTCONN);
+
+	vfu_destroy_ctx(ctx);
+	return 0;
+}
