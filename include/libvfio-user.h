@@ -630,6 +630,8 @@ typedef void (vfu_dma_register_cb_t)(vfu_ctx_t *vfu_ctx, vfu_dma_info_t *info);
  * The device is quiesced. The device must drop every pointer into the region:
  * the region can be translated and used until the function returns, and is
  * unmapped then. The function may call what a region access callback may call.
+ *
+ * One request of the client may remove several regions, in ascending order.
  */
 typedef void (vfu_dma_unregister_cb_t)(vfu_ctx_t *vfu_ctx, vfu_dma_info_t *info);
 
@@ -641,8 +643,9 @@ typedef void (vfu_dma_unregister_cb_t)(vfu_ctx_t *vfu_ctx, vfu_dma_info_t *info)
  * @max_regions: how many DMA regions the client may have at a time;
  *               LIBVFIO_USER_MAX_DMA_REGIONS is a good value
  * @dma_register: told of each region that the client adds; may be NULL
- * @dma_unregister: told of each region that goes; may be NULL, but then
- *                  vfu_sgl_get() always fails
+ * @dma_unregister: told of each region that goes; may be NULL, but a device that
+ *                  uses vfu_sgl_get() needs it: its pointers into a region are
+ *                  good until then (it is warned once)
  *
  * Calling it again replaces all three.
  *
@@ -741,14 +744,15 @@ bool vfu_sg_is_mappable(vfu_ctx_t *vfu_ctx, dma_sg_t *sg);
  * Returns 0, or -1 and sets errno:
  *
  *   EINVAL   an entry that vfu_addr_to_sgl() has not filled in, or whose region
- *            has gone; flags is not 0; no unregister callback is set up
+ *            has gone; flags is not 0; vfu_setup_device_dma() was not called
  *   EFAULT   an entry that is not mappable, see vfu_sg_is_mappable()
  */
 int vfu_sgl_get(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, struct iovec *iov, size_t cnt, int flags);
 
 /**
  * Ends the use of memory from vfu_sgl_get(), and marks the pages of entries
- * that were translated for writing as dirty if the client logs that.
+ * that were translated for writing as dirty if the client logs that. (Memory
+ * without a descriptor is never dirty here: the client itself writes there.)
  *
  * @vfu_ctx: the context
  * @sgl: the entries

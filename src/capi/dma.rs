@@ -24,8 +24,9 @@ use crate::wire::Errno;
 /// @max_regions: how many DMA regions the client may have at a time;
 ///               LIBVFIO_USER_MAX_DMA_REGIONS is a good value
 /// @dma_register: told of each region that the client adds; may be NULL
-/// @dma_unregister: told of each region that goes; may be NULL, but then
-///                  vfu_sgl_get() always fails
+/// @dma_unregister: told of each region that goes; may be NULL, but a device that
+///                  uses vfu_sgl_get() needs it: its pointers into a region are
+///                  good until then (it is warned once)
 ///
 /// Calling it again replaces all three.
 ///
@@ -170,7 +171,7 @@ pub unsafe extern "C-unwind" fn vfu_sg_is_mappable(vfu_ctx: *mut vfu_ctx_t, sg: 
 /// Returns 0, or -1 and sets errno:
 ///
 ///   EINVAL   an entry that vfu_addr_to_sgl() has not filled in, or whose region
-///            has gone; flags is not 0; no unregister callback is set up
+///            has gone; flags is not 0; vfu_setup_device_dma() was not called
 ///   EFAULT   an entry that is not mappable, see vfu_sg_is_mappable()
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_sgl_get(
@@ -221,7 +222,8 @@ unsafe extern "C-unwind" fn sgl_get(
 }
 
 /// Ends the use of memory from vfu_sgl_get(), and marks the pages of entries
-/// that were translated for writing as dirty if the client logs that.
+/// that were translated for writing as dirty if the client logs that. (Memory
+/// without a descriptor is never dirty here: the client itself writes there.)
 ///
 /// @vfu_ctx: the context
 /// @sgl: the entries

@@ -255,6 +255,8 @@ pub type vfu_dma_register_cb_t =
 /// The device is quiesced. The device must drop every pointer into the region:
 /// the region can be translated and used until the function returns, and is
 /// unmapped then. The function may call what a region access callback may call.
+///
+/// One request of the client may remove several regions, in ascending order.
 pub type vfu_dma_unregister_cb_t =
     Option<unsafe extern "C" fn(vfu_ctx: *mut vfu_ctx_t, info: *mut vfu_dma_info_t)>;
 

@@ -248,15 +248,22 @@ impl Index {
         unsafe { leaf.slots.get(entry)?.load(Acquire).as_ref() }
     }
 
-    /// The slot of the region with the lowest start; to be called when nobody
-    /// changes the index.
-    pub(super) fn first(&self) -> Option<&Slot> {
+    /// The slot of the region with the lowest start from `address` on; to be
+    /// called when nobody changes the index.
+    pub(super) fn from(&self, address: u64) -> Option<&Slot> {
         let top = self.top()?;
-        if top.len() == 0 {
+        let before = address.checked_sub(1).and_then(|before| top.place(before));
+        let (position, entry) = match before {
+            None => (0, 0),
+            Some((position, entry, leaf)) if entry + 1 < leaf.len() => (position, entry + 1),
+            // A leaf is never empty.
+            Some((position, ..)) => (position + 1, 0),
+        };
+        if position >= top.len() {
             return None;
         }
         // SAFETY: null, or a slot that `insert` was given.
-        unsafe { top.leaf(0)?.slots.first()?.load(Acquire).as_ref() }
+        unsafe { top.leaf(position)?.slots.get(entry)?.load(Acquire).as_ref() }
     }
 
     /// Gives the slots of all regions to `visit`, ascending; to be called when

@@ -139,14 +139,14 @@ impl AddressSpace {
     /// `page_size` bytes from `iova` on, lowest bit of the first byte first. Bits
     /// beyond the range are reported as far as the bitmap and the region in
     /// which the range ends go, and zero beyond. A logged bit is cleared only if
-    /// the bitmap covers all that it stands for.
+    /// the bitmap covers all that it stands for. Memory without a descriptor is
+    /// never dirty: only the client itself writes there, and knows.
     ///
     /// # Errors
     /// In this order: `EINVAL` from [`bitmap_size`] or for a bitmap of another
     /// size; `ENOENT` if an address is in no region; `EINVAL` if logging isn't
     /// active or the page size is no power of two; `ENOTSUP` if `iova` is no
-    /// multiple of the logging page size from the start of its region; `EINVAL`
-    /// if that region has no descriptor.
+    /// multiple of the logging page size from the start of its region.
     pub fn report(&self, iova: u64, length: u64, page_size: u64, bitmap: &mut [u8]) -> Result<()> {
         let size = bitmap_size(length, page_size)?;
         if bitmap.len() as u64 != size {
@@ -162,9 +162,6 @@ impl AddressSpace {
         let region = self.region_around(iova).ok_or(Errno::ENOENT)?;
         if (iova - region.start) & ((1 << logging.page_shift) - 1) != 0 {
             return Err(Errno::ENOTSUP);
-        }
-        if region.attributes.access() == Access::Message {
-            return Err(Errno::EINVAL);
         }
         let bits = u128::from(size) * 8;
         let covered = u128::from(iova) + (bits << page_size.ilog2()) - 1;

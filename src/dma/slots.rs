@@ -13,6 +13,12 @@ use crate::wire::{Errno, Result};
 /// The lowest handle of a slot is 2 to this.
 pub(super) const HANDLE_BASE: u32 = 6;
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has looked which region is in a slot.
+    pub(super) static LOOKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 /// Room for one region. Slots are never freed while threads can look, so all
 /// that they read is atomic, and the tag tells whether what was read belongs
 /// together and to the region that was meant.
@@ -91,6 +97,8 @@ impl Slot {
     /// while being looked at.
     #[inline]
     pub(super) fn snapshot(&self) -> Option<Snapshot> {
+        #[cfg(test)]
+        LOOKS.set(LOOKS.get() + 1);
         let tag = self.tag.load(Acquire);
         if tag == Slot::VACANT { None } else { self.region(tag) }
     }

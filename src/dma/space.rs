@@ -195,10 +195,25 @@ impl AddressSpace {
         ((region.start, region.size) == (iova, size)).then(|| region.id())
     }
 
-    /// The region with the lowest addresses.
-    pub fn first(&self) -> Option<RegionId> {
+    /// The region with the lowest addresses of those that lie between `first`
+    /// and `last` (both included) as a whole. Looks at no other.
+    pub fn first_within(&self, first: u64, last: u64) -> Option<RegionId> {
         let _state = self.state.lock();
-        Some(self.index.first()?.snapshot()?.id())
+        let region = self.region_from(first)?;
+        (region.last() <= last).then(|| region.id())
+    }
+
+    /// Says whether all regions that have addresses between `first` and `last`
+    /// (both included) lie there as a whole. Looks at the outermost only.
+    ///
+    /// # Errors
+    /// `EINVAL` if one has other addresses, too; `ENOENT` if there is none.
+    pub fn check_uncut(&self, first: u64, last: u64) -> Result<()> {
+        let _state = self.state.lock();
+        let lowest = self.region_around(first).or_else(|| self.region_from(first));
+        let lowest = lowest.filter(|region| region.start <= last).ok_or(Errno::ENOENT)?;
+        let highest = self.region_up_to(last).ok_or(Errno::ENOENT)?;
+        if lowest.start < first || highest.last() > last { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
     /// What the callbacks are told about a region; null if it is gone. The
@@ -230,6 +245,12 @@ impl AddressSpace {
     /// all changes.
     fn region_up_to(&self, address: u64) -> Option<Snapshot> {
         self.index.up_to(address)?.snapshot()
+    }
+
+    /// The region with the lowest start from `address` on. Under the lock of
+    /// all changes.
+    fn region_from(&self, address: u64) -> Option<Snapshot> {
+        self.index.from(address)?.snapshot()
     }
 
     /// The region around `address`. Under the lock of all changes.

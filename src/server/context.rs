@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::callbacks::Callbacks;
 use super::io_fds::IoEventfds;
-use super::log::Log;
+use super::log::{Log, log};
 use super::quiesce::Pending;
 use super::regions::Regions;
 use crate::dma::AddressSpace;
@@ -23,7 +23,8 @@ use crate::transport::{Connection, Listener, Poller};
 use crate::wire::capabilities::ClientCapabilities;
 use crate::wire::{Errno, Result};
 
-/// The device is told when regions go, so it may hold pointers into them.
+/// `vfu_sgl_get` has nothing to say before it gives memory: the device is told
+/// when regions go, or its author that it isn't.
 const GETTABLE: u8 = 1;
 /// A bug of ours has hit the context.
 const BROKEN: u8 = 2;
@@ -48,6 +49,8 @@ pub struct Context {
     pub(super) dma: AddressSpace,
     /// `vfu_setup_device_dma` was called.
     pub(super) dma_ready: AtomicBool,
+    /// [`Context::warn_of_unmaps`] has been here.
+    unmaps_warned: AtomicBool,
     /// [`GETTABLE`] and [`BROKEN`], in one byte because `vfu_sgl_get` looks at both.
     condition: AtomicU8,
 
@@ -86,6 +89,7 @@ impl Context {
             irqs: Irqs::default(),
             dma: AddressSpace::new(),
             dma_ready: AtomicBool::new(false),
+            unmaps_warned: AtomicBool::new(false),
             condition: AtomicU8::new(0),
             private,
             nonblocking,
@@ -123,18 +127,33 @@ impl Context {
         self.condition.fetch_or(BROKEN, Ordering::Relaxed);
     }
 
-    /// Whether the device may get memory: it is told when regions go, and the
-    /// context is sound.
+    /// Whether the device may get memory without a word: see [`GETTABLE`]. Not
+    /// if the context is broken.
     #[inline(always)]
     pub(super) fn is_gettable(&self) -> bool {
         self.condition.load(Ordering::Acquire) == GETTABLE
     }
 
-    pub(super) fn set_gettable(&self, gettable: bool) {
-        match gettable {
+    /// Says whether the device is told when regions go.
+    pub(super) fn set_told_of_unmaps(&self, told: bool) {
+        match told || self.unmaps_warned.load(Ordering::Relaxed) {
             true => self.condition.fetch_or(GETTABLE, Ordering::Release),
             false => self.condition.fetch_and(!GETTABLE, Ordering::Release),
         };
+    }
+
+    /// Warns of a device that gets memory and is not told when it goes, the
+    /// first time. Any thread may call this.
+    #[cold]
+    pub(super) fn warn_of_unmaps(&self) {
+        if !self.unmaps_warned.swap(true, Ordering::Relaxed) {
+            log!(
+                self,
+                LOG_WARNING,
+                "vfu_sgl_get without an unregister callback: the device is not told when the memory goes"
+            );
+        }
+        self.set_told_of_unmaps(false);
     }
 
     /// Does something with the connection, if there is one. Nothing that `f`

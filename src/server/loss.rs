@@ -50,7 +50,7 @@ impl Context {
 
     /// Takes away from the device what was the client's.
     fn release_device(&self) {
-        self.remove_all_dma_regions();
+        self.remove_dma_regions(0, u64::MAX);
         self.dma.logging_stop();
         if let Err(errno) = self.call_reset(ResetType::LostConn) {
             log!(self, LOG_WARNING, "reset for a lost connection failed: {errno}");
@@ -67,13 +67,6 @@ impl Context {
         self.phase.set(Phase::Idle);
         let connection = self.connection.borrow_mut().take();
         drop(connection);
-    }
-
-    /// Removes every DMA region, in ascending order of address.
-    pub(super) fn remove_all_dma_regions(&self) {
-        while let Some(region) = self.dma.first() {
-            self.remove_dma_region(region);
-        }
     }
 
     /// What `vfu_destroy_ctx` does before the context itself goes; the quiesce

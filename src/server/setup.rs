@@ -81,7 +81,7 @@ impl Context {
         self.dma.set_limit(max_regions as u64);
         self.callbacks.dma_register.set(register);
         self.callbacks.dma_unregister.set(unregister);
-        self.set_gettable(unregister.is_some());
+        self.set_told_of_unmaps(unregister.is_some());
         self.dma_ready.store(true, Ordering::Release);
         Ok(())
     }

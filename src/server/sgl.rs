@@ -77,8 +77,11 @@ impl Context {
     /// See `vfu_sgl_get`; `iov` must have room for as many as there are
     /// entries. Any thread may call this.
     pub fn sgl_get(&self, sgl: &[SgEntry], iov: &mut [MaybeUninit<libc::iovec>], flags: c_int) -> Result<()> {
-        if flags != 0 || !self.is_gettable() {
+        if flags != 0 || self.is_broken() || !self.dma_is_ready() {
             return Err(Errno::EINVAL);
+        }
+        if !self.is_gettable() {
+            self.warn_of_unmaps();
         }
         for (entry, iov) in sgl.iter().zip(iov) {
             iov.write(self.dma.get(entry)?);

@@ -175,7 +175,7 @@ wrong_order(void)
     CHECK_FAILS(vfu_attach_ctx(ctx), EAGAIN);
     CHECK_EQ(vfu_setup_device_dma(ctx, 1, dma_nothing, NULL), 0);
     memset(sg, 0, sizeof(sg));
-    CHECK_FAILS(vfu_sgl_get(ctx, (dma_sg_t *)sg, &iov, 1, 0), EINVAL); /* no unregister callback */
+    CHECK_FAILS(vfu_sgl_get(ctx, (dma_sg_t *)sg, &iov, 1, 0), EINVAL); /* zeros, no unregister callback */
     CHECK_EQ(vfu_setup_device_dma(ctx, 1, dma_nothing, dma_nothing), 0);
     CHECK_FAILS(vfu_sgl_get(ctx, (dma_sg_t *)sg, &iov, 1, 0), EINVAL); /* an entry of zeros */
     CHECK_FAILS(vfu_sgl_get(ctx, (dma_sg_t *)sg, NULL, 1, 0), EINVAL);

@@ -587,11 +587,39 @@ def test_message_regions(device, fd):
     client.map(BASE + 32 * PAGE, 32 * PAGE, fd)
     client.log_start()
     write_pages(ctx, 33)
-    refused_report(client, errno.EINVAL, BASE, 32 * PAGE)
-    refused_report(client, errno.EINVAL, BASE, 64 * PAGE)
-    refused_report(client, errno.EINVAL, BASE + 31 * PAGE, 2 * PAGE)
+    assert client.report(BASE, 32 * PAGE) == 0
+    assert client.report(BASE, 64 * PAGE) == 1 << 33
+    write_pages(ctx, 33)
+    assert client.report(BASE + 31 * PAGE, 3 * PAGE) == 4
     refused_report(client, errno.ENOTSUP, BASE + 1, PAGE)
-    assert client.report(BASE + 32 * PAGE, 32 * PAGE) == 2
+    refused_report(client, errno.ENOENT, BASE + 63 * PAGE, 2 * PAGE)
+    refused_report(client, errno.EINVAL, BASE, 32 * PAGE, page=3000)
+    assert client.report(BASE + 32 * PAGE, 32 * PAGE) == 0
+    client.log_stop()
+    refused_report(client, errno.EINVAL, BASE, 32 * PAGE)
+
+
+@pytest.mark.parametrize("page, size", [(PAGE, 13), (PAGE // 4, 5), (PAGE * 4, 64), (PAGE, 4096)])
+def test_a_report_of_memory_without_a_descriptor_is_all_zero(device, page, size):
+    """As a ROM: the client knows itself what it wrote there."""
+    ctx, client = device
+    client.map(BASE, size * page, flags=MAP_READ)
+    client.map(BASE + 2 * size * page, size * page)
+    client.log_start()
+    for at in (BASE, BASE + 2 * size * page):
+        assert client.report(at, size * page, page=page) == 0
+
+
+@pytest.mark.parametrize("kind", [MAP_FILE_IO, 0], ids=["file io", "mmap"])
+def test_a_write_through_the_descriptor_is_logged(device, fd, kind):
+    ctx, client = device
+    client.map(BASE, 32 * PAGE, fd, flags=RWF | kind)
+    client.log_start()
+    n, sg = ctx.sgl(BASE + 3 * PAGE - 1, 2)
+    sgl_write(ctx, sg, b"ab", DIRECT)
+    assert client.report(BASE, 32 * PAGE) == 0xc
+    sgl_read(ctx, sg, 2, DIRECT)
+    assert client.report(BASE, 32 * PAGE) == 0
 
 
 def test_a_message_region_further_on_reads_as_clean(device, fd):
@@ -754,8 +782,6 @@ class Model:
         first = self.region(iova)
         if (iova - first[0]) % self.logging:
             return errno.ENOTSUP, None
-        if not first[2]:
-            return errno.EINVAL, None
         end = min(at, iova + bitmap_bytes(length, page) * 8 * page)
         bits = 0
         for low, high in self.dirty:

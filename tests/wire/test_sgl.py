@@ -390,16 +390,36 @@ def test_get_of_nothing(device):
     ctx.sgl_get((dma_sg * 1)(), 0)
 
 
-def test_get_needs_an_unregister_callback(fd):
-    with Ctx(realize=False) as ctx:
+def test_get_without_an_unregister_callback_works_and_warns_once(fd):
+    def warnings():
+        return [text for level, text in ctx.lines if level == 4 and "unregister" in text]
+    with Ctx(realize=False, migration=True) as ctx:
         call("vfu_setup_device_dma", ctx.p, 64, None, None)
         ctx.realize()
         with ctx.connect() as client:
             client.map(BASE, PAGE, fd)
+            client.log_start()
             n, sg = ctx.sgl(BASE, 8)
-            assert n == 1
+            assert n == 1 and warnings() == []
+            for flags in (1, -1, 1 << 31):
+                fails(errno.EINVAL, call, "vfu_sgl_get", ctx.p, sg, (iovec * 1)(), 1, c.c_int(flags).value)
+            assert warnings() == []
+            for _ in range(3):
+                iov = ctx.sgl_get(sg)[0]
+                assert peek(iov.base, 8) == os.pread(fd, 8, 0)
+                assert len(warnings()) == 1
+            ctx.sgl_put(sg)
+            assert client.report(BASE, PAGE) == 1
+            mark_dirty(ctx, sg)
+            assert client.report(BASE, PAGE) == 1
+            client.unmap(BASE, PAGE)
             fails(errno.EINVAL, ctx.sgl_get, sg)
-            assert sgl_read(ctx, sg, 8, DIRECT) == os.pread(fd, 8, 0)
+            for callback in (None, ctx.cb(DMA_CB, lambda _c, _i: None), None):
+                call("vfu_setup_device_dma", ctx.p, 64, None, callback)
+                client.map(BASE, PAGE, fd)
+                ctx.sgl_get(ctx.sgl(BASE, 8)[1])
+                client.unmap(BASE, PAGE)
+            assert len(warnings()) == 1
             answers(client)
 
 

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::slice;
 
+use super::super::slots::LOOKS;
 use super::*;
 
 fn error(result: Result<Mapped>) -> Errno {
@@ -34,7 +35,7 @@ fn the_topmost_page_is_like_any_other() {
     assert_eq!(entries(&space, u64::MAX, 2, Prot::READ, 1).unwrap_err(), Errno::ENOENT);
     assert_eq!(entries(&space, start + 8, u64::MAX, Prot::READ, 1).unwrap_err(), Errno::ENOENT);
     space.remove(mapped.region);
-    assert!(space.is_empty() && space.first().is_none());
+    assert!(space.is_empty() && space.first_within(0, u64::MAX).is_none());
 }
 
 #[test]
@@ -171,7 +172,7 @@ fn a_hundred_thousand_regions() {
         assert_eq!(found.is_some(), i % 3 == 0);
     }
     let mut last = 0;
-    while let Some(region) = space.first() {
+    while let Some(region) = space.first_within(0, u64::MAX) {
         // SAFETY: the region is there.
         let start = unsafe { *space.info(region) }.iova.iov_base as u64;
         assert!(start >= last);
@@ -179,4 +180,46 @@ fn a_hundred_thousand_regions() {
         space.remove(region);
     }
     assert_eq!((last, space.len()), ((COUNT - 1) / 3 * 3 * 0x2000, 0));
+}
+
+#[test]
+fn a_range_is_found_without_looking_at_all_regions() {
+    const COUNT: u64 = 100_000;
+    let space = AddressSpace::new();
+    for i in 0..COUNT {
+        map_message(&space, i * 0x2000, 0x1000).unwrap();
+    }
+    let looks = |f: &dyn Fn()| {
+        let before = LOOKS.get();
+        f();
+        LOOKS.get() - before
+    };
+    for i in [1, 255, 256, 257, COUNT / 2, COUNT - 1] {
+        let start = i * 0x2000;
+        let nothing = || assert_eq!(space.check_uncut(start - 0x1000, start - 1), Err(Errno::ENOENT));
+        let cut = || assert_eq!(space.check_uncut(start - 1, start), Err(Errno::EINVAL));
+        let in_part = || assert_eq!(space.check_uncut(start, start), Err(Errno::EINVAL));
+        assert!([looks(&nothing), looks(&cut), looks(&in_part)].iter().all(|count| *count <= 3));
+    }
+    // Two for each that goes, of which one finds it, and a few at the ends.
+    let some = || assert_eq!(remove_range(&space, 0x2000 * 500, 0x2000 * 1500 - 1), Ok(1000));
+    assert!(looks(&some) <= 2010);
+    let rest = || assert_eq!(remove_range(&space, 0, u64::MAX), Ok(COUNT - 1000));
+    assert!(looks(&rest) <= 2 * COUNT);
+    assert!(space.is_empty());
+}
+
+#[test]
+fn ranges_end_where_addresses_do() {
+    let space = AddressSpace::new();
+    let top = u64::MAX - 4095;
+    map_message(&space, 0, 4096).unwrap();
+    map_message(&space, top, 4096).unwrap();
+    assert_eq!(space.check_uncut(1, u64::MAX), Err(Errno::EINVAL));
+    assert_eq!(space.check_uncut(0, u64::MAX - 1), Err(Errno::EINVAL));
+    assert_eq!(space.check_uncut(4096, top - 1), Err(Errno::ENOENT));
+    assert_eq!(remove_range(&space, 4096, u64::MAX), Ok(1));
+    assert_eq!(space.check_uncut(4096, u64::MAX), Err(Errno::ENOENT));
+    assert_eq!(remove_range(&space, 0, 4095), Ok(1));
+    assert_eq!(space.check_uncut(0, u64::MAX), Err(Errno::ENOENT));
 }

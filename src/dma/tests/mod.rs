@@ -78,6 +78,22 @@ fn entries(
     Ok((entries, translation))
 }
 
+/// Removes the regions of a range, if it cuts through none. Returns how many.
+fn remove_range(space: &AddressSpace, first: u64, last: u64) -> Result<u64> {
+    space.check_uncut(first, last)?;
+    let mut count = 0;
+    let mut before = 0;
+    while let Some(region) = space.first_within(first, last) {
+        // SAFETY: the region is there.
+        let start = unsafe { *space.info(region) }.iova.iov_base as u64;
+        assert!(count == 0 || start > before);
+        before = start;
+        space.remove(region);
+        count += 1;
+    }
+    Ok(count)
+}
+
 /// Marks bytes of one region dirty.
 fn mark(space: &AddressSpace, iova: u64, length: u64) {
     space.mark_dirty(&entry(space, iova, length, Prot::WRITE));

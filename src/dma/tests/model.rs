@@ -37,6 +37,22 @@ impl Model {
         Ok(true)
     }
 
+    /// Removes the regions in a range that cuts through none. How many.
+    pub(super) fn unmap(&mut self, first: u64, last: u64) -> Result<u64> {
+        let touches = |start: &u64, region: &Region| *start <= last && start + (region.size - 1) >= first;
+        let is_within = |start: &u64, region: &Region| *start >= first && start + (region.size - 1) <= last;
+        let touched: Vec<_> = self.regions.iter().filter(|(start, region)| touches(start, region)).collect();
+        if touched.is_empty() {
+            return Err(Errno::ENOENT);
+        }
+        if !touched.iter().all(|(start, region)| is_within(start, region)) {
+            return Err(Errno::EINVAL);
+        }
+        let count = touched.len() as u64;
+        self.regions.retain(|start, region| !touches(start, region));
+        Ok(count)
+    }
+
     /// Start of the region around an address.
     pub(super) fn around(&self, address: u64) -> Option<(u64, &Region)> {
         let (start, region) = self.regions.range(..=address).next_back()?;
@@ -108,12 +124,9 @@ impl Model {
             from = start + region.size;
         }
         let (logged, ranges) = self.logging.clone().ok_or(Errno::EINVAL)?;
-        let (start, region) = self.around(iova).unwrap();
+        let start = self.around(iova).unwrap().0;
         if !(iova - start).is_multiple_of(logged) {
             return Err(Errno::ENOTSUP);
-        }
-        if region.access == Access::Message {
-            return Err(Errno::EINVAL);
         }
         // `from` is the end of the region that the range ends in.
         let end = from.min(iova + words * 64 * page_size);

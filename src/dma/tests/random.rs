@@ -11,14 +11,51 @@ const SPACE: u64 = 2048;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Map { at: u64, size: u64, prot: u32, message: bool },
-    Unmap { nth: usize },
-    Translate { at: u64, size: u64, prot: u32, max: usize },
-    Mark { at: u64, size: u64 },
-    Start { shift: u32, ranges: Vec<(u64, u64)> },
+    Map {
+        at: u64,
+        size: u64,
+        prot: u32,
+        message: bool,
+    },
+    Unmap {
+        nth: usize,
+    },
+    UnmapRange {
+        at: u64,
+        size: u64,
+    },
+    /// From the start of a region to the end of another, and a little less or more.
+    UnmapRegions {
+        from: usize,
+        to: usize,
+        before: u64,
+        behind: u64,
+    },
+    Translate {
+        at: u64,
+        size: u64,
+        prot: u32,
+        max: usize,
+    },
+    Mark {
+        at: u64,
+        size: u64,
+    },
+    Start {
+        shift: u32,
+        ranges: Vec<(u64, u64)>,
+    },
     Stop,
-    Report { at: u64, size: u64, shift: u32 },
-    ReportRegion { nth: usize, pages: u64, shift: u32 },
+    Report {
+        at: u64,
+        size: u64,
+        shift: u32,
+    },
+    ReportRegion {
+        nth: usize,
+        pages: u64,
+        shift: u32,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -32,6 +69,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             Step::Map { at: at * 8, size: size * 8, prot: 3, message: false }
         }),
         2 => any::<usize>().prop_map(|nth| Step::Unmap { nth }),
+        1 => (at.clone(), size.clone()).prop_map(|(at, size)| Step::UnmapRange { at, size }),
+        1 => (any::<usize>(), 0..4_usize, 0..3_u64, 0..3_u64).prop_map(|(from, more, before, behind)| {
+            Step::UnmapRegions { from, to: from.saturating_add(more), before, behind }
+        }),
         4 => (at.clone(), size.clone(), 0..4_u32, 0..4_usize)
             .prop_map(|(at, size, prot, max)| Step::Translate { at, size, prot, max }),
         8 => (at.clone(), size.clone()).prop_map(|(at, size)| Step::Mark { at, size }),
@@ -75,6 +116,19 @@ impl Both {
                 self.space.remove(self.space.find_exact(start, size).unwrap());
                 self.model.regions.remove(&start);
             }
+            Step::UnmapRange { at, size } => {
+                let first = self.base + at * UNIT;
+                self.unmap(first, first + size * UNIT - 1);
+            }
+            Step::UnmapRegions { from, to, before, behind } => {
+                let (Some(from), Some(to)) = (self.start_of(from), self.start_of(to)) else { return };
+                let (first, end) = (from.0.min(to.0), (from.0 + from.1).max(to.0 + to.1));
+                self.unmap((first + UNIT).saturating_sub(before * UNIT), end + UNIT - 1 - behind * UNIT);
+                // The last address of all may be among them.
+                if before == 0 && behind == 0 {
+                    self.unmap(first, u64::MAX);
+                }
+            }
             Step::Translate { at, size, prot, max } => {
                 self.translate(self.base + at * UNIT, size * UNIT, Prot::from_bits_truncate(prot), max);
             }
@@ -109,11 +163,18 @@ impl Both {
             }
         }
         assert_eq!(self.space.len(), self.model.regions.len() as u64);
-        let first = self.space.first().map(|region| {
+        let first = self.space.first_within(0, u64::MAX).map(|region| {
             // SAFETY: the region is there.
             unsafe { *self.space.info(region) }.iova.iov_base as u64
         });
         assert_eq!(first, self.model.regions.keys().next().copied());
+    }
+
+    fn unmap(&mut self, first: u64, last: u64) {
+        // Regions of one unit may leave nothing of the range.
+        if first <= last {
+            assert_eq!(remove_range(&self.space, first, last), self.model.unmap(first, last));
+        }
     }
 
     fn translate(&self, at: u64, size: u64, prot: Prot, max: usize) {

@@ -55,7 +55,7 @@ impl Context {
     /// `VFIO_USER_DMA_UNMAP`. Without DMA it succeeds and does nothing.
     pub(in crate::server) fn dma_unmap(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         if !self.dma_is_ready() {
-            return Ok(());
+            return self.unmap_nothing(message.payload(), reply);
         }
         let (request, rest) = take::<DmaUnmap>(message.payload())?;
         let DmaUnmap { argsz, flags, addr, size } = request;
@@ -74,13 +74,42 @@ impl Context {
             return self.unmap_with_bitmap(&request, &bitmap, reply);
         }
         if all {
-            self.remove_all_dma_regions();
+            self.remove_dma_regions(0, u64::MAX);
         } else {
-            let region = self.find_dma_region(addr, size)?;
-            self.remove_dma_region(region);
+            self.unmap_range(addr, size)?;
         }
         self.make_room(reply, size_of::<DmaUnmap>())?;
         reply.put(&request)
+    }
+
+    /// Repeats the request, or what there is of it.
+    fn unmap_nothing(&self, payload: &[u8], reply: &mut Reply) -> Result<()> {
+        let mut echo = [0; size_of::<DmaUnmap>()];
+        echo.iter_mut().zip(payload).for_each(|(to, from)| *to = *from);
+        self.make_room(reply, echo.len())?;
+        reply.put_bytes(&echo)
+    }
+
+    /// Removes all regions in a range that cuts through none, in ascending
+    /// order. Clients have to unmap what they mapped, but behind a guest's
+    /// IOMMU some unmap large ranges instead, as Linux' own VFIO allows.
+    fn unmap_range(&self, addr: u64, size: u64) -> Result<()> {
+        // In a range that is empty, or wraps, there is no region.
+        let last = size.checked_sub(1).and_then(|more| addr.checked_add(more)).ok_or(Errno::ENOENT);
+        if let Err(errno) = last.and_then(|last| self.dma.check_uncut(addr, last)) {
+            log!(
+                self,
+                LOG_WARNING,
+                "no DMA unmap of {size:#x} bytes at {addr:#x}: {}",
+                match errno {
+                    Errno::ENOENT => "no region is there",
+                    _ => "a region is there in part",
+                }
+            );
+            return Err(errno);
+        }
+        self.remove_dma_regions(addr, last?);
+        Ok(())
     }
 
     fn unmap_with_bitmap(&self, request: &DmaUnmap, bitmap: &Bitmap, reply: &mut Reply) -> Result<()> {
@@ -108,6 +137,15 @@ impl Context {
             log!(self, LOG_WARNING, "no DMA region of {size:#x} bytes at {iova:#x}");
         }
         found.ok_or(Errno::ENOENT)
+    }
+
+    /// Removes every region that lies between two addresses (both included), in
+    /// ascending order.
+    pub(in crate::server) fn remove_dma_regions(&self, first: u64, last: u64) {
+        // Looked for anew each time: nothing is assumed of what callbacks do.
+        while let Some(region) = self.dma.first_within(first, last) {
+            self.remove_dma_region(region);
+        }
     }
 
     /// Tells the device that a region goes, while the region can still be
