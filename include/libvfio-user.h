@@ -56,7 +56,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 #include <syslog.h>
+#ifdef __GLIBC__
 #include <sys/queue.h>
+#endif
 
 #include "pci_caps/dsn.h"
 #include "pci_caps/msi.h"
@@ -65,6 +67,15 @@
 #include "pci_caps/px.h"
 #include "pci_defs.h"
 #include "vfio-user.h"
+
+/* An offset in a region: loff_t, by the name that libc has for it in this language. */
+#if defined(__GLIBC__) && defined(__USE_MISC)
+#define VFU_LOFF_T loff_t
+#elif defined(__GLIBC__)
+#define VFU_LOFF_T __loff_t
+#else
+#define VFU_LOFF_T off_t
+#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -439,7 +450,7 @@ enum {
 typedef ssize_t (vfu_region_access_cb_t)(vfu_ctx_t *vfu_ctx,
 					  char *buf,
 					  size_t count,
-					  loff_t offset,
+					  VFU_LOFF_T offset,
 					  bool is_write);
 
 /**
@@ -1206,6 +1217,8 @@ int vfu_create_ioeventfd(vfu_ctx_t *vfu_ctx,
 	count, ...) count
 
 #endif /* LIBVFIO_USER_NO_COMPAT */
+
+#undef VFU_LOFF_T
 
 #ifdef __cplusplus
 }

@@ -19,7 +19,9 @@
 #include <linux/version.h>
 
 /* Layouts are checked where the header is used: odd compiler flags show here. */
-#ifdef __cplusplus
+#if defined(SWIG) /* which knows no assertions */
+#define VFU_ASSERT_SIZE(type, size)
+#elif defined(__cplusplus)
 #define VFU_ASSERT_SIZE(type, size) static_assert(sizeof(type) == (size), #type)
 #else
 #define VFU_ASSERT_SIZE(type, size) __extension__ _Static_assert(sizeof(type) == (size), #type)

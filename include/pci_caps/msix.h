@@ -11,7 +11,9 @@
 #include "common.h"
 
 /* Layouts are checked where the header is used: odd compiler flags show here. */
-#ifdef __cplusplus
+#if defined(SWIG) /* which knows no assertions */
+#define VFU_ASSERT_SIZE(type, size)
+#elif defined(__cplusplus)
 #define VFU_ASSERT_SIZE(type, size) static_assert(sizeof(type) == (size), #type)
 #else
 #define VFU_ASSERT_SIZE(type, size) __extension__ _Static_assert(sizeof(type) == (size), #type)
@@ -44,13 +46,13 @@ struct mpba {
 } __attribute__((packed));
 VFU_ASSERT_SIZE(struct mpba, 4);
 
-/* PCI_CAP_ID_MSIX */
+/* PCI_CAP_ID_MSIX. Aligned, and packed by its parts: Rust, so bindgen, knows no type that is both. */
 struct msixcap {
 	struct cap_hdr hdr;
 	struct mxc  mxc;
 	struct mtab mtab;
 	struct mpba mpba;
-} __attribute__((packed)) __attribute__((aligned(4)));
+} __attribute__((aligned(4)));
 VFU_ASSERT_SIZE(struct msixcap, PCI_CAP_MSIX_SIZEOF);
 
 #ifdef __cplusplus
