@@ -5,11 +5,11 @@ use std::ffi::{CStr, c_char, c_void};
 use std::mem::MaybeUninit;
 use std::slice;
 
-use crate::server::Context;
+use super::vfu_ctx_t;
 use crate::wire::{Errno, Result};
 
 /// Gives a context to C: the handle stays good until `into_context`.
-pub(super) fn into_handle(context: Box<Context>) -> *mut Context {
+pub(super) fn into_handle(context: Box<vfu_ctx_t>) -> *mut vfu_ctx_t {
     Box::into_raw(context)
 }
 
@@ -19,7 +19,7 @@ pub(super) fn into_handle(context: Box<Context>) -> *mut Context {
 ///
 /// `handle` is NULL or came from `into_handle`, is not used again, and no call
 /// on it is in progress.
-pub(super) unsafe fn into_context(handle: *mut Context) -> Option<Box<Context>> {
+pub(super) unsafe fn into_context(handle: *mut vfu_ctx_t) -> Option<Box<vfu_ctx_t>> {
     if handle.is_null() {
         return None;
     }
@@ -33,7 +33,7 @@ pub(super) unsafe fn into_context(handle: *mut Context) -> Option<Box<Context>> 
 ///
 /// `handle` is NULL or came from `into_handle` and outlives `'a`. It is only
 /// ever taken as shared: callbacks come back with the same handle.
-pub(super) unsafe fn context<'a>(handle: *mut Context) -> Result<&'a Context> {
+pub(super) unsafe fn context<'a>(handle: *mut vfu_ctx_t) -> Result<&'a vfu_ctx_t> {
     // SAFETY: NULL or a live context, which nothing borrows exclusively.
     unsafe { handle.as_ref() }.ok_or(Errno::EINVAL)
 }

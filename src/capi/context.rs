@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::callbacks::Callbacks;
 use super::{
     LIBVFIO_USER_FLAG_ATTACH_NB, RawDevType, RawTrans, cast, guard, vfu_ctx_t, vfu_dev_type_t,
     vfu_device_quiesce_cb_t, vfu_reset_cb_t, vfu_trans_t, wait,
@@ -55,7 +56,7 @@ pub unsafe extern "C-unwind" fn vfu_create_ctx(
         // SAFETY: C's promise for path: NULL or a string.
         let path = unsafe { cast::string(path) }?;
         let nonblocking = flags & LIBVFIO_USER_FLAG_ATTACH_NB != 0;
-        Context::create(path, nonblocking, pvt).map(cast::into_handle)
+        Context::create(path, nonblocking, Callbacks::new(pvt)).map(cast::into_handle)
     })
 }
 
@@ -67,7 +68,7 @@ pub unsafe extern "C-unwind" fn vfu_create_ctx(
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_get_private(vfu_ctx: *mut vfu_ctx_t) -> *mut c_void {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { guard::enter_lean(vfu_ctx, "vfu_get_private", |ctx| Ok(ctx.private())) }
+    unsafe { guard::enter_lean(vfu_ctx, "vfu_get_private", |ctx| Ok(ctx.device().private)) }
 }
 
 /// Chooses the function that resets the device.
@@ -86,7 +87,7 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_reset_cb(
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
         guard::enter(vfu_ctx, "vfu_setup_device_reset_cb", |ctx| {
-            ctx.setup_reset(reset);
+            ctx.device().reset.set(reset);
             Ok(0)
         })
     }
@@ -107,7 +108,7 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_quiesce_cb(
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
         guard::enter(vfu_ctx, "vfu_setup_device_quiesce_cb", |ctx| {
-            ctx.setup_quiesce(quiesce_cb);
+            ctx.device().quiesce.set(quiesce_cb);
             Ok(())
         })
     }
@@ -246,7 +247,12 @@ pub unsafe extern "C-unwind" fn vfu_run_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
 pub unsafe extern "C-unwind" fn vfu_device_quiesced(vfu_ctx: *mut vfu_ctx_t, quiesce_errno: c_int) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter(vfu_ctx, "vfu_device_quiesced", |ctx| ctx.device_quiesced(quiesce_errno).map(|()| 0))
+        guard::enter(vfu_ctx, "vfu_device_quiesced", |ctx| {
+            if ctx.device().quiesce.get().is_none() {
+                return Err(Errno::EINVAL);
+            }
+            ctx.device_quiesced(quiesce_errno).map(|()| 0)
+        })
     }
 }
 

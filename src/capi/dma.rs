@@ -46,7 +46,10 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_dma(
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
         guard::enter(vfu_ctx, "vfu_setup_device_dma", |ctx| {
-            ctx.setup_dma(max_regions, dma_register, dma_unregister).map(|()| 0)
+            ctx.setup_dma(max_regions, dma_unregister.is_some())?;
+            ctx.device().dma_register.set(dma_register);
+            ctx.device().dma_unregister.set(dma_unregister);
+            Ok(0)
         })
     }
 }

@@ -13,8 +13,7 @@ use std::ffi::{CString, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
-use super::cast;
-use crate::server::Context;
+use super::{cast, vfu_ctx_t};
 use crate::wire::{Errno, Result};
 
 /// What a C function returns when it fails.
@@ -80,9 +79,9 @@ impl<R: Failure> Answer<R> {
 ///
 /// `handle` is NULL, which fails with `EINVAL`, or a live context.
 pub(super) unsafe fn enter<R: Failure, A: Into<Answer<R>>>(
-    handle: *mut Context,
+    handle: *mut vfu_ctx_t,
     name: &'static str,
-    body: impl FnOnce(&Context) -> Result<A>,
+    body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
 ) -> R {
     let cancellation = disable_cancellation();
     // SAFETY: the caller's promise.
@@ -98,9 +97,9 @@ pub(super) unsafe fn enter<R: Failure, A: Into<Answer<R>>>(
 ///
 /// As for [`enter`].
 pub(super) unsafe fn enter_lean<R: Failure, A: Into<Answer<R>>>(
-    handle: *mut Context,
+    handle: *mut vfu_ctx_t,
     name: &'static str,
-    body: impl FnOnce(&Context) -> Result<A>,
+    body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
 ) -> R {
     // SAFETY: the caller's promise.
     unsafe { checked(handle, name, body) }.give()
@@ -123,9 +122,9 @@ pub(super) fn enter_without_context<R: Failure>(body: impl FnOnce() -> Result<R>
 ///
 /// As for [`enter`].
 unsafe fn checked<R: Failure, A: Into<Answer<R>>>(
-    handle: *mut Context,
+    handle: *mut vfu_ctx_t,
     name: &'static str,
-    body: impl FnOnce(&Context) -> Result<A>,
+    body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
 ) -> Answer<R> {
     // SAFETY: the caller's promise.
     let context = match unsafe { cast::context(handle) } {
@@ -147,7 +146,7 @@ unsafe fn checked<R: Failure, A: Into<Answer<R>>>(
 
 /// Marks the context broken after a panic and says so, once.
 #[cold]
-fn give_up(context: &Context, name: &str, panic: Box<dyn Any + Send>) {
+fn give_up(context: &vfu_ctx_t, name: &str, panic: Box<dyn Any + Send>) {
     context.mark_broken();
     let reason = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => text,

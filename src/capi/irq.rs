@@ -3,6 +3,7 @@
 use std::ffi::c_int;
 
 use super::{RawIrqType, guard, vfu_ctx_t, vfu_dev_irq_state_cb_t};
+use crate::wire::Errno;
 
 /// Says how many vectors of a type of interrupt the device has. At first: one
 /// ERR, one REQ, none of the others.
@@ -51,7 +52,8 @@ pub unsafe extern "C-unwind" fn vfu_setup_irq_state_callback(
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
         guard::enter(vfu_ctx, "vfu_setup_irq_state_callback", |ctx| {
-            ctx.setup_irq_state(r#type, cb).map(|()| 0)
+            ctx.device().irq_state.get(r#type as usize).ok_or(Errno::EINVAL)?.set(cb);
+            Ok(0)
         })
     }
 }

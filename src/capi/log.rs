@@ -6,7 +6,7 @@ use std::arch::naked_asm;
 use std::ffi::{CStr, c_char, c_int};
 
 use super::{cast, guard, vfu_ctx_t, vfu_log_fn_t};
-use crate::server::Context;
+use crate::wire::Errno;
 
 /// Longest message, in bytes, without its NUL; `log_shim.c` knows it too.
 const MAX_MESSAGE: usize = 8191;
@@ -33,7 +33,16 @@ pub unsafe extern "C-unwind" fn vfu_setup_log(
     level: c_int,
 ) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { guard::enter(vfu_ctx, "vfu_setup_log", |ctx| ctx.setup_log(log, level).map(|()| 0)) }
+    unsafe {
+        guard::enter(vfu_ctx, "vfu_setup_log", |ctx| {
+            if !(libc::LOG_EMERG..=libc::LOG_DEBUG).contains(&level) {
+                return Err(Errno::EINVAL);
+            }
+            *ctx.device().log.write() = log;
+            ctx.set_log_level(log.map(|_| level));
+            Ok(0)
+        })
+    }
 }
 
 /// Logs a message of the device with those of the library.
@@ -62,7 +71,7 @@ unsafe extern "C-unwind" {
 ///
 /// cbindgen:ignore
 #[unsafe(no_mangle)]
-unsafe extern "C-unwind" fn vfu_log_is_enabled(vfu_ctx: *mut Context, level: c_int) -> bool {
+unsafe extern "C-unwind" fn vfu_log_is_enabled(vfu_ctx: *mut vfu_ctx_t, level: c_int) -> bool {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe { guard::enter_lean(vfu_ctx, "vfu_log", |ctx| Ok(ctx.log_enabled(level))) }
 }
@@ -71,7 +80,12 @@ unsafe extern "C-unwind" fn vfu_log_is_enabled(vfu_ctx: *mut Context, level: c_i
 ///
 /// cbindgen:ignore
 #[unsafe(no_mangle)]
-unsafe extern "C-unwind" fn vfu_log_text(vfu_ctx: *mut Context, level: c_int, text: *mut c_char, cut: bool) {
+unsafe extern "C-unwind" fn vfu_log_text(
+    vfu_ctx: *mut vfu_ctx_t,
+    level: c_int,
+    text: *mut c_char,
+    cut: bool,
+) {
     // SAFETY: the shim's buffer, all of it; nobody else uses it.
     let bytes = unsafe { cast::array_mut(text.cast::<u8>(), MAX_MESSAGE + 1) };
     // SAFETY: C's promise for every handle: NULL or a live context.

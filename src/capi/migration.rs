@@ -2,7 +2,9 @@
 
 use std::ffi::c_int;
 
-use super::{cast, guard, vfu_ctx_t, vfu_migration_callbacks_t};
+use super::callbacks::Migration;
+use super::{VFU_MIGR_CALLBACKS_VERS, cast, guard, vfu_ctx_t, vfu_migration_callbacks_t};
+use crate::wire::Errno;
 
 /// Says that the device can be migrated. Without this call the client is told
 /// that it cannot.
@@ -28,7 +30,14 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_migration_callbacks(
     unsafe {
         guard::enter(vfu_ctx, "vfu_setup_device_migration_callbacks", |ctx| {
             let c = cast::reference(callbacks)?;
-            ctx.setup_migration(c.version, c.transition, c.read_data, c.write_data).map(|()| 0)
+            let (VFU_MIGR_CALLBACKS_VERS, Some(transition), Some(read_data), Some(write_data)) =
+                (c.version, c.transition, c.read_data, c.write_data)
+            else {
+                return Err(Errno::EINVAL);
+            };
+            ctx.device().migration.set(Some(Migration { transition, read_data, write_data }));
+            ctx.setup_migration();
+            Ok(0)
         })
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! One file for each group of functions, in the order of the header. Each
 //! function checks what C gave it, converts it, makes one call down into the
-//! server room and converts the result back. `types` holds what cbindgen prints
-//! as C types, `cast` is the one place where C handles become Rust references,
+//! server room and converts the result back. `callbacks` is
+//! the device whose methods are the functions of the C program, `types` holds what
+//! cbindgen prints as C types, `cast` is the one place where C handles become Rust references,
 //! `guard` stands round every entry point, and `wait` makes the system calls
 //! that a program may be cancelled in. The header's text is the doc comments
 //! here, put into the order of `header/libvfio-user.h.in`. `ext` is what the C
@@ -20,6 +21,7 @@
 )]
 #![allow(clippy::too_many_arguments, reason = "the prototypes are what they are")]
 
+mod callbacks;
 mod cast;
 mod context;
 mod dma;

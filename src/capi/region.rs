@@ -5,7 +5,9 @@ use std::ffi::c_int;
 use libc::{iovec, size_t};
 
 use super::{cast, guard, vfu_ctx_t, vfu_region_access_cb_t};
+use crate::memory;
 use crate::server::RegionConfig;
+use crate::wire::{Errno, Result, SparseArea};
 
 /// Sets up a region of the device. A region that is not set up has size 0 and
 /// cannot be accessed.
@@ -59,18 +61,26 @@ pub unsafe extern "C-unwind" fn vfu_setup_region(
         guard::enter(vfu_ctx, "vfu_setup_region", |ctx| {
             let areas = match mmap_areas.is_null() {
                 true => None,
-                false => Some(cast::array(mmap_areas, nr_mmap_areas as usize)?),
+                false => Some(sparse_areas(cast::array(mmap_areas, nr_mmap_areas as usize)?)?),
             };
             let config = RegionConfig {
                 size: size as u64,
-                callback: region_access,
+                has_callback: region_access.is_some(),
                 flags,
-                areas,
+                areas: areas.as_deref(),
                 nr_areas: nr_mmap_areas,
                 fd,
                 offset,
             };
-            ctx.setup_region(region_idx, config).map(|()| 0)
+            ctx.setup_region(region_idx, config)?;
+            let index = usize::try_from(region_idx).map_err(|_| Errno::EINVAL)?;
+            ctx.device().regions.get(index).ok_or(Errno::EINVAL)?.set(region_access);
+            Ok(0)
         })
     }
+}
+
+fn sparse_areas(areas: &[iovec]) -> Result<Box<[SparseArea]>> {
+    let area = |area: &iovec| SparseArea { offset: area.iov_base.addr() as u64, size: area.iov_len as u64 };
+    memory::collect(areas.iter().map(area))
 }

@@ -14,6 +14,7 @@ use std::mem::offset_of;
 
 use libc::{loff_t, size_t, ssize_t};
 
+use super::callbacks::Callbacks;
 use crate::dma::{DmaInfo, SgEntry};
 use crate::server::Context;
 
@@ -24,7 +25,7 @@ pub const LIB_VFIO_USER_MINOR: c_int = 2;
 
 /// A device and its connection. Made by vfu_create_ctx(), released by
 /// vfu_destroy_ctx().
-pub type vfu_ctx_t = Context;
+pub type vfu_ctx_t = Context<Callbacks>;
 
 /// An IO virtual address: an address as the client (the guest) knows it. Not to
 /// be dereferenced; vfu_addr_to_sgl() and vfu_sgl_get() turn it into memory.

@@ -14,7 +14,8 @@ use std::ptr;
 use libc::{msghdr, nfds_t, pollfd, sockaddr, socklen_t, ssize_t};
 
 use super::guard::{self, Answer, Failure};
-use crate::server::{Context, Event, Step, Wait};
+use super::vfu_ctx_t;
+use crate::server::{Event, Step, Wait};
 use crate::wire::{Errno, Result};
 
 const _: () = assert!(!needs_drop::<Event>() && !needs_drop::<Step>() && !needs_drop::<Wait>());
@@ -41,9 +42,9 @@ impl Failure for Next {
 ///
 /// `handle` is NULL or a live context, and stays so if the thread is cancelled.
 pub(super) unsafe fn drive(
-    handle: *mut Context,
+    handle: *mut vfu_ctx_t,
     name: &'static str,
-    step: fn(&Context, Event) -> Step,
+    step: fn(&vfu_ctx_t, Event) -> Step,
 ) -> c_int {
     let mut event = Event::Start;
     loop {

@@ -5,16 +5,16 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{SysconfVar, sysconf};
 
-use super::Context;
 use super::context::Phase;
 use super::log::log;
 use super::step::{Event, Step, Wait};
+use super::{Context, Device};
 use crate::transport::{Connection, Message, Next, Received, Reply, Sent};
 use crate::wire::capabilities::{ClientCapabilities, ServerCapabilities};
 use crate::wire::limits::{HEADER_SIZE, MAX_DMA_MAPS};
 use crate::wire::{self, Command, Errno, MessageType, Result, Version, take};
 
-impl Context {
+impl<D: Device> Context<D> {
     /// See `vfu_attach_ctx`.
     pub fn attach_step(&self, event: Event) -> Step {
         if self.busy.get() || self.attached() {
@@ -175,7 +175,7 @@ impl Context {
         }
         let client = ClientCapabilities::parse(text)?;
         let page_size = page_size();
-        let migratable = self.callbacks.migration.get().is_some();
+        let migratable = self.device.can_migrate();
         if migratable && client.migration_pgsize.is_some_and(|size| u64::try_from(size) != Ok(page_size)) {
             return Err(Errno::EINVAL);
         }

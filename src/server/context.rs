@@ -7,10 +7,9 @@
 //! back into the library.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use super::callbacks::Callbacks;
+use super::Device;
 use super::io_fds::IoEventfds;
 use super::log::{Log, log};
 use super::quiesce::Pending;
@@ -42,7 +41,7 @@ pub enum Phase {
 }
 
 /// One emulated device. C knows it as `vfu_ctx_t`.
-pub struct Context {
+pub struct Context<D> {
     // For any thread.
     pub(super) log: Log,
     pub(super) irqs: Irqs,
@@ -55,9 +54,8 @@ pub struct Context {
     condition: AtomicU8,
 
     // For the context's own thread.
-    private: *mut c_void,
+    pub(super) device: D,
     pub(super) nonblocking: bool,
-    pub(super) callbacks: Callbacks,
     pub(super) regions: RefCell<Regions>,
     pub(super) io_eventfds: RefCell<IoEventfds>,
     pub(super) pci: RefCell<Pci>,
@@ -80,9 +78,9 @@ pub struct Context {
     pub(super) last_errno: Cell<Option<Errno>>,
 }
 
-impl Context {
+impl<D: Device> Context<D> {
     /// Makes a context that listens on `path`; see `vfu_create_ctx`.
-    pub fn create(path: &[u8], nonblocking: bool, private: *mut c_void) -> Result<Box<Context>> {
+    pub fn create(path: &[u8], nonblocking: bool, device: D) -> Result<Box<Context<D>>> {
         let listener = Listener::bind(path, nonblocking)?;
         Ok(Box::new(Context {
             log: Log::default(),
@@ -91,9 +89,8 @@ impl Context {
             dma_ready: AtomicBool::new(false),
             unmaps_warned: AtomicBool::new(false),
             condition: AtomicU8::new(0),
-            private,
+            device,
             nonblocking,
-            callbacks: Callbacks::default(),
             regions: RefCell::default(),
             io_eventfds: RefCell::default(),
             pci: RefCell::new(Pci::new()),
@@ -111,9 +108,10 @@ impl Context {
         }))
     }
 
-    /// The pointer given at creation.
-    pub fn private(&self) -> *mut c_void {
-        self.private
+    /// The device.
+    #[inline(always)]
+    pub fn device(&self) -> &D {
+        &self.device
     }
 
     /// Whether a bug of ours has hit this context: its functions fail.

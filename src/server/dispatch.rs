@@ -1,10 +1,10 @@
 //! From a command to what executes it.
 
-use super::Context;
+use super::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::{Command, Errno, Result};
 
-impl Context {
+impl<D: Device> Context<D> {
     /// Executes a command; what it has to say goes into the reply, which is empty.
     /// Descriptors that it came with may be taken from the message; the others are
     /// closed by the caller.

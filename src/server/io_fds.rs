@@ -3,9 +3,9 @@
 
 use std::os::fd::RawFd;
 
-use super::Context;
 use super::regions;
 use super::regions::RegionFlags;
+use super::{Context, Device};
 use crate::memory;
 use crate::transport::{Message, Reply};
 use crate::wire::limits::MAX_DATA_XFER_SIZE;
@@ -27,7 +27,7 @@ pub struct IoEventfds {
     regions: [Vec<IoEventfd>; regions::COUNT],
 }
 
-impl Context {
+impl<D: Device> Context<D> {
     /// See `vfu_create_ioeventfd`. Shadow memory is not supported: `EINVAL`.
     #[allow(clippy::too_many_arguments)] // they are the C function's
     pub fn create_ioeventfd(

@@ -1,10 +1,9 @@
 //! The end of a connection, and of a context.
 
-use super::Context;
-use super::callbacks::ResetType;
 use super::context::Phase;
 use super::log::log;
 use super::quiesce::Pending;
+use super::{Context, Device, ResetType};
 use crate::wire::{Errno, Result};
 
 /// Whether the device is asked to quiesce before a connection is torn down.
@@ -14,7 +13,7 @@ pub enum Ask {
     No,
 }
 
-impl Context {
+impl<D: Device> Context<D> {
     /// Whether the connection was found lost and still has to be torn down.
     pub(super) fn is_lost(&self) -> bool {
         self.with_connection(|connection| connection.lost()).unwrap_or(false)
@@ -26,7 +25,7 @@ impl Context {
         log!(self, LOG_INFO, "connection lost");
         self.with_connection(|connection| connection.set_lost());
         if ask == Ask::Yes {
-            match self.call_quiesce() {
+            match self.device.quiesce(self) {
                 Ok(()) => {}
                 Err(Errno::EBUSY) => {
                     *self.pending.borrow_mut() = Some(Pending::Loss);
@@ -52,7 +51,7 @@ impl Context {
     fn release_device(&self) {
         self.remove_dma_regions(0, u64::MAX);
         self.dma.logging_stop();
-        if let Err(errno) = self.call_reset(ResetType::LostConn) {
+        if let Err(errno) = self.device.reset(self, ResetType::LostConn) {
             log!(self, LOG_WARNING, "reset for a lost connection failed: {errno}");
         }
         self.irqs.close_all();
@@ -80,7 +79,6 @@ impl Context {
         let _busy = self.enter();
         let pending = self.pending.borrow_mut().take();
         drop(pending);
-        self.callbacks.quiesce.set(None);
         self.release_device();
         self.close_connection();
         true

@@ -7,8 +7,8 @@
 //! requests are in [`setup`] and [`sgl`].
 
 mod attach;
-pub mod callbacks;
 mod context;
+mod device;
 mod dispatch;
 mod handlers;
 mod io_fds;
@@ -24,5 +24,6 @@ mod sgl;
 pub mod step;
 
 pub use context::Context;
+pub use device::{Device, ResetType};
 pub use regions::RegionConfig;
 pub use step::{Event, Step, Wait};

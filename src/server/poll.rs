@@ -4,14 +4,14 @@ use std::os::fd::RawFd;
 
 use nix::sys::socket::UnixCredentials;
 
-use super::Context;
 use super::context::Phase;
 use super::log::log;
 use super::run::admissible;
+use super::{Context, Device};
 use crate::transport::{Interest, Poller};
 use crate::wire::{Errno, Result};
 
-impl Context {
+impl<D: Device> Context<D> {
     /// See `vfu_get_poll_fd`. The descriptor is made at the first call and
     /// stays the same.
     ///

@@ -1,10 +1,9 @@
 //! Asking the device to be quiet before what it relies on changes.
 
-use super::Context;
-use super::callbacks::ResetType;
 use super::log::log;
 use super::loss::Ask;
 use super::regions::{self, RegionFlags};
+use super::{Context, Device, ResetType};
 use crate::transport::Message;
 use crate::wire::{
     Command, DeviceFeature, Errno, Feature, FeatureFlags, RegionAccess, Result, WriteMultiEntry,
@@ -20,7 +19,7 @@ pub enum Pending {
     Loss,
 }
 
-impl Context {
+impl<D: Device> Context<D> {
     /// Whether a request changes something that the device relies on.
     #[inline(always)]
     pub(super) fn asks_quiesce(&self, command: Option<Command>, message: &Message) -> bool {
@@ -93,9 +92,6 @@ impl Context {
 
     /// See `vfu_device_quiesced`.
     pub fn device_quiesced(&self, errno: i32) -> Result<()> {
-        if self.callbacks.quiesce.get().is_none() {
-            return Err(Errno::EINVAL);
-        }
         let pending = self.pending.borrow_mut().take().ok_or(Errno::EINVAL)?;
         let _busy = self.enter();
         match pending {

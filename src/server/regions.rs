@@ -4,7 +4,6 @@ use std::os::fd::RawFd;
 
 use bitflags::bitflags;
 
-use super::callbacks::RegionAccessFn;
 use crate::pci::Bar;
 use crate::wire::{Errno, Result, SparseArea};
 
@@ -41,12 +40,13 @@ bitflags! {
 pub struct RegionConfig<'a> {
     /// Bytes; 0 clears the region.
     pub size: u64,
-    /// Called for the client's accesses.
-    pub callback: Option<RegionAccessFn>,
+    /// The device is called for the client's accesses, which fail otherwise; but
+    /// configuration space needs no device.
+    pub has_callback: bool,
     /// [`RegionFlags`].
     pub flags: i32,
     /// Parts that may be mapped.
-    pub areas: Option<&'a [libc::iovec]>,
+    pub areas: Option<&'a [SparseArea]>,
     /// How many the caller says there are.
     pub nr_areas: u32,
     /// What is to be mapped, or -1. Borrowed for as long as the context lives.
@@ -60,8 +60,8 @@ pub struct RegionConfig<'a> {
 pub struct Region {
     /// Bytes; 0 for one that is not set up.
     pub size: u64,
-    /// Called for accesses.
-    pub callback: Option<RegionAccessFn>,
+    /// The device is called for accesses.
+    pub has_callback: bool,
     /// Empty for one that was never set up.
     pub flags: RegionFlags,
     /// Parts that may be mapped.
@@ -74,7 +74,14 @@ pub struct Region {
 
 impl Default for Region {
     fn default() -> Region {
-        Region { size: 0, callback: None, flags: RegionFlags::empty(), areas: Vec::new(), fd: -1, offset: 0 }
+        Region {
+            size: 0,
+            has_callback: false,
+            flags: RegionFlags::empty(),
+            areas: Vec::new(),
+            fd: -1,
+            offset: 0,
+        }
     }
 }
 
@@ -84,8 +91,8 @@ impl Default for Region {
 pub struct Access {
     /// Bytes.
     pub size: u64,
-    /// Called for accesses.
-    pub callback: Option<RegionAccessFn>,
+    /// The device is called for accesses.
+    pub has_callback: bool,
     /// Flags.
     pub flags: RegionFlags,
 }
@@ -104,8 +111,8 @@ impl Regions {
 
     /// What an access needs to know of a region.
     pub fn access(&self, index: u32) -> Result<Access> {
-        let Region { size, callback, flags, .. } = *self.get(index)?;
-        Ok(Access { size, callback, flags })
+        let Region { size, has_callback, flags, .. } = *self.get(index)?;
+        Ok(Access { size, has_callback, flags })
     }
 
     /// Sets up, replaces or clears a region; see `vfu_setup_region`.
@@ -126,7 +133,7 @@ impl Regions {
         let flags = u32::try_from(config.flags).ok().and_then(RegionFlags::from_bits);
         let flags = flags.ok_or(Errno::EINVAL)?;
         let consistent = flags.intersects(RegionFlags::READ | RegionFlags::WRITE)
-            && (config.callback.is_some() || !flags.contains(RegionFlags::ALWAYS_CB))
+            && (config.has_callback || !flags.contains(RegionFlags::ALWAYS_CB))
             && config.areas.is_some() == (config.nr_areas != 0)
             && (config.areas.is_none() || config.fd != -1);
         let index = usize::try_from(index).ok().filter(|index| *index < COUNT);
@@ -139,14 +146,19 @@ impl Regions {
         } else if index == CONFIG {
             size = check_config(size, flags, config_size)?;
         }
-        let areas = config.areas.unwrap_or_default().iter();
-        let areas = areas.map(|area| SparseArea { offset: area.iov_base as u64, size: area.iov_len as u64 });
-        let areas: Vec<SparseArea> = areas.collect();
+        let areas = config.areas.unwrap_or_default().to_vec();
         let fits = |area: &SparseArea| area.offset.checked_add(area.size).is_some_and(|end| end <= size);
         if !areas.iter().all(fits) {
             return Err(Errno::EINVAL);
         }
-        Ok(Region { size, callback: config.callback, flags, areas, fd: config.fd, offset: config.offset })
+        Ok(Region {
+            size,
+            has_callback: config.has_callback,
+            flags,
+            areas,
+            fd: config.fd,
+            offset: config.offset,
+        })
     }
 
     fn check_bar(&self, index: usize, size: u64, flags: RegionFlags) -> Result<()> {

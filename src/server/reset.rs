@@ -1,16 +1,15 @@
 //! Resetting the device.
 
-use super::Context;
-use super::callbacks::ResetType;
 use super::log::log;
+use super::{Context, Device, ResetType};
 use crate::wire::Result;
 
-impl Context {
+impl<D: Device> Context<D> {
     /// Resets the device. A reset that the client asked for is also the way
     /// out of every migration state, to RUNNING; a function level reset leaves
     /// that alone.
     pub(super) fn reset_device(&self, kind: ResetType) -> Result<()> {
-        self.call_reset(kind)?;
+        self.device.reset(self, kind)?;
         if kind == ResetType::Device {
             self.migration.reset();
         }

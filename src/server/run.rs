@@ -4,11 +4,13 @@
 //! gather the replies, send. [`turn`](Context::turn) is the life of one
 //! request.
 
-use super::Context;
+use std::cell::Cell;
+
 use super::log::log;
 use super::loss::Ask;
 use super::quiesce::Pending;
 use super::step::{Event, Step, Wait};
+use super::{Context, Device};
 use crate::transport::{Message, Next, Reply, Sent};
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Command, Errno, Header, MessageType, Result};
@@ -47,20 +49,20 @@ enum End {
 
 /// Marks the context as busy while it lives.
 pub(super) struct Busy<'a> {
-    context: &'a Context,
+    busy: &'a Cell<bool>,
     before: bool,
 }
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.context.busy.set(self.before);
+        self.busy.set(self.before);
     }
 }
 
-impl Context {
+impl<D: Device> Context<D> {
     /// From now on, until the result is dropped, the context is busy.
     pub(super) fn enter(&self) -> Busy<'_> {
-        Busy { context: self, before: self.busy.replace(true) }
+        Busy { busy: &self.busy, before: self.busy.replace(true) }
     }
 
     /// See `vfu_run_ctx`.
@@ -202,7 +204,7 @@ impl Context {
         }
         let command = Command::from_number(header.cmd);
         if self.asks_quiesce(command, &message) {
-            match self.call_quiesce() {
+            match self.device.quiesce(self) {
                 Ok(()) => {}
                 Err(Errno::EBUSY) => {
                     *self.pending.borrow_mut() = Some(Pending::Message(message));

@@ -3,20 +3,14 @@
 use std::ffi::c_int;
 use std::sync::atomic::Ordering;
 
-use super::Context;
-use super::callbacks::{
-    DmaFn, IrqStateFn, MigrationCallbacks, QuiesceFn, ReadDataFn, ResetFn, TransitionFn, WriteDataFn,
-};
 use super::log::log;
 use super::regions::{RegionConfig, RegionFlags};
+use super::{Context, Device};
 use crate::irq::IrqType;
 use crate::pci::PciType;
 use crate::wire::{Errno, Result};
 
-/// The only version of the migration callbacks: `VFU_MIGR_CALLBACKS_VERS`.
-const MIGRATION_CALLBACKS_VERSION: c_int = 2;
-
-impl Context {
+impl<D: Device> Context<D> {
     /// See `vfu_realize_ctx`.
     pub fn realize(&self) -> Result<()> {
         if self.realized.get() {
@@ -44,64 +38,27 @@ impl Context {
         Ok(())
     }
 
-    /// See `vfu_setup_device_reset_cb`.
-    pub fn setup_reset(&self, callback: Option<ResetFn>) {
-        self.callbacks.reset.set(callback);
-    }
-
-    /// See `vfu_setup_device_quiesce_cb`.
-    pub fn setup_quiesce(&self, callback: Option<QuiesceFn>) {
-        self.callbacks.quiesce.set(callback);
-    }
-
     /// See `vfu_setup_device_nr_irqs`.
     pub fn setup_irqs(&self, kind: u32, count: u32) -> Result<()> {
         self.irqs.set_count(IrqType::from_index(kind)?, count);
         Ok(())
     }
 
-    /// See `vfu_setup_irq_state_callback`.
-    pub fn setup_irq_state(&self, kind: u32, callback: Option<IrqStateFn>) -> Result<()> {
-        let cell = self.callbacks.irq_state.get(kind as usize).ok_or(Errno::EINVAL)?;
-        cell.set(callback);
-        Ok(())
-    }
-
-    /// See `vfu_setup_device_dma`. Once regions exist it is too late:
-    /// `EEXIST`.
-    pub fn setup_dma(
-        &self,
-        max_regions: usize,
-        register: Option<DmaFn>,
-        unregister: Option<DmaFn>,
-    ) -> Result<()> {
+    /// See `vfu_setup_device_dma`; `told` says whether the device is told when
+    /// regions go. Once regions exist it is too late: `EEXIST`.
+    pub fn setup_dma(&self, max_regions: usize, told: bool) -> Result<()> {
         if !self.dma.is_empty() {
             return Err(Errno::EEXIST);
         }
         self.dma.set_limit(max_regions as u64);
-        self.callbacks.dma_register.set(register);
-        self.callbacks.dma_unregister.set(unregister);
-        self.set_told_of_unmaps(unregister.is_some());
+        self.set_told_of_unmaps(told);
         self.dma_ready.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// See `vfu_setup_device_migration_callbacks`.
-    pub fn setup_migration(
-        &self,
-        version: c_int,
-        transition: Option<TransitionFn>,
-        read_data: Option<ReadDataFn>,
-        write_data: Option<WriteDataFn>,
-    ) -> Result<()> {
-        let (MIGRATION_CALLBACKS_VERSION, Some(transition), Some(read_data), Some(write_data)) =
-            (version, transition, read_data, write_data)
-        else {
-            return Err(Errno::EINVAL);
-        };
-        self.callbacks.migration.set(Some(MigrationCallbacks { transition, read_data, write_data }));
+    /// The device can migrate, from now on: it runs.
+    pub fn setup_migration(&self) {
         self.migration.reset();
-        Ok(())
     }
 
     /// See `vfu_irq_trigger`. Any thread may call this.
@@ -136,7 +93,7 @@ impl Context {
     /// See `vfu_pci_add_capability`; `data` gives the bytes of the capability.
     pub fn pci_add_capability(&self, pos: usize, flags: c_int, data: &dyn Fn(usize) -> u8) -> Result<usize> {
         let config = self.regions.borrow().access(super::regions::CONFIG as u32)?;
-        let added = self.pci.borrow_mut().add_capability(pos, flags, config.callback.is_some(), data)?;
+        let added = self.pci.borrow_mut().add_capability(pos, flags, config.has_callback, data)?;
         log!(self, LOG_DEBUG, "added capability at {added:#x}");
         Ok(added)
     }

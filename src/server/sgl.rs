@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use zerocopy::IntoBytes;
 
-use super::Context;
 use super::log::log;
-use crate::dma::{Access, Prot, SgEntry, Translation};
+use super::{Context, Device};
+use crate::dma::{Access, DmaInfo, Prot, RegionId, SgEntry, Translation};
 use crate::transport::Awaited;
 use crate::wire::limits::MAX_DMA_CHUNK;
 use crate::wire::{Command, DmaAccess, Errno, Result, take};
@@ -30,7 +30,7 @@ enum Data {
     Write(*const u8),
 }
 
-impl Context {
+impl<D: Device> Context<D> {
     /// See `vfu_addr_to_sgl`. Any thread may call this.
     pub fn addr_to_sgl(
         &self,
@@ -44,6 +44,11 @@ impl Context {
         }
         let prot = Prot::from_bits_truncate(prot.unsigned_abs());
         self.dma.translate(addr, len, prot, out)
+    }
+
+    /// What C's DMA callbacks are told of a region; good until it is removed.
+    pub fn dma_info(&self, region: RegionId) -> *mut DmaInfo {
+        self.dma.info(region)
     }
 
     /// The short way to what [`addr_to_sgl`](Context::addr_to_sgl) does: the

@@ -1,19 +1,19 @@
 //! Accesses to configuration space, piece by piece.
 
 use crate::pci::{Access, Effect, Piece, PieceKind};
-use crate::server::Context;
-use crate::server::callbacks::{RawBytes, RegionAccessFn, ResetType};
 use crate::server::log::log;
+use crate::server::regions::CONFIG;
+use crate::server::{Context, Device, ResetType};
 use crate::wire::{Errno, Result};
 
-impl Context {
+impl<D: Device> Context<D> {
     /// Reads into, or writes from, the whole of `buffer`. The first piece that
     /// fails ends the access; those before it have taken effect.
     #[inline(never)]
     pub(super) fn access_config(
         &self,
-        callback: Option<RegionAccessFn>,
-        buffer: RawBytes,
+        has_callback: bool,
+        buffer: &mut [u8],
         offset: usize,
         is_write: bool,
     ) -> Result<()> {
@@ -22,25 +22,21 @@ impl Context {
             let at = offset.saturating_add(done);
             let rest = buffer.len().saturating_sub(done);
             let access = if is_write { Access::Write } else { Access::Read };
-            let piece = self.pci.borrow().piece(at, rest, access, callback.is_some());
-            let part = buffer.part(done, piece.len);
-            if part.is_empty() {
-                return Err(Errno::EINVAL);
-            }
-            let moved = match (piece.kind, callback) {
+            let piece = self.pci.borrow().piece(at, rest, access, has_callback);
+            let part = buffer.get_mut(done..done.saturating_add(piece.len.min(rest)));
+            let part = part.filter(|part| !part.is_empty()).ok_or(Errno::EINVAL)?;
+            let moved = match piece.kind {
                 // A short piece goes on where it stopped.
-                (PieceKind::Callback, Some(callback)) => {
-                    self.call_region(callback, part, at as u64, is_write)?
+                PieceKind::Callback if has_callback => {
+                    self.call_region(CONFIG as u32, at as u64, part, is_write)?
                 }
-                (PieceKind::Callback, None) => return Err(Errno::EINVAL),
+                PieceKind::Callback => return Err(Errno::EINVAL),
                 _ if is_write => {
                     self.write_config(&piece, part)?;
                     part.len()
                 }
                 _ => {
-                    // SAFETY: no callback runs while the bytes are borrowed.
-                    let bytes = unsafe { part.as_slice() };
-                    self.pci.borrow().read_piece(&piece, bytes)?;
+                    self.pci.borrow().read_piece(&piece, part)?;
                     part.len()
                 }
             };
@@ -52,12 +48,10 @@ impl Context {
         Ok(())
     }
 
-    fn write_config(&self, piece: &Piece, part: RawBytes) -> Result<()> {
+    fn write_config(&self, piece: &Piece, part: &[u8]) -> Result<()> {
         let effect = {
             let regions = self.regions.borrow();
-            // SAFETY: no callback runs while the bytes are borrowed.
-            let bytes = unsafe { part.as_slice() };
-            self.pci.borrow().write_piece(piece, bytes, &regions.bars(), regions.rom_size())?
+            self.pci.borrow().write_piece(piece, part, &regions.bars(), regions.rom_size())?
         };
         match effect {
             Effect::None => Ok(()),

@@ -3,13 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use crate::dma::{Access, MapRequest, Prot, RegionId, bitmap_size};
-use crate::server::Context;
 use crate::server::log::log;
+use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::limits::MAX_DATA_XFER_SIZE;
 use crate::wire::{Bitmap, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, Errno, Result, take};
 
-impl Context {
+impl<D: Device> Context<D> {
     /// Whether the device does DMA at all.
     pub(in crate::server) fn dma_is_ready(&self) -> bool {
         self.dma_ready.load(Ordering::Acquire)
@@ -47,7 +47,7 @@ impl Context {
             );
         }
         if mapped.fresh {
-            self.call_dma(self.callbacks.dma_register.get(), self.dma.info(mapped.region));
+            self.device.dma_register(self, mapped.region);
         }
         Ok(())
     }
@@ -151,7 +151,7 @@ impl Context {
     /// Tells the device that a region goes, while the region can still be
     /// used, then removes it.
     pub(in crate::server) fn remove_dma_region(&self, region: RegionId) {
-        self.call_dma(self.callbacks.dma_unregister.get(), self.dma.info(region));
+        self.device.dma_unregister(self, region);
         self.dma.remove(region);
     }
 }

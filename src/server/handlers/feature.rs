@@ -2,7 +2,7 @@
 
 use crate::dma::bitmap_size;
 use crate::memory;
-use crate::server::Context;
+use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::{
     DeviceFeature, Errno, Feature, FeatureFlags, LoggingControl, LoggingRange, LoggingReport, MigrationFlags,
@@ -13,7 +13,7 @@ use crate::wire::{
 /// use for.
 type StateData = [u32; 2];
 
-impl Context {
+impl<D: Device> Context<D> {
     /// `VFIO_USER_DEVICE_FEATURE`
     pub(in crate::server) fn device_feature(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let payload = message.payload();
@@ -37,7 +37,7 @@ impl Context {
         let feature = Feature::from_number(request.flags & Feature::MASK).ok_or(Errno::EINVAL)?;
         let operations = FeatureFlags::from_bits(request.flags & !Feature::MASK).ok_or(Errno::EINVAL)?;
         let possible = feature.operations() | FeatureFlags::PROBE;
-        match self.callbacks.migration.get().is_some() && possible.contains(operations) {
+        match self.device.can_migrate() && possible.contains(operations) {
             true => Ok(feature),
             false => Err(Errno::EINVAL),
         }

@@ -2,16 +2,16 @@
 
 use crate::irq::IrqType;
 use crate::memory;
-use crate::server::Context;
 use crate::server::regions;
 use crate::server::regions::RegionFlags;
+use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::{
     CapHeader, DeviceFlags, DeviceInfo, Errno, IrqInfo, IrqInfoFlags, RegionInfo, RegionInfoFlags, Result,
     SparseArea, SparseMmap, take,
 };
 
-impl Context {
+impl<D: Device> Context<D> {
     /// `VFIO_USER_DEVICE_GET_INFO`
     pub(in crate::server) fn device_get_info(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (request, _) = take::<DeviceInfo>(message.payload())?;

@@ -1,12 +1,11 @@
 //! `VFIO_USER_DEVICE_SET_IRQS`
 
 use crate::irq::IrqType;
-use crate::server::Context;
-use crate::server::callbacks::IrqStateFn;
+use crate::server::{Context, Device};
 use crate::transport::Message;
 use crate::wire::{Errno, IrqAction, IrqData, IrqSet, Result, take};
 
-impl Context {
+impl<D: Device> Context<D> {
     /// `VFIO_USER_DEVICE_SET_IRQS`
     pub(in crate::server) fn device_set_irqs(&self, message: &mut Message) -> Result<()> {
         let (request, _) = take::<IrqSet>(message.payload())?;
@@ -17,13 +16,10 @@ impl Context {
             // is no thread that could.
             (IrqAction::Mask | IrqAction::Unmask, IrqData::Eventfd) => return Err(Errno::EINVAL),
             (action @ (IrqAction::Mask | IrqAction::Unmask), data) => {
-                let callback = self.callbacks.irq_state.get(kind as usize).and_then(|cell| cell.get());
-                if let Some(callback) = callback {
-                    let mask = action == IrqAction::Mask;
-                    match data {
-                        IrqData::Bool => self.mask_runs(callback, message, start, mask),
-                        _ => self.call_irq_state(callback, start, count, mask),
-                    }
+                let mask = action == IrqAction::Mask;
+                match data {
+                    IrqData::Bool => self.mask_runs(kind, message, start, mask),
+                    _ => self.device.irq_state(self, kind, start, count, mask),
                 }
             }
             (IrqAction::Trigger, IrqData::None) if count == 0 => self.irqs.close(kind),
@@ -43,13 +39,13 @@ impl Context {
         Ok(())
     }
 
-    /// One call of the callback for each run of bytes that are not zero.
-    fn mask_runs(&self, callback: IrqStateFn, message: &Message, start: u32, mask: bool) {
+    /// One call of the device for each run of bytes that are not zero.
+    fn mask_runs(&self, kind: IrqType, message: &Message, start: u32, mask: bool) {
         let mut vector = start;
         for run in booleans(message).chunk_by(|a, b| (*a != 0) == (*b != 0)) {
             let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
             if run.first().is_some_and(|byte| *byte != 0) {
-                self.call_irq_state(callback, vector, count, mask);
+                self.device.irq_state(self, kind, vector, count, mask);
             }
             vector = vector.saturating_add(count);
         }

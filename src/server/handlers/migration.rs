@@ -1,19 +1,22 @@
 //! Changing the migration state, and moving migration data.
 
-use crate::server::Context;
-use crate::server::callbacks::RawBytes;
 use crate::server::log::log;
+use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::{Errno, MigData, Result, take};
 
-impl Context {
+impl<D: Device> Context<D> {
     /// Goes to another state, calling the device for each step.
     pub(super) fn set_device_state(&self, state: u32) -> Result<()> {
-        let callbacks = self.callbacks.migration.get().ok_or(Errno::EINVAL)?;
+        self.check_migratable()?;
         self.migration.request(state, |next| {
             log!(self, LOG_DEBUG, "migration state {:?} to {next:?}", self.migration.state());
-            self.call_transition(&callbacks, next)
+            self.device.transition(self, next)
         })
+    }
+
+    fn check_migratable(&self) -> Result<()> {
+        if self.device.can_migrate() { Ok(()) } else { Err(Errno::EINVAL) }
     }
 
     /// What a transfer of migration data asks for, if it is not too much.
@@ -30,12 +33,12 @@ impl Context {
     /// `VFIO_USER_MIG_DATA_READ`: the device writes straight into the reply.
     pub(in crate::server) fn mig_data_read(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (_, size) = self.check_data(message)?;
-        let callbacks = self.callbacks.migration.get().ok_or(Errno::EINVAL)?;
+        self.check_migratable()?;
         let fixed = size_of::<MigData>();
         self.make_room(reply, fixed.saturating_add(size))?;
         reply.put(&MigData { argsz: 0, size: 0 })?;
-        let buffer = RawBytes::of(reply.space(size)?);
-        let count = self.migration.read(size, |_| self.call_data(callbacks.read_data, buffer))?;
+        let buffer = reply.space(size)?;
+        let count = self.migration.read(size, |_| self.device.migration_read(self, buffer))?;
         let whole = fixed.saturating_add(count);
         reply.truncate(whole);
         let head = MigData {
@@ -50,10 +53,10 @@ impl Context {
     /// `VFIO_USER_MIG_DATA_WRITE`: the device reads straight from the request.
     pub(in crate::server) fn mig_data_write(&self, message: &mut Message) -> Result<()> {
         let (_, size) = self.check_data(message)?;
-        let callbacks = self.callbacks.migration.get().ok_or(Errno::EINVAL)?;
+        self.check_migratable()?;
         let fixed = size_of::<MigData>();
         let data = message.payload_mut().get_mut(fixed..fixed.saturating_add(size));
-        let buffer = RawBytes::of(data.ok_or(Errno::EINVAL)?);
-        self.migration.write(size, || self.call_data(callbacks.write_data, buffer))
+        let data = data.ok_or(Errno::EINVAL)?;
+        self.migration.write(size, || self.device.migration_write(self, data))
     }
 }

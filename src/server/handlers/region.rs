@@ -1,14 +1,13 @@
 //! Reading and writing regions.
 
-use crate::server::Context;
-use crate::server::callbacks::RawBytes;
 use crate::server::log::log;
 use crate::server::regions::{self, Access, RegionFlags};
+use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::limits::MAX_DATA_XFER_SIZE;
 use crate::wire::{DeviceState, Errno, RegionAccess, Result, WriteMultiEntry, WriteMultiHead, take};
 
-impl Context {
+impl<D: Device> Context<D> {
     /// `VFIO_USER_REGION_READ`
     pub(in crate::server) fn region_read(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (access, _) = take::<RegionAccess>(message.payload())?;
@@ -18,7 +17,7 @@ impl Context {
         self.make_room(reply, fixed.saturating_add(count))?;
         reply.put(&access)?;
         if count > 0 {
-            let buffer = RawBytes::of(reply.space(count)?);
+            let buffer = reply.space(count)?;
             let done = self.access_region(&access, region, buffer, false)?;
             if done < count {
                 self.shorten(reply, access, done)?;
@@ -46,7 +45,7 @@ impl Context {
         let mut done = 0;
         if access.count > 0 {
             let data = message.payload_mut().get_mut(fixed..).ok_or(Errno::EINVAL)?;
-            done = self.access_region(&access, region, RawBytes::of(data), true)?;
+            done = self.access_region(&access, region, data, true)?;
         }
         reply.put(&RegionAccess { count: u32::try_from(done).map_err(|_| Errno::EINVAL)?, ..access })
     }
@@ -97,7 +96,7 @@ impl Context {
         let region = self.check_access(&access, Some(count))?;
         if count > 0 {
             let data = bytes.get_mut(at..at.saturating_add(count)).ok_or(Errno::EINVAL)?;
-            if self.access_region(&access, region, RawBytes::of(data), true)? != count {
+            if self.access_region(&access, region, data, true)? != count {
                 return Err(Errno::EINVAL);
             }
         }
@@ -133,7 +132,7 @@ impl Context {
         &self,
         access: &RegionAccess,
         region: Access,
-        buffer: RawBytes,
+        buffer: &mut [u8],
         is_write: bool,
     ) -> Result<usize> {
         let RegionAccess { offset, region: index, count } = *access;
@@ -145,12 +144,32 @@ impl Context {
         );
         if index as usize == regions::CONFIG && !region.flags.contains(RegionFlags::ALWAYS_CB) {
             let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
-            return self.access_config(region.callback, buffer, offset, is_write).map(|()| buffer.len());
+            return self.access_config(region.has_callback, buffer, offset, is_write).map(|()| buffer.len());
         }
-        let callback = region.callback.ok_or(Errno::EINVAL)?;
-        match self.call_region(callback, buffer, offset, is_write)? {
+        if !region.has_callback {
+            return Err(Errno::EINVAL);
+        }
+        match self.call_region(index, offset, buffer, is_write)? {
             0 => Err(Errno::EINVAL),
             done => Ok(done),
         }
+    }
+
+    /// Has the device fill `buffer` from a region, or write it to there: how many
+    /// bytes, at most all.
+    #[inline(always)]
+    pub(super) fn call_region(
+        &self,
+        region: u32,
+        offset: u64,
+        buffer: &mut [u8],
+        is_write: bool,
+    ) -> Result<usize> {
+        let length = buffer.len();
+        let done = match is_write {
+            true => self.device.region_write(self, region, offset, buffer)?,
+            false => self.device.region_read(self, region, offset, buffer)?,
+        };
+        if done <= length { Ok(done) } else { Err(Errno::EINVAL) }
     }
 }

@@ -1,0 +1,216 @@
+//! A device in C: what the program's functions are, and calling them.
+//!
+//! A program may choose a function at any time, also while one runs, so each is
+//! copied from its cell before it is called.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+
+use libc::{off64_t, ssize_t};
+use parking_lot::RwLock;
+
+use super::{
+    RawMigrState, vfu_ctx_t, vfu_dev_irq_state_cb_t, vfu_device_quiesce_cb_t, vfu_dma_register_cb_t,
+    vfu_dma_unregister_cb_t, vfu_log_fn_t, vfu_migr_state_t, vfu_region_access_cb_t, vfu_reset_cb_t,
+};
+use crate::dma::RegionId;
+use crate::irq::IrqType;
+use crate::server::regions::COUNT;
+use crate::server::{Context, Device, ResetType};
+use crate::wire::{DeviceState, Errno, Result};
+
+type TransitionFn = unsafe extern "C" fn(*mut vfu_ctx_t, RawMigrState) -> c_int;
+type DataFn = unsafe extern "C" fn(*mut vfu_ctx_t, *mut c_void, u64) -> ssize_t;
+
+/// The functions of `vfu_migration_callbacks_t`, all of which are there.
+#[derive(Clone, Copy)]
+pub(super) struct Migration {
+    pub(super) transition: TransitionFn,
+    pub(super) read_data: DataFn,
+    pub(super) write_data: DataFn,
+}
+
+/// A device in C: its functions, `None` where there is none, and its pointer.
+pub struct Callbacks {
+    pub(super) private: *mut c_void,
+    pub(super) regions: [Cell<vfu_region_access_cb_t>; COUNT],
+    pub(super) reset: Cell<vfu_reset_cb_t>,
+    pub(super) quiesce: Cell<vfu_device_quiesce_cb_t>,
+    pub(super) dma_register: Cell<vfu_dma_register_cb_t>,
+    pub(super) dma_unregister: Cell<vfu_dma_unregister_cb_t>,
+    /// By interrupt type.
+    pub(super) irq_state: [Cell<vfu_dev_irq_state_cb_t>; IrqType::COUNT],
+    pub(super) migration: Cell<Option<Migration>>,
+    /// Called on any thread.
+    pub(super) log: RwLock<vfu_log_fn_t>,
+}
+
+impl Callbacks {
+    pub(super) fn new(private: *mut c_void) -> Callbacks {
+        Callbacks {
+            private,
+            regions: Default::default(),
+            reset: Cell::default(),
+            quiesce: Cell::default(),
+            dma_register: Cell::default(),
+            dma_unregister: Cell::default(),
+            irq_state: Default::default(),
+            migration: Cell::default(),
+            log: RwLock::default(),
+        }
+    }
+
+    #[inline(always)]
+    fn region(
+        &self,
+        context: &vfu_ctx_t,
+        region: u32,
+        offset: u64,
+        data: &mut [u8],
+        is_write: bool,
+    ) -> Result<usize> {
+        let callback = self.regions.get(region as usize).and_then(Cell::get).ok_or(Errno::EINVAL)?;
+        let offset = off64_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        clear_errno();
+        // SAFETY: the program gave the function for this use; the bytes are as
+        // many as is said, and nobody else uses them meanwhile.
+        let returned = unsafe {
+            callback(handle(context), data.as_mut_ptr().cast::<c_char>(), data.len(), offset, is_write)
+        };
+        byte_count(returned, data.len())
+    }
+
+    fn data(&self, context: &vfu_ctx_t, callback: Option<DataFn>, data: &mut [u8]) -> Result<usize> {
+        let callback = callback.ok_or(Errno::EINVAL)?;
+        clear_errno();
+        // SAFETY: as for a region.
+        let returned =
+            unsafe { callback(handle(context), data.as_mut_ptr().cast::<c_void>(), data.len() as u64) };
+        byte_count(returned, data.len())
+    }
+}
+
+impl Device for Callbacks {
+    #[inline(always)]
+    fn region_read(&self, context: &vfu_ctx_t, region: u32, offset: u64, data: &mut [u8]) -> Result<usize> {
+        self.region(context, region, offset, data, false)
+    }
+
+    #[inline(always)]
+    fn region_write(&self, context: &vfu_ctx_t, region: u32, offset: u64, data: &mut [u8]) -> Result<usize> {
+        self.region(context, region, offset, data, true)
+    }
+
+    fn quiesce(&self, context: &vfu_ctx_t) -> Result<()> {
+        let Some(quiesce) = self.quiesce.get() else {
+            return Ok(());
+        };
+        clear_errno();
+        // SAFETY: the program gave the function for this use.
+        failed_if_negative(unsafe { quiesce(handle(context)) })
+    }
+
+    fn reset(&self, context: &vfu_ctx_t, kind: ResetType) -> Result<()> {
+        let Some(reset) = self.reset.get() else {
+            return Ok(());
+        };
+        clear_errno();
+        // SAFETY: as for quiesce.
+        failed_if_negative(unsafe { reset(handle(context), kind as u32) })
+    }
+
+    fn dma_register(&self, context: &vfu_ctx_t, region: RegionId) {
+        if let Some(callback) = self.dma_register.get() {
+            // SAFETY: as for quiesce; the info stays in place until the region
+            // has been removed, which is after the unregister callback.
+            unsafe { callback(handle(context), context.dma_info(region)) };
+        }
+    }
+
+    fn dma_unregister(&self, context: &vfu_ctx_t, region: RegionId) {
+        if let Some(callback) = self.dma_unregister.get() {
+            // SAFETY: as for dma_register.
+            unsafe { callback(handle(context), context.dma_info(region)) };
+        }
+    }
+
+    fn irq_state(&self, context: &vfu_ctx_t, kind: IrqType, start: u32, count: u32, mask: bool) {
+        if let Some(callback) = self.irq_state.get(kind as usize).and_then(Cell::get) {
+            // SAFETY: as for quiesce.
+            unsafe { callback(handle(context), start, count, mask) };
+        }
+    }
+
+    fn can_migrate(&self) -> bool {
+        self.migration.get().is_some()
+    }
+
+    fn transition(&self, context: &vfu_ctx_t, state: DeviceState) -> Result<()> {
+        let transition = self.migration.get().ok_or(Errno::EINVAL)?.transition;
+        let state = match state {
+            DeviceState::Stop => vfu_migr_state_t::VFU_MIGR_STATE_STOP,
+            DeviceState::Running => vfu_migr_state_t::VFU_MIGR_STATE_RUNNING,
+            DeviceState::StopCopy => vfu_migr_state_t::VFU_MIGR_STATE_STOP_AND_COPY,
+            DeviceState::PreCopy => vfu_migr_state_t::VFU_MIGR_STATE_PRE_COPY,
+            DeviceState::Resuming => vfu_migr_state_t::VFU_MIGR_STATE_RESUME,
+            DeviceState::Error | DeviceState::RunningP2p | DeviceState::PreCopyP2p => {
+                return Err(Errno::EINVAL);
+            }
+        };
+        clear_errno();
+        // SAFETY: as for quiesce.
+        match unsafe { transition(handle(context), state as u32) } {
+            0 => Ok(()),
+            ..0 => Err(Errno::last()),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn migration_read(&self, context: &vfu_ctx_t, data: &mut [u8]) -> Result<usize> {
+        self.data(context, self.migration.get().map(|migration| migration.read_data), data)
+    }
+
+    fn migration_write(&self, context: &vfu_ctx_t, data: &mut [u8]) -> Result<usize> {
+        self.data(context, self.migration.get().map(|migration| migration.write_data), data)
+    }
+
+    /// `errno` is the same afterwards. On any thread.
+    fn log(&self, context: &vfu_ctx_t, level: i32, line: &CStr) {
+        let function = *self.log.read();
+        if let Some(function) = function {
+            let errno = nix::errno::Errno::last_raw();
+            // SAFETY: as for quiesce; the text ends in NUL.
+            unsafe { function(handle(context), level, line.as_ptr()) };
+            nix::errno::Errno::set_raw(errno);
+        }
+    }
+}
+
+/// What C knows a context as.
+fn handle(context: &Context<Callbacks>) -> *mut vfu_ctx_t {
+    ptr::from_ref(context).cast_mut()
+}
+
+/// So that what a callback leaves in `errno` is its own.
+#[inline(always)]
+fn clear_errno() {
+    nix::errno::Errno::clear();
+}
+
+/// The result of quiesce and reset. The errno of one that set none is `EINVAL`.
+fn failed_if_negative(returned: c_int) -> Result<()> {
+    if returned < 0 { Err(Errno::last()) } else { Ok(()) }
+}
+
+/// The result of a callback that returns a number of bytes, of which `most`
+/// are possible. -1 means `errno`, also from a function that returns a 32-bit
+/// int in place of the `ssize_t`; every other impossible number is `EINVAL`.
+fn byte_count(returned: ssize_t, most: usize) -> Result<usize> {
+    const MINUS_ONE_AS_INT: ssize_t = u32::MAX as ssize_t;
+    match usize::try_from(returned) {
+        Ok(count) if count <= most => Ok(count),
+        _ if returned == -1 || returned == MINUS_ONE_AS_INT => Err(Errno::last()),
+        _ => Err(Errno::EINVAL),
+    }
+}
