@@ -9,6 +9,7 @@ use crate::wire::{DeviceState, Errno, RegionAccess, Result, WriteMultiEntry, Wri
 
 impl<D: Device> Context<D> {
     /// `VFIO_USER_REGION_READ`
+    #[inline(always)]
     pub(in crate::server) fn region_read(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (access, _) = take::<RegionAccess>(message.payload())?;
         let region = self.check_access(&access, None)?;
@@ -38,6 +39,7 @@ impl<D: Device> Context<D> {
     }
 
     /// `VFIO_USER_REGION_WRITE`
+    #[inline(always)]
     pub(in crate::server) fn region_write(&self, message: &mut Message, reply: &mut Reply) -> Result<()> {
         let (access, data) = take::<RegionAccess>(message.payload())?;
         let region = self.check_access(&access, Some(data.len()))?;
