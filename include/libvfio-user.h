@@ -255,7 +255,9 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
  * Waits for a client and its first message; with LIBVFIO_USER_FLAG_ATTACH_NB
  * it does what can be done at once and fails with EAGAIN: call it again when
  * the descriptor of vfu_get_poll_fd() is readable. A thread that waits here may
- * be cancelled (pthread_cancel()), and the context be destroyed thereafter.
+ * be cancelled (pthread_cancel()), and the context be destroyed thereafter. A
+ * signal ends the wait if its handler was set without SA_RESTART, by sigaction();
+ * after a handler that was set by signal(), the thread goes on waiting.
  *
  * Threads: on the thread that uses the context. The functions that any thread may
  * call may run beside it, see the top of this file.
@@ -264,7 +266,7 @@ int vfu_realize_ctx(vfu_ctx_t *vfu_ctx);
  * these:
  *
  *   EAGAIN       no client yet, or its message is not complete yet
- *   EINTR        a signal arrived
+ *   EINTR        a signal arrived; what the client has sent is kept
  *   EINVAL       there is a client already; or the client's version message
  *                cannot be agreed to: it has been told so, and is disconnected
  *   ENOMSG       the client left before its message
@@ -303,9 +305,15 @@ int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx);
  * With LIBVFIO_USER_FLAG_ATTACH_NB it executes the requests that are there, up
  * to a bound, and returns without waiting. Without the flag it goes on serving
  * until one of the errors below. All callbacks run in here, on the calling
- * thread. A thread that waits for a request here may be cancelled
- * (pthread_cancel()), and the context be destroyed thereafter; a callback is
- * never cut short by a cancellation.
+ * thread. A thread that waits here, for a request or for a client that does not
+ * read its replies, may be cancelled (pthread_cancel()), and the context be
+ * destroyed thereafter; a callback is never cut short by a cancellation. A signal
+ * ends the wait, too; the wait for a request only if the handler was set without
+ * SA_RESTART, as sigaction() does and signal() does not. What was received or is
+ * unsent then is kept, and the next call goes on with it.
+ *
+ * Callbacks have to return: one that calls pthread_exit(), throws, or leaves by
+ * longjmp() ends the process, or leaves the context unusable.
  *
  * A request that is refused or fails is answered with an error, and is no
  * failure of this function. errno is then what the client was sent for the
@@ -323,7 +331,7 @@ int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx);
  *              reset (VFU_RESET_LOST_CONN). vfu_attach_ctx() takes on another
  *   EBUSY      the device is asked to quiesce and has not said yet that it did,
  *              see vfu_device_quiesced()
- *   EINTR      a signal arrived while waiting for a request
+ *   EINTR      a signal arrived while waiting
  *   others     as recvmsg() sets it
  */
 int vfu_run_ctx(vfu_ctx_t *vfu_ctx);
@@ -805,9 +813,15 @@ void vfu_sgl_mark_dirty(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, size_t cnt);
  * @flags: VFU_SGL_DIRECT_ACCESS: if the client shares the region as a file,
  *         take the bytes from there; 0: always ask the client by messages
  *
- * Messages move at most 128 KiB each and wait for the client's replies, without
- * a timeout and with LIBVFIO_USER_FLAG_ATTACH_NB, too; signals do not end the
- * wait. Do not use them inside a region access callback: see there.
+ * Messages wait for the client's answers, without a timeout and with
+ * LIBVFIO_USER_FLAG_ATTACH_NB, too. Any signal that is caught ends the wait,
+ * inside of callbacks, too; what the client still answers then is dropped, also
+ * where the thread is cancelled (pthread_cancel()) outside of callbacks. Do not
+ * use messages inside a region access callback: see there.
+ *
+ * With a second socket (twin_socket) a message moves as much as the client allows,
+ * 1 MiB at the most; over one socket 128 KiB at the most. There, a longer entry
+ * is moved by messages of 64 KiB, two at a time, if the client allows so much.
  *
  * Threads: on the thread that uses the context. The functions that any thread may
  * call may run beside it, see the top of this file.
@@ -819,6 +833,7 @@ void vfu_sgl_mark_dirty(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, size_t cnt);
  *   ENOTSUP    sg_cnt is not 1
  *   EPERM      the client does not allow it
  *   ENOTCONN   no client, or it went
+ *   EINTR      a signal arrived while waiting for the client
  *   EIO        the client's file cannot be read, or is too short
  *   EPROTO     a reply to something else
  *   others     what the client answered

@@ -141,7 +141,9 @@ pub unsafe extern "C-unwind" fn vfu_realize_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_in
 /// Waits for a client and its first message; with LIBVFIO_USER_FLAG_ATTACH_NB
 /// it does what can be done at once and fails with EAGAIN: call it again when
 /// the descriptor of vfu_get_poll_fd() is readable. A thread that waits here may
-/// be cancelled (pthread_cancel()), and the context be destroyed thereafter.
+/// be cancelled (pthread_cancel()), and the context be destroyed thereafter. A
+/// signal ends the wait if its handler was set without SA_RESTART, by sigaction();
+/// after a handler that was set by signal(), the thread goes on waiting.
 ///
 /// Threads: on the thread that uses the context. The functions that any thread may
 /// call may run beside it, see the top of this file.
@@ -150,7 +152,7 @@ pub unsafe extern "C-unwind" fn vfu_realize_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_in
 /// these:
 ///
 ///   EAGAIN       no client yet, or its message is not complete yet
-///   EINTR        a signal arrived
+///   EINTR        a signal arrived; what the client has sent is kept
 ///   EINVAL       there is a client already; or the client's version message
 ///                cannot be agreed to: it has been told so, and is disconnected
 ///   ENOMSG       the client left before its message
@@ -193,9 +195,15 @@ pub unsafe extern "C-unwind" fn vfu_get_poll_fd(vfu_ctx: *mut vfu_ctx_t) -> c_in
 /// With LIBVFIO_USER_FLAG_ATTACH_NB it executes the requests that are there, up
 /// to a bound, and returns without waiting. Without the flag it goes on serving
 /// until one of the errors below. All callbacks run in here, on the calling
-/// thread. A thread that waits for a request here may be cancelled
-/// (pthread_cancel()), and the context be destroyed thereafter; a callback is
-/// never cut short by a cancellation.
+/// thread. A thread that waits here, for a request or for a client that does not
+/// read its replies, may be cancelled (pthread_cancel()), and the context be
+/// destroyed thereafter; a callback is never cut short by a cancellation. A signal
+/// ends the wait, too; the wait for a request only if the handler was set without
+/// SA_RESTART, as sigaction() does and signal() does not. What was received or is
+/// unsent then is kept, and the next call goes on with it.
+///
+/// Callbacks have to return: one that calls pthread_exit(), throws, or leaves by
+/// longjmp() ends the process, or leaves the context unusable.
 ///
 /// A request that is refused or fails is answered with an error, and is no
 /// failure of this function. errno is then what the client was sent for the
@@ -213,7 +221,7 @@ pub unsafe extern "C-unwind" fn vfu_get_poll_fd(vfu_ctx: *mut vfu_ctx_t) -> c_in
 ///              reset (VFU_RESET_LOST_CONN). vfu_attach_ctx() takes on another
 ///   EBUSY      the device is asked to quiesce and has not said yet that it did,
 ///              see vfu_device_quiesced()
-///   EINTR      a signal arrived while waiting for a request
+///   EINTR      a signal arrived while waiting
 ///   others     as recvmsg() sets it
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_run_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {

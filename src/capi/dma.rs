@@ -12,9 +12,11 @@ use libc::{iovec, size_t};
 
 use super::guard::Answer;
 use super::{
-    cast, dma_sg_t, guard, vfu_ctx_t, vfu_dma_addr_t, vfu_dma_register_cb_t, vfu_dma_unregister_cb_t,
+    cast, dma_sg_t, guard, vfu_ctx_t, vfu_dma_addr_t, vfu_dma_register_cb_t, vfu_dma_unregister_cb_t, wait,
 };
 use crate::dma::Translation;
+use crate::server::{SglAccess, Step};
+use crate::transport::Data;
 use crate::wire::Errno;
 
 /// Says that the device uses DMA. Without this call the library disregards what
@@ -305,9 +307,15 @@ pub unsafe extern "C-unwind" fn vfu_sgl_mark_dirty(vfu_ctx: *mut vfu_ctx_t, sgl:
 /// @flags: VFU_SGL_DIRECT_ACCESS: if the client shares the region as a file,
 ///         take the bytes from there; 0: always ask the client by messages
 ///
-/// Messages move at most 128 KiB each and wait for the client's replies, without
-/// a timeout and with LIBVFIO_USER_FLAG_ATTACH_NB, too; signals do not end the
-/// wait. Do not use them inside a region access callback: see there.
+/// Messages wait for the client's answers, without a timeout and with
+/// LIBVFIO_USER_FLAG_ATTACH_NB, too. Any signal that is caught ends the wait,
+/// inside of callbacks, too; what the client still answers then is dropped, also
+/// where the thread is cancelled (pthread_cancel()) outside of callbacks. Do not
+/// use messages inside a region access callback: see there.
+///
+/// With a second socket (twin_socket) a message moves as much as the client allows,
+/// 1 MiB at the most; over one socket 128 KiB at the most. There, a longer entry
+/// is moved by messages of 64 KiB, two at a time, if the client allows so much.
 ///
 /// Threads: on the thread that uses the context. The functions that any thread may
 /// call may run beside it, see the top of this file.
@@ -319,6 +327,7 @@ pub unsafe extern "C-unwind" fn vfu_sgl_mark_dirty(vfu_ctx: *mut vfu_ctx_t, sgl:
 ///   ENOTSUP    sg_cnt is not 1
 ///   EPERM      the client does not allow it
 ///   ENOTCONN   no client, or it went
+///   EINTR      a signal arrived while waiting for the client
 ///   EIO        the client's file cannot be read, or is too short
 ///   EPROTO     a reply to something else
 ///   others     what the client answered
@@ -331,16 +340,8 @@ pub unsafe extern "C-unwind" fn vfu_sgl_read(
     flags: c_int,
 ) -> c_int {
     // SAFETY: C's promises: the handle is NULL or a live context, sg an array of
-    // sg_cnt. More than its first entry is never looked at.
-    unsafe {
-        guard::enter(vfu_ctx, "vfu_sgl_read", |ctx| {
-            let sg = cast::array(sg, sg_cnt.min(1))?;
-            if data.is_null() {
-                return Err(Errno::EINVAL);
-            }
-            ctx.sgl_read(sg, sg_cnt, data.cast(), flags).map(|()| 0)
-        })
-    }
+    // sg_cnt, and at data there is room for the entry.
+    unsafe { move_bytes(vfu_ctx, "vfu_sgl_read", sg, sg_cnt, Data::Read(data.cast()), flags) }
 }
 
 /// Writes memory of the client.
@@ -368,14 +369,33 @@ pub unsafe extern "C-unwind" fn vfu_sgl_write(
     flags: c_int,
 ) -> c_int {
     // SAFETY: C's promises: the handle is NULL or a live context, sg an array of
-    // sg_cnt. More than its first entry is never looked at.
-    unsafe {
-        guard::enter(vfu_ctx, "vfu_sgl_write", |ctx| {
-            let sg = cast::array(sg, sg_cnt.min(1))?;
-            if data.is_null() {
-                return Err(Errno::EINVAL);
-            }
-            ctx.sgl_write(sg, sg_cnt, data.cast_const().cast(), flags).map(|()| 0)
-        })
-    }
+    // sg_cnt, and at data are the entry's bytes.
+    unsafe { move_bytes(vfu_ctx, "vfu_sgl_write", sg, sg_cnt, Data::Write(data.cast_const().cast()), flags) }
+}
+
+/// # Safety
+///
+/// The handle is NULL or a live context, sg an array of cnt, and data is NULL or
+/// points at as many bytes as its entry is long.
+unsafe fn move_bytes(
+    vfu_ctx: *mut vfu_ctx_t,
+    name: &'static str,
+    sg: *mut dma_sg_t,
+    cnt: size_t,
+    data: Data,
+    flags: c_int,
+) -> c_int {
+    let mut transfer = None;
+    let step = |ctx: &vfu_ctx_t, event| {
+        // More than the first entry is never looked at.
+        // SAFETY: the caller's promise.
+        let sgl = match unsafe { cast::array(sg, cnt.min(1)) } {
+            Ok(sgl) if !data.is_null() => sgl,
+            _ => return Step::Fail(Errno::EINVAL),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { ctx.sgl_step(SglAccess { sgl, cnt, data, flags }, &mut transfer, event) }
+    };
+    // SAFETY: the caller's promise.
+    unsafe { wait::drive(vfu_ctx, name, step) }
 }

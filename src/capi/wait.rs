@@ -7,7 +7,7 @@
 //! in the wish to wait for something; the wait happens out here, and its outcome
 //! goes into the next step.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_short};
 use std::mem::needs_drop;
 use std::ptr;
 
@@ -36,16 +36,17 @@ impl Failure for Next {
     const FAILED: Next = Next::Return(-1);
 }
 
-/// Drives `step` until it returns.
+/// Drives `step`, which has nothing to drop, until it returns.
 ///
 /// # Safety
 ///
 /// `handle` is NULL or a live context, and stays so if the thread is cancelled.
-pub(super) unsafe fn drive(
+pub(super) unsafe fn drive<F: FnMut(&vfu_ctx_t, Event) -> Step>(
     handle: *mut vfu_ctx_t,
     name: &'static str,
-    step: fn(&vfu_ctx_t, Event) -> Step,
+    mut step: F,
 ) -> c_int {
+    const { assert!(!needs_drop::<F>()) };
     let mut event = Event::Start;
     loop {
         // SAFETY: the caller's promise.
@@ -61,31 +62,33 @@ pub(super) unsafe fn drive(
         event = match next {
             Next::Return(value) => return value,
             // SAFETY: a wait that the context's own step asked for just now.
-            Next::Wait(wait) => Event::Done(unsafe { perform(&wait) }),
+            Next::Wait(wait) => unsafe { perform(wait) },
         };
     }
 }
 
-/// Waits: the number of the new descriptor, of bytes, or of ready descriptors.
+/// Waits; what came of it.
 ///
 /// # Safety
 ///
 /// What `wait` points to is good for the system call that it asks for.
-unsafe fn perform(wait: &Wait) -> Result<usize> {
-    let result = match *wait {
+unsafe fn perform(wait: Wait) -> Event {
+    let result = match wait {
         // SAFETY: no address is wanted.
         Wait::Accept(fd) => unsafe {
             accept4(fd, ptr::null_mut(), ptr::null_mut(), libc::SOCK_CLOEXEC) as isize
         },
         // SAFETY: the caller's promise.
         Wait::Receive { fd, message } => unsafe { recvmsg(fd, message, libc::MSG_CMSG_CLOEXEC) },
-        Wait::Writable(fd) => writable(fd),
+        Wait::Ready(sockets) => return Event::Ready(ready(sockets)),
     };
-    usize::try_from(result).map_err(|_| Errno::last())
+    Event::Done(usize::try_from(result).map_err(|_| Errno::last()))
 }
 
-fn writable(fd: c_int) -> isize {
-    let mut entry = pollfd { fd, events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one entry, good for reads and writes.
-    unsafe { poll(&mut entry, 1, -1) as isize }
+fn ready(mut sockets: [pollfd; 2]) -> Result<[c_short; 2]> {
+    // SAFETY: two entries, good for reads and writes.
+    match unsafe { poll(sockets.as_mut_ptr(), 2, -1) } {
+        0.. => Ok(sockets.map(|socket| socket.revents)),
+        _ => Err(Errno::last()),
+    }
 }

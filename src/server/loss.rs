@@ -61,7 +61,7 @@ impl<D: Device> Context<D> {
     /// first.
     pub(super) fn close_connection(&self) {
         if let Some(poller) = self.poller.borrow_mut().as_mut() {
-            poller.forget_socket();
+            poller.forget_sockets();
         }
         self.phase.set(Phase::Idle);
         let connection = self.connection.borrow_mut().take();

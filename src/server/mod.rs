@@ -4,7 +4,7 @@
 //! [`Context`] holds the state. [`run`] is the request loop, [`attach`] what
 //! comes before it and [`loss`] what comes after; [`dispatch`] leads from a
 //! command to one of the [`handlers`]. The functions that C calls between
-//! requests are in [`setup`] and [`sgl`].
+//! requests are in [`setup`], [`sgl`] and [`transfer`].
 
 mod attach;
 mod context;
@@ -22,8 +22,10 @@ mod run;
 mod setup;
 mod sgl;
 pub mod step;
+mod transfer;
 
 pub use context::Context;
 pub use device::{Device, ResetType};
 pub use regions::RegionConfig;
 pub use step::{Event, Step, Wait};
+pub use transfer::{SglAccess, Transfer};

@@ -67,7 +67,7 @@ impl<D: Device> Context<D> {
             (connection.as_ref(), self.phase.get())
         else {
             let socket = Some((self.listener.socket(), false));
-            return Interest { socket, left_behind: self.loss_unreported.get() };
+            return Interest { socket, twin: None, left_behind: self.loss_unreported.get() };
         };
         if self.pending.borrow().is_some() {
             // Nothing is done before the device says that it is quiet.
@@ -76,6 +76,6 @@ impl<D: Device> Context<D> {
         let stuck = connection.has_unsent();
         let left_behind = connection.lost()
             || !stuck && self.attached() && (connection.has_next(admissible) || connection.ended());
-        Interest { socket: Some((connection.socket(), stuck)), left_behind }
+        Interest { socket: Some((connection.socket(), stuck)), twin: connection.late_socket(), left_behind }
     }
 }

@@ -5,6 +5,8 @@
 //! request.
 
 use std::cell::Cell;
+use std::ffi::c_short;
+use std::os::fd::RawFd;
 
 use super::log::log;
 use super::loss::Ask;
@@ -74,7 +76,10 @@ impl<D: Device> Context<D> {
         let _busy = self.enter();
         let step = match event {
             Event::Start => self.run_start(),
-            Event::Done(outcome) => self.run_resume(outcome),
+            Event::Done(outcome) => self.run_received(outcome),
+            Event::Ready(Ok(_)) => self.run_ready(),
+            // What is unsent is kept.
+            Event::Ready(Err(errno)) => Step::Fail(errno),
         };
         if !matches!(step, Step::Wait(_)) {
             self.update_poller();
@@ -107,16 +112,20 @@ impl<D: Device> Context<D> {
         }
     }
 
-    /// A blocking context has waited.
-    fn run_resume(&self, outcome: Result<usize>) -> Step {
-        if self.with_connection(|connection| connection.has_unsent()).unwrap_or(false) {
-            // Sending goes on after a signal.
-            return match self.flush() {
-                Sent::Lost => self.lose_in_call(0),
-                Sent::Stuck => self.wait_writable(),
-                Sent::All => self.execute_all(),
-            };
+    /// A blocking context has waited for a socket to be ready.
+    fn run_ready(&self) -> Step {
+        match self.flush() {
+            Sent::Lost => self.lose_in_call(0),
+            Sent::Stuck => self.wait_writable(),
+            Sent::All => match self.receive() {
+                Ok(()) | Err(Errno::EINTR) => self.execute_all(),
+                Err(errno) => Step::Fail(errno),
+            },
         }
+    }
+
+    /// A blocking context has received.
+    fn run_received(&self, outcome: Result<usize>) -> Step {
         match self.with_connection(|connection| connection.finish_receive(outcome)) {
             Some(Ok(())) => self.execute_all(),
             Some(Err(errno)) => Step::Fail(errno),
@@ -259,7 +268,11 @@ impl<D: Device> Context<D> {
     }
 
     fn receive(&self) -> Result<()> {
-        self.with_connection(|connection| connection.receive().map(drop)).unwrap_or(Err(Errno::ENOTCONN))
+        let received = self.with_connection(|connection| {
+            connection.tidy_twin();
+            connection.receive().map(drop)
+        });
+        received.unwrap_or(Err(Errno::ENOTCONN))
     }
 
     /// Whether the client has ended its side. Not a loss before everything
@@ -274,17 +287,22 @@ impl<D: Device> Context<D> {
 
     fn wait_writable(&self) -> Step {
         match self.with_connection(|connection| connection.socket()) {
-            Some(fd) if !self.nonblocking => Step::Wait(Wait::Writable(fd)),
+            Some(fd) if !self.nonblocking => wait_ready((fd, libc::POLLOUT), None),
             _ => self.executed(0),
         }
     }
 
     fn wait_readable(&self) -> Step {
-        let prepared = self.with_connection(|c| (c.socket(), c.prepare_receive()));
-        match prepared {
-            Some((fd, message)) => Step::Wait(Wait::Receive { fd, message }),
-            None => Step::Fail(Errno::ENOTCONN),
-        }
+        let wait = self.with_connection(|connection| match connection.late_socket() {
+            None => {
+                Step::Wait(Wait::Receive { fd: connection.socket(), message: connection.prepare_receive() })
+            }
+            Some((twin, stuck)) => {
+                let room = if stuck { libc::POLLOUT } else { 0 };
+                wait_ready((connection.socket(), libc::POLLIN), Some((twin, libc::POLLIN | room)))
+            }
+        });
+        wait.unwrap_or(Step::Fail(Errno::ENOTCONN))
     }
 
     /// The connection was lost while `executed` requests were answered: the
@@ -309,6 +327,12 @@ impl<D: Device> Context<D> {
         self.loss_unreported.set(false);
         Step::Fail(Errno::ENOTCONN)
     }
+}
+
+fn wait_ready(first: (RawFd, c_short), second: Option<(RawFd, c_short)>) -> Step {
+    let [first, second] =
+        [first, second.unwrap_or((-1, 0))].map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
+    Step::Wait(Wait::Ready([first, second]))
 }
 
 /// Whether a header is one of a command. Only a reset has no payload.

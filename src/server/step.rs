@@ -1,13 +1,17 @@
-//! How the functions that wait are driven.
+//! How the functions that wait are driven: there is no other waiting.
 //!
-//! A thread that waits inside `vfu_run_ctx` or `vfu_attach_ctx` may be
-//! cancelled by the program. So the waiting system call is made by the C skin,
-//! in a frame with nothing to drop; in between it calls [`Context::run_step`]
-//! or [`Context::attach_step`] with what came of it.
+//! A thread that waits inside `vfu_run_ctx`, `vfu_attach_ctx`, `vfu_sgl_read` or
+//! `vfu_sgl_write` may be cancelled by the program, or get a signal. So the
+//! waiting system call is made by the C skin, in a frame with nothing to drop; in
+//! between it calls [`Context::run_step`], [`Context::attach_step`] or
+//! [`Context::sgl_step`] with what came of it. Between two steps nothing is
+//! unfinished that only the next one could finish: it may never come.
 //!
 //! [`Context::run_step`]: super::Context::run_step
 //! [`Context::attach_step`]: super::Context::attach_step
+//! [`Context::sgl_step`]: super::Context::sgl_step
 
+use std::ffi::c_short;
 use std::os::fd::RawFd;
 
 use crate::wire::{Errno, Result};
@@ -18,8 +22,10 @@ pub enum Event {
     /// The function was called.
     Start,
     /// The system call that the last [`Step::Wait`] asked for has returned
-    /// this.
+    /// this. With `EINTR`, a signal arrived.
     Done(Result<usize>),
+    /// [`Wait::Ready`] has ended: what each of the two sockets is ready for.
+    Ready(Result<[c_short; 2]>),
 }
 
 /// What is to be done next.
@@ -50,6 +56,7 @@ pub enum Wait {
         /// It and what it points to stay valid until the next step.
         message: *mut libc::msghdr,
     },
-    /// `poll` until the socket takes bytes.
-    Writable(RawFd),
+    /// `poll` until one of two sockets is ready for what is said with it, or has
+    /// lost its peer. A descriptor of -1 is none.
+    Ready([libc::pollfd; 2]),
 }

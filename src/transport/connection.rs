@@ -5,24 +5,15 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{UnixCredentials, getsockopt};
-use zerocopy::IntoBytes;
 
 use super::channel::Channel;
-use super::control;
+use super::exchange::MessageIds;
 use super::message::{Message, Next};
 use super::pool::Pool;
 use super::receive::is_end;
 use super::reply::Reply;
 use super::send::{Flushed, Sender};
-use crate::memory;
-use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO, MAX_WAITING_FDS};
-use crate::wire::{Errno, Header, HeaderFlags, MessageType, Result};
-
-/// Commands that may wait while the answer to one of ours is awaited; a client
-/// that sends more without answering is cut off.
-const QUEUE_MAX: usize = 4096;
-/// The same in bytes.
-const QUEUE_BYTES_MAX: usize = 16 << 20;
+use crate::wire::{Errno, Header, Result};
 
 /// What one attempt to receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,27 +35,25 @@ pub enum Sent {
     Lost,
 }
 
-/// What is wrong with the answer to one of our commands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Awaited {
-    /// That transfer failed; the connection goes on.
-    Failed(Errno),
-    /// The connection is lost.
-    Lost(Errno),
-}
-
 /// A connected client.
 #[derive(Debug)]
 pub struct Connection {
     // Declared, and so dropped, before the main channel.
-    twin: Option<Channel>,
-    main: Channel,
-    sender: Sender,
+    pub(super) twin: Option<Channel>,
+    pub(super) main: Channel,
+    pub(super) sender: Sender,
+    /// The rest of a command of ours that the twin socket did not take at once.
+    pub(super) twin_sender: Sender,
+    /// Commands of ours that are not answered yet. What the client still says
+    /// to one that nobody waits for any longer is dropped.
+    pub(super) unanswered: MessageIds,
+    /// The command whose answer's bytes are being received.
+    pub(super) body: Option<u16>,
     /// Commands that arrived while the answer to one of ours was awaited.
-    queue: VecDeque<Box<Message>>,
-    queued_bytes: usize,
-    queued_fds: usize,
-    pool: Pool,
+    pub(super) queue: VecDeque<Box<Message>>,
+    pub(super) queued_bytes: usize,
+    pub(super) queued_fds: usize,
+    pub(super) pool: Pool,
     lost: bool,
 }
 
@@ -76,6 +65,9 @@ impl Connection {
             main: Channel::new(socket, &mut pool)?,
             twin: None,
             sender: Sender::default(),
+            twin_sender: Sender::default(),
+            unanswered: MessageIds::default(),
+            body: None,
             queue: VecDeque::new(),
             queued_bytes: 0,
             queued_fds: 0,
@@ -163,7 +155,11 @@ impl Connection {
     /// and the client is there.
     #[inline(always)]
     pub fn is_at_rest(&self) -> bool {
-        self.queue.is_empty() && self.main.receiver.is_at_rest() && self.sender.is_empty() && !self.lost
+        self.queue.is_empty()
+            && self.main.receiver.is_at_rest()
+            && self.sender.is_empty()
+            && self.late_socket().is_none()
+            && !self.lost
     }
 
     /// Whether [`next`](Self::next) would give something.
@@ -179,7 +175,12 @@ impl Connection {
             self.queued_fds = self.queued_fds.saturating_sub(message.fds.len());
             return Ok(Next::Message(message));
         }
-        self.main.receiver.next(&mut self.pool, admit)
+        loop {
+            let next = self.main.receiver.next(&mut self.pool, &admit)?;
+            if self.unanswered.is_empty() || !self.is_late(&next) {
+                return Ok(next);
+            }
+        }
     }
 
     /// Takes back a message that has been handled.
@@ -257,161 +258,5 @@ impl Connection {
                 Sent::Lost
             }
         }
-    }
-
-    /// Sends a command to the client and waits for its answer, with no time
-    /// limit, whether the connection otherwise waits or not. What else arrives
-    /// meanwhile is queued.
-    ///
-    /// `parts` are the payload. The result is an answer of the right id, type
-    /// and command without the error bit.
-    pub fn exchange(&mut self, msg_id: u16, cmd: u16, parts: [&[u8]; 2]) -> Result<Box<Message>, Awaited> {
-        if self.lost {
-            return Err(Awaited::Failed(Errno::ENOTCONN));
-        }
-        let outcome = self.send_all_replies().and_then(|()| self.send_command(msg_id, cmd, parts));
-        let outcome = outcome.and_then(|()| self.await_answer(msg_id, cmd));
-        if let Err(Awaited::Lost(_)) = outcome {
-            self.lost = true;
-        }
-        outcome
-    }
-
-    /// The client may want its replies before it answers a command.
-    fn send_all_replies(&mut self) -> Result<(), Awaited> {
-        loop {
-            match self.flush() {
-                Sent::All => return Ok(()),
-                Sent::Lost => return Err(Awaited::Lost(Errno::ENOTCONN)),
-                Sent::Stuck => self.wait_writable(false)?,
-            }
-        }
-    }
-
-    fn send_command(&mut self, msg_id: u16, cmd: u16, parts: [&[u8]; 2]) -> Result<(), Awaited> {
-        let [first, second] = parts;
-        let size = HEADER_SIZE.saturating_add(first.len()).saturating_add(second.len());
-        let header = Header::command(msg_id, cmd, u32::try_from(size).unwrap_or(u32::MAX));
-        let mut pieces = [header.as_bytes(), first, second];
-        let over_twin = self.twin.is_some();
-        let socket = self.twin.as_ref().unwrap_or(&self.main).socket();
-        while pieces.iter().any(|piece| !piece.is_empty()) {
-            match control::send(socket, &pieces.map(control::piece), &[], libc::MSG_DONTWAIT) {
-                Ok(mut count) => {
-                    for piece in &mut pieces {
-                        let part = count.min(piece.len());
-                        *piece = piece.get(part..).unwrap_or_default();
-                        count -= part;
-                    }
-                }
-                Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => self.wait_writable(over_twin)?,
-                Err(_) => return Err(Awaited::Lost(Errno::ENOTCONN)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until a socket takes bytes. Commands that arrive on the main one
-    /// meanwhile are queued: a client may be unable to read before it has
-    /// written.
-    fn wait_writable(&mut self, twin: bool) -> Result<(), Awaited> {
-        let socket = match (&self.twin, twin) {
-            (Some(twin), true) => twin.socket(),
-            _ => self.main.socket(),
-        };
-        // Once it is at its end it has no news, and would tell so for ever.
-        let main = if self.ended() { -1 } else { self.main.socket() };
-        let mut fds = [
-            libc::pollfd { fd: socket, events: libc::POLLOUT, revents: 0 },
-            libc::pollfd { fd: main, events: libc::POLLIN, revents: 0 },
-        ];
-        // SAFETY: an array of two pollfd, valid for the call.
-        if unsafe { libc::poll(fds.as_mut_ptr(), 2, -1) } < 0 && Errno::last() != Errno::EINTR {
-            return Err(Awaited::Lost(Errno::ENOTCONN));
-        }
-        if fds[1].revents & libc::POLLIN != 0 {
-            match self.receive() {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return Err(Awaited::Lost(Errno::ENOTCONN)),
-            }
-            self.queue_commands()?;
-        }
-        Ok(())
-    }
-
-    /// Queues the whole commands that have arrived on the main socket. Nothing
-    /// is awaited yet, so a reply among them is one that nobody asked for; it
-    /// is left for the request loop to refuse.
-    fn queue_commands(&mut self) -> Result<(), Awaited> {
-        loop {
-            match self.main.receiver.next(&mut self.pool, |_| true) {
-                Ok(Next::Message(message)) => self.enqueue(message)?,
-                Ok(Next::Nothing) => return Ok(()),
-                _ => return Err(Awaited::Lost(Errno::EINVAL)),
-            }
-        }
-    }
-
-    fn enqueue(&mut self, mut message: Box<Message>) -> Result<(), Awaited> {
-        self.queued_bytes = self.queued_bytes.saturating_add(message.payload().len());
-        self.queued_fds = self.queued_fds.saturating_add(message.fds.len());
-        if self.queue.len() >= QUEUE_MAX
-            || self.queued_bytes > QUEUE_BYTES_MAX
-            || self.queued_fds > MAX_WAITING_FDS
-        {
-            return Err(Awaited::Lost(Errno::ENOTCONN));
-        }
-        // What waits long should not hold a large buffer that is mostly unused.
-        message.compact();
-        memory::push_back(&mut self.queue, message).map_err(Awaited::Lost)
-    }
-
-    fn await_answer(&mut self, msg_id: u16, cmd: u16) -> Result<Box<Message>, Awaited> {
-        let over_twin = self.twin.is_some();
-        loop {
-            let channel = self.twin.as_mut().unwrap_or(&mut self.main);
-            match channel.receiver.next(&mut self.pool, |_| true) {
-                Ok(Next::Message(message)) => {
-                    if !over_twin && message.header.message_type() == Some(MessageType::Command) {
-                        self.enqueue(message)?;
-                        continue;
-                    }
-                    return self.judge(message, msg_id, cmd);
-                }
-                Ok(Next::Unfollowable(_)) => return Err(Awaited::Lost(Errno::EINVAL)),
-                Ok(Next::Refused(_) | Next::Nothing) => {}
-                Err(errno) => return Err(Awaited::Lost(errno)),
-            }
-            if channel.receiver.ended() {
-                return Err(Awaited::Lost(Errno::ENOTCONN));
-            }
-            let socket = channel.socket();
-            match channel.receiver.receive(socket, 0) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return Err(Awaited::Lost(Errno::ENOTCONN)),
-            }
-        }
-    }
-
-    /// Judges a whole message that should be the answer. Descriptors that came
-    /// with it are closed, as if they had not come.
-    fn judge(&mut self, mut message: Box<Message>, msg_id: u16, cmd: u16) -> Result<Box<Message>, Awaited> {
-        message.fds.clear();
-        let header = message.header;
-        let errno = if header.msg_id != msg_id {
-            Errno::EPROTO
-        } else if header.message_type() != Some(MessageType::Reply) || header.cmd != cmd {
-            Errno::EINVAL
-        } else if header.flags().contains(HeaderFlags::ERROR) {
-            match header.error_no {
-                1..=MAX_ERRNO => Errno::new(i32::try_from(header.error_no).unwrap_or(libc::EINVAL)),
-                _ => Errno::EINVAL,
-            }
-        } else {
-            return Ok(message);
-        };
-        self.recycle(message);
-        Err(Awaited::Failed(errno))
     }
 }

@@ -12,6 +12,7 @@ mod buffer;
 mod channel;
 mod connection;
 mod control;
+mod exchange;
 mod listener;
 mod message;
 mod poller;
@@ -24,7 +25,8 @@ mod send;
 mod tests;
 
 pub use buffer::Buffer;
-pub use connection::{Awaited, Connection, Received, Sent};
+pub use connection::{Connection, Received, Sent};
+pub use exchange::{Answer, Awaited, Data, Outstanding};
 pub use listener::Listener;
 pub use message::{Message, Next};
 pub use poller::{Interest, Poller};

@@ -18,6 +18,9 @@ pub struct Interest {
     /// A socket, and whether room to write is meant instead of something to
     /// read.
     pub socket: Option<(RawFd, bool)>,
+    /// A second socket, that something may come on, and whether room to write is
+    /// meant, too.
+    pub twin: Option<(RawFd, bool)>,
     /// It is readable in any case.
     pub left_behind: bool,
 }
@@ -48,7 +51,7 @@ impl Poller {
     /// Whether it is readable when this socket is, and only then.
     #[inline(always)]
     pub fn is_set_to_read(&self, socket: RawFd) -> bool {
-        self.set.socket == Some((socket, false)) && !self.set.left_behind
+        self.set.socket == Some((socket, false)) && self.set.twin.is_none() && !self.set.left_behind
     }
 
     /// Makes it readable for `interest`. The socket it was set to before, if
@@ -71,35 +74,50 @@ impl Poller {
 
     fn watch(&mut self, interest: Interest) -> Result<()> {
         if interest.socket != self.set.socket {
-            let (old, new) = (self.set.socket, interest.socket);
-            match (old, new) {
-                (Some((old, _)), Some((fd, write))) if old == fd => {
-                    self.control(EpollOp::EpollCtlMod, fd, write)?;
-                }
-                _ => {
-                    self.forget_socket();
-                    if let Some((fd, write)) = new {
-                        self.control(EpollOp::EpollCtlAdd, fd, write)?;
-                    }
-                }
-            }
-            self.set.socket = new;
+            let flags = |write| if write { EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
+            let old = self.set.socket.take();
+            self.replace(old.map(|(fd, _)| fd), interest.socket.map(|(fd, write)| (fd, flags(write))))?;
+            self.set.socket = interest.socket;
+        }
+        if interest.twin != self.set.twin {
+            let flags =
+                |write| EpollFlags::EPOLLIN | if write { EpollFlags::EPOLLOUT } else { EpollFlags::empty() };
+            let old = self.set.twin.take();
+            self.replace(old.map(|(fd, _)| fd), interest.twin.map(|(fd, write)| (fd, flags(write))))?;
+            self.set.twin = interest.twin;
         }
         Ok(())
     }
 
-    /// The socket is about to be closed.
-    pub fn forget_socket(&mut self) {
-        if let Some((fd, _)) = self.set.socket.take() {
-            // SAFETY: the descriptor is open, or epoll refuses it, which is
-            // all the same here; it is only used for this call.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            let _ = self.epoll.delete(fd);
+    /// Watches one socket instead of another.
+    fn replace(&self, old: Option<RawFd>, new: Option<(RawFd, EpollFlags)>) -> Result<()> {
+        match (old, new) {
+            (Some(old), Some((fd, flags))) if old == fd => self.control(EpollOp::EpollCtlMod, fd, flags),
+            (old, new) => {
+                if let Some(fd) = old {
+                    self.forget(fd);
+                }
+                new.map_or(Ok(()), |(fd, flags)| self.control(EpollOp::EpollCtlAdd, fd, flags))
+            }
         }
     }
 
-    fn control(&self, op: EpollOp, fd: RawFd, write: bool) -> Result<()> {
-        let flags = if write { EpollFlags::EPOLLOUT } else { EpollFlags::EPOLLIN };
+    /// The sockets are about to be closed.
+    pub fn forget_sockets(&mut self) {
+        let sockets = [self.set.socket.take(), self.set.twin.take()];
+        for (fd, _) in sockets.into_iter().flatten() {
+            self.forget(fd);
+        }
+    }
+
+    fn forget(&self, fd: RawFd) {
+        // SAFETY: the descriptor is open, or epoll refuses it, which is all the
+        // same here; it is only used for this call.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let _ = self.epoll.delete(fd);
+    }
+
+    fn control(&self, op: EpollOp, fd: RawFd, flags: EpollFlags) -> Result<()> {
         let mut event = libc::epoll_event { events: flags.bits() as u32, u64: 1 };
         // SAFETY: event is valid for the call; a descriptor that is not open
         // is refused by the kernel.

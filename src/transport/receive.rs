@@ -57,8 +57,12 @@ pub struct Receiver {
     head: usize,
     tail: usize,
     large: Option<Large>,
-    /// Bytes of a refused message that are still to be dropped.
+    /// Bytes of a message that are still to come and that nobody gets as one:
+    /// it was refused, or its payload is taken by [`take_body`](Self::take_body).
+    /// What nobody takes is dropped.
     skip: usize,
+    /// Of these, how many the kernel may write where they are wanted.
+    offered: usize,
     /// Bytes received and bytes used since the connection began.
     received: u64,
     used: u64,
@@ -76,6 +80,7 @@ impl Receiver {
             tail: 0,
             large: None,
             skip: 0,
+            offered: 0,
             received: 0,
             used: 0,
             batches: VecDeque::new(),
@@ -140,13 +145,20 @@ impl Receiver {
     /// [`finish`](Self::finish) is to be told. Until then, nothing else may be
     /// done with the receiver.
     pub fn prepare(&mut self) -> *mut libc::msghdr {
+        self.prepare_most(usize::MAX)
+    }
+
+    /// The same, for at most `most` bytes if no large message is being received.
+    fn prepare_most(&mut self, most: usize) -> *mut libc::msghdr {
+        self.offered = 0;
         if self.head == self.tail {
             (self.head, self.tail) = (0, 0);
         } else if self.head > 0 && self.tail == self.buffer.len() {
             self.compact();
         }
         let capacity = self.buffer.len();
-        let rest = control::piece_mut(self.buffer.range_mut(self.tail, capacity));
+        let end = capacity.min(self.tail.saturating_add(most));
+        let rest = control::piece_mut(self.buffer.range_mut(self.tail, end));
         match &mut self.large {
             Some(large) => {
                 let (from, to) =
@@ -187,6 +199,11 @@ impl Receiver {
         }
         self.received = self.received.saturating_add(count as u64);
         let mut rest = count;
+        let taken = rest.min(self.offered);
+        self.offered = 0;
+        self.skip = self.skip.saturating_sub(taken);
+        self.used = self.used.saturating_add(taken as u64);
+        rest = rest.saturating_sub(taken);
         if let Some(large) = &mut self.large {
             let part = rest.min(large.size().saturating_sub(large.have));
             large.have = large.have.saturating_add(part);
@@ -198,6 +215,9 @@ impl Receiver {
             if memory::push_back(&mut self.batches, batch).is_err() {
                 return self.give_up();
             }
+        }
+        if taken > 0 {
+            drop(self.take_fds());
         }
         self.drop_skipped();
     }
@@ -222,6 +242,53 @@ impl Receiver {
         let message = self.prepare();
         // SAFETY: the header that `prepare` made, and all it points to, belong
         // to self, which nobody else can touch during the call.
+        unsafe { self.receive_prepared(socket, message, flags) }
+    }
+
+    /// The same without waiting, for at most `most` bytes if no large message is
+    /// being received.
+    pub fn receive_most(&mut self, socket: RawFd, most: usize) -> Result<bool> {
+        let message = self.prepare_most(most);
+        // SAFETY: as in `receive`.
+        unsafe { self.receive_prepared(socket, message, libc::MSG_DONTWAIT) }
+    }
+
+    /// Receives, without waiting, what is next of the body of a message whose
+    /// head was taken, and then at most `most` bytes more. Nothing of it lies
+    /// here untaken.
+    ///
+    /// # Safety
+    ///
+    /// At `to` there is room for `len` bytes, which nobody else refers to.
+    pub unsafe fn receive_body(
+        &mut self,
+        socket: RawFd,
+        to: *mut u8,
+        len: usize,
+        most: usize,
+    ) -> Result<bool> {
+        if self.head < self.tail {
+            return Ok(true);
+        }
+        (self.head, self.tail) = (0, 0);
+        self.offered = len.min(self.skip);
+        let first = libc::iovec { iov_base: to.cast(), iov_len: self.offered };
+        let rest = control::piece_mut(self.buffer.range_mut(0, most));
+        let message = self.socket_header.prepare(first, Some(rest));
+        // SAFETY: as in `receive`; the first piece is the caller's promise.
+        unsafe { self.receive_prepared(socket, message, libc::MSG_DONTWAIT) }
+    }
+
+    /// # Safety
+    ///
+    /// `message` is what was prepared just now, and good for `recvmsg`.
+    unsafe fn receive_prepared(
+        &mut self,
+        socket: RawFd,
+        message: *mut libc::msghdr,
+        flags: libc::c_int,
+    ) -> Result<bool> {
+        // SAFETY: the caller's promise.
         let count = unsafe { libc::recvmsg(socket, message, flags | libc::MSG_CMSG_CLOEXEC) };
         match usize::try_from(count) {
             Ok(count) => self.finish(count),
@@ -268,6 +335,51 @@ impl Receiver {
             self.compact();
         }
         Ok(Next::Nothing)
+    }
+
+    /// The header that stands next in the stream, if it has arrived and nothing
+    /// of its message has been taken.
+    pub fn next_header(&self) -> Option<Header> {
+        match self.skip == 0 && self.large.is_none() {
+            true => self.peek().filter(|header| judge(header).is_ok()),
+            false => None,
+        }
+    }
+
+    /// Takes the next message's header and the first `N` bytes of its payload,
+    /// once they have arrived. The rest of it is its body.
+    pub fn take_head<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let size = self.next_header()?.msg_size as usize;
+        let from = self.head.saturating_add(HEADER_SIZE);
+        let head = *self.buffer.range(from, self.tail).first_chunk::<N>()?;
+        let taken = HEADER_SIZE.saturating_add(N);
+        self.skip = size.checked_sub(taken)?;
+        self.head = self.head.saturating_add(taken);
+        self.used = self.used.saturating_add(taken as u64);
+        Some(head)
+    }
+
+    /// How many bytes of the body have not been taken.
+    pub fn body_left(&self) -> usize {
+        self.skip
+    }
+
+    /// Takes what lies here of the body, up to `len` bytes; how many that were.
+    ///
+    /// # Safety
+    ///
+    /// At `to` there is room for `len` bytes, which nobody else refers to.
+    pub unsafe fn take_body(&mut self, to: *mut u8, len: usize) -> usize {
+        let end = self.head.saturating_add(len.min(self.skip)).min(self.tail);
+        let bytes = self.buffer.range(self.head, end);
+        let count = bytes.len();
+        // SAFETY: the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, count) };
+        self.head = self.head.saturating_add(count);
+        self.used = self.used.saturating_add(count as u64);
+        self.skip = self.skip.saturating_sub(count);
+        drop(self.take_fds());
+        count
     }
 
     /// The next header, if the whole of it has arrived.

@@ -159,6 +159,18 @@ impl Sender {
         self.gather(&request.error_reply(errno), &[], pool)
     }
 
+    /// Keeps the rest of a message that was begun when nothing waited.
+    pub fn push_rest(&mut self, parts: [&[u8]; 2], pool: &mut Pool) -> Result<()> {
+        let [first, second] = parts;
+        let len = first.len().saturating_add(second.len());
+        let mut buffer = pool.take(len)?;
+        buffer.range_mut(0, first.len()).copy_from_slice(first);
+        buffer.range_mut(first.len(), len).copy_from_slice(second);
+        memory::push_back(&mut self.segments, Segment::Gathered(Gathered { buffer, len }))?;
+        self.waiting = self.waiting.saturating_add(len);
+        Ok(())
+    }
+
     /// Adds a message to those that are gathered.
     #[inline(always)]
     fn gather(&mut self, header: &Header, payload: &[u8], pool: &mut Pool) -> Result<()> {

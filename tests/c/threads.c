@@ -138,6 +138,10 @@ static void
 signals_end_waiting(void)
 {
     struct sigaction action = { .sa_handler = on_signal }; /* no SA_RESTART */
+    static struct {
+        struct vfio_user_region_access access;
+        char data[BAR_SIZE];
+    } large;
     struct waiter waiter = { .ctx = create(0) };
     pthread_t thread;
     int client;
@@ -163,7 +167,18 @@ signals_end_waiting(void)
     pthread_kill(thread, SIGUSR1);
     pthread_join(thread, NULL);
     CHECK(waiter.result == -1 && waiter.error == EINTR);
+
+    /* A client that reads no replies: what is unsent is kept. */
+    client_send_region_read(client, 1, VFU_PCI_DEV_BAR0_REGION_IDX, 0, BAR_SIZE);
+    thread = start(&waiter, run_in_thread);
+    pthread_kill(thread, SIGUSR1);
+    pthread_join(thread, NULL);
+    CHECK(waiter.result == -1 && waiter.error == EINTR);
+    thread = start(&waiter, run_in_thread);
+    client_reply(client, 1, VFIO_USER_REGION_READ, &large, sizeof(large));
     close(client);
+    pthread_join(thread, NULL);
+    CHECK(waiter.result == -1 && waiter.error == ENOTCONN);
     vfu_destroy_ctx(waiter.ctx);
 }
 
@@ -370,6 +385,149 @@ many_threads_use_guest_memory(void)
     vfu_destroy_ctx(waiter.ctx);
 }
 
+struct reader {
+    vfu_ctx_t *ctx;
+    bool asynchronous;
+    atomic_int thread;
+    int result, error;
+    char data[32];
+};
+
+static void *
+read_in_thread(void *argument)
+{
+    struct reader *reader = argument;
+    uint64_t sg[5];
+
+    if (reader->asynchronous) {
+        pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL);
+    }
+    CHECK_EQ(vfu_addr_to_sgl(reader->ctx, (void *)GUEST, sizeof(reader->data), (dma_sg_t *)sg, 1, PROT_READ), 1);
+    atomic_store(&reader->thread, gettid());
+    reader->result = vfu_sgl_read(reader->ctx, (dma_sg_t *)sg, 1, reader->data, 0);
+    reader->error = errno;
+    return NULL;
+}
+
+struct dma_message {
+    struct vfio_user_header header;
+    struct vfio_user_dma_region_access access;
+    char data[32];
+};
+
+/* Starts a thread that waits for memory, and takes what it asks the client. */
+static pthread_t
+start_reader(struct reader *reader, int client, struct dma_message *message)
+{
+    pthread_t thread;
+
+    reader->result = 77;
+    atomic_store(&reader->thread, 0);
+    CHECK_EQ(pthread_create(&thread, NULL, read_in_thread, reader), 0);
+    client_read(client, message, sizeof(*message) - sizeof(message->data));
+    CHECK_EQ(message->header.cmd, VFIO_USER_DMA_READ);
+    CHECK_EQ(message->access.count, sizeof(message->data));
+    while (atomic_load(&reader->thread) == 0) {
+        sched_yield();
+    }
+    await_sleep(atomic_load(&reader->thread));
+    return thread;
+}
+
+static void
+answer(int client, struct dma_message *message, char byte)
+{
+    message->header.flags = VFIO_USER_F_TYPE_REPLY;
+    message->header.msg_size = sizeof(*message);
+    memset(message->data, byte, sizeof(message->data));
+    CHECK_EQ(send(client, message, sizeof(*message), MSG_NOSIGNAL), sizeof(*message));
+}
+
+/* Whatever ends a wait for the client's memory, the connection goes on. */
+static void
+waiting_for_memory_ends(void)
+{
+    static struct reader reader;
+    struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+    struct dma_message late[3], message;
+    struct region_message reply;
+    pthread_t thread;
+    void *result;
+    int client;
+
+    reader.ctx = create(LIBVFIO_USER_FLAG_ATTACH_NB);
+    client = client_connect();
+    client_send_version(client);
+    CHECK_EQ(vfu_attach_ctx(reader.ctx), 0);
+    client_recv_version(client);
+    map(reader.ctx, client, 1, GUEST, -1);
+    for (int asynchronous = 0; asynchronous < 2; asynchronous++) {
+        reader.asynchronous = asynchronous;
+        thread = start_reader(&reader, client, &late[asynchronous]);
+        CHECK_EQ(pthread_cancel(thread), 0);
+        CHECK_EQ(pthread_join(thread, &result), 0);
+        CHECK(result == PTHREAD_CANCELED);
+        CHECK_EQ(reader.result, 77); /* vfu_sgl_read() did not return */
+    }
+    reader.asynchronous = false;
+    /* By a handler that restarts other calls, too. */
+    CHECK_EQ(sigaction(SIGUSR1, &action, NULL), 0);
+    thread = start_reader(&reader, client, &late[2]);
+    pthread_kill(thread, SIGUSR1);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK(reader.result == -1 && reader.error == EINTR);
+
+    /* The answers that come now are nobody's. */
+    answer(client, &late[0], 'a');
+    answer(client, &late[2], 'b');
+    client_send_region_read(client, 2, VFU_PCI_DEV_BAR0_REGION_IDX, 0, 4);
+    CHECK_EQ(vfu_run_ctx(reader.ctx), 1);
+    client_reply(client, 2, VFIO_USER_REGION_READ, &reply, sizeof(reply.access) + 4);
+    thread = start_reader(&reader, client, &message);
+    answer(client, &late[1], 'c');
+    answer(client, &message, 'd');
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK_EQ(reader.result, 0);
+    for (size_t i = 0; i < sizeof(reader.data); i++) {
+        CHECK_EQ(reader.data[i], 'd');
+    }
+    vfu_destroy_ctx(reader.ctx);
+    close(client);
+}
+
+static atomic_int signals;
+
+static void
+count_signal(int number)
+{
+    (void)number;
+    atomic_fetch_add(&signals, 1);
+}
+
+/* As the manual says: signal() makes handlers that do not end these waits. */
+static void
+a_handler_that_restarts_does_not_end_waiting_for_a_client(void)
+{
+    struct waiter waiter = { .ctx = create(0) };
+    pthread_t thread;
+    int client;
+
+    signal(SIGUSR1, count_signal);
+    thread = start(&waiter, attach_in_thread);
+    pthread_kill(thread, SIGUSR1);
+    while (atomic_load(&signals) == 0) {
+        sched_yield();
+    }
+    await_sleep(atomic_load(&waiter.thread));
+    client = client_connect();
+    client_send_version(client);
+    client_recv_version(client);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK_EQ(waiter.result, 0);
+    close(client);
+    vfu_destroy_ctx(waiter.ctx);
+}
+
 int
 main(void)
 {
@@ -377,6 +535,8 @@ main(void)
     RUN(signals_end_waiting);
     RUN(a_waiting_thread_can_be_cancelled);
     RUN(a_callback_is_never_cut_short);
+    RUN(waiting_for_memory_ends);
+    RUN(a_handler_that_restarts_does_not_end_waiting_for_a_client);
     RUN(many_threads_use_guest_memory);
     remove_socket_folder();
     return check_result();

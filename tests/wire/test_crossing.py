@@ -1,121 +1,7 @@
 """Commands from server to client (DMA by messages), and what may cross them."""
 import pytest
 from guest import resident
-from peer import *
-
-LOST = ("reset", RESET_LOST_CONN)
-TWIN = {"twin_socket": {"supported": True}}
-BASE = 0x100000
-
-
-@pytest.fixture
-def ctx():
-    with Ctx(dma=True, quiesce=True, migration=True, realize=False) as ctx:
-        call("vfu_setup_device_nr_irqs", ctx.p, MSIX, 2)
-        ctx.realize()
-        yield ctx
-
-
-def attach(ctx, caps):
-    """A client with one region of memory that is reached by messages."""
-    client = ctx.connect(caps=caps)
-    client.map(BASE, 1 << 24)
-    assert not ctx.readable()  # asked for early: what happens from now on has to set it
-    del ctx.events[:]
-    client.dma, client.replies = client.twin or client.sock, []
-    return client
-
-
-@pytest.fixture(params=[None, TWIN], ids=["one socket", "twin socket"])
-def client(ctx, request):
-    with attach(ctx, request.param) as client:
-        yield client
-
-
-@pytest.fixture
-def shared(ctx):
-    """A client without a twin socket."""
-    with attach(ctx, None) as client:
-        yield client
-
-
-def entry(ctx, length, offset=0):
-    return ctx.sgl(BASE + offset, length)[1]
-
-
-def read(ctx, length, offset=0):
-    """vfu_sgl_read by messages."""
-    buf = c.create_string_buffer(max(length, 1))
-    call("vfu_sgl_read", ctx.p, entry(ctx, length, offset), 1, buf, 0)
-    return buf.raw[:length]
-
-
-def write(ctx, data, offset=0):
-    return call("vfu_sgl_write", ctx.p, entry(ctx, len(data), offset), 1, data, 0)
-
-
-def request_of(client):
-    """Receives the server's next command; checks what is common to all. (message, address, count, data)
-
-    Replies that come before it are put aside for reply_of().
-    """
-    m = client.recv(client.dma)
-    while m.flags & 15 == F_REPLY:
-        client.replies.append(m)
-        m = client.recv(client.dma)
-    assert m.flags == 0 and m.error == 0 and m.fds == []
-    assert m.cmd in (DMA_READ, DMA_WRITE)
-    addr, count = struct.unpack_from("<QQ", m.payload)
-    assert m.size == 32 + (count if m.cmd == DMA_WRITE else 0)
-    return m, addr, count, m.payload[16:]
-
-
-def reply_of(client):
-    """The next reply, in the order in which they came."""
-    return client.replies.pop(0) if client.replies else client.recv()
-
-
-def good(m, addr, count, data=b""):
-    """The reply that is wanted: of a read, bytes 0, 1, 2 and so on from the start of the region."""
-    payload = struct.pack("<QQ", addr, count)
-    if m.cmd == DMA_READ:
-        payload += contents(addr, count)
-    return header(m.msg_id, m.cmd, 16 + len(payload), F_REPLY) + payload
-
-
-def contents(addr, count):
-    start = addr - BASE
-    return bytes((start + i) * 7 & 0xff for i in range(count))
-
-
-def peer(client, *answers):
-    """A thread that answers one command after the other: with bytes, or what a function makes of the command."""
-    def serve():
-        seen = []
-        for answer in answers:
-            m, addr, count, data = request_of(client)
-            seen.append((m.cmd, addr, count, data))
-            reply = answer(m, addr, count, data) if callable(answer) else answer
-            if reply:
-                client.send_raw(reply, sock=client.dma)
-        return seen
-
-    def guarded():
-        try:
-            return serve()
-        except BaseException:
-            client.dma.shutdown(socket.SHUT_RDWR)  # or the server would wait for ever
-            raise
-    return Background(guarded)
-
-
-def answers_again(ctx, client):
-    """Asserts that both ways of the connection are in step."""
-    server = peer(client, good)
-    assert read(ctx, 8) == contents(BASE, 8)
-    server.result()
-    alive(client)
-
+from dma_peer import *
 
 # --- the plain case -----------------------------------------------------------
 
@@ -145,15 +31,18 @@ def test_with_a_twin_socket_nothing_goes_over_the_main_one(ctx):
 @pytest.mark.parametrize("limit,length,chunks", [
     (PAGE, 2 * PAGE + 42, [PAGE, PAGE, 42]),
     (1, 3, [1, 1, 1]),
+    (65536, 131073, [65536, 65536, 1]),
+    (131071, 131073, [131071, 2]),
     (131072, 131072, [131072]),
-    (131072, 131073, [131072, 1]),
-    (200000, 300000, [131072, 131072, 37856]),
-    (1 << 20, 300000, [131072, 131072, 37856]),
-    (1 << 40, 300000, [131072, 131072, 37856]),
-    (None, 300000, [131072, 131072, 37856]),
+    (131072, 131073, [65536, 65536, 1]),
+    (200000, 131072, [131072]),
+    (200000, 300000, [65536] * 4 + [37856]),
+    (1 << 20, 300000, [65536] * 4 + [37856]),
+    (1 << 40, 300000, [65536] * 4 + [37856]),
+    (None, 300000, [65536] * 4 + [37856]),
 ])
 @pytest.mark.parametrize("is_write", [False, True])
-def test_transfers_go_in_chunks_of_the_clients_limit_and_131072_at_the_most(ctx, limit, length, chunks, is_write):
+def test_transfers_go_in_chunks_of_the_clients_limit_and_128_kib_on_the_way_at_the_most(ctx, limit, length, chunks, is_write):
     caps = {} if limit is None else {"max_data_xfer_size": limit}
     with attach(ctx, caps) as client:
         server = peer(client, *[good] * len(chunks))
@@ -167,6 +56,72 @@ def test_transfers_go_in_chunks_of_the_clients_limit_and_131072_at_the_most(ctx,
         if is_write:
             assert b"".join(data for _, _, _, data in seen) == contents(BASE, length)
         alive(client)
+
+
+@pytest.mark.parametrize("limit,length,chunks", [
+    (PAGE, 2 * PAGE + 42, [PAGE, PAGE, 42]),
+    (131073, 131073, [131073]),
+    (200000, 300000, [200000, 100000]),
+    (1 << 20, (1 << 20) + 1, [1 << 20, 1]),
+    (1 << 40, 3 << 20, [1 << 20] * 3),
+    (None, 1 << 20, [1 << 20]),
+])
+@pytest.mark.parametrize("is_write", [False, True])
+def test_with_a_twin_socket_a_message_is_as_large_as_the_client_allows(ctx, limit, length, chunks, is_write):
+    caps = TWIN if limit is None else {**TWIN, "max_data_xfer_size": limit}
+    with attach(ctx, caps) as client:
+        server = peer(client, *[good] * len(chunks))
+        if is_write:
+            write(ctx, contents(BASE, length))
+        else:
+            assert read(ctx, length) == contents(BASE, length)
+        seen = server.result()
+        assert [count for _, _, count, _ in seen] == chunks
+        if is_write:
+            assert b"".join(data for _, _, _, data in seen) == contents(BASE, length)
+        alive(client)
+
+
+def due(client):
+    """Bytes of answers that the commands which lie in the socket ask for; none is answered yet."""
+    asked = []
+    while select.select([client.dma], [], [], 0)[0]:
+        asked.append(request_of(client))
+    return asked
+
+
+@pytest.mark.parametrize("is_write", [False, True])
+@pytest.mark.parametrize("order", [1, -1], ids=["in order", "out of order"])
+def test_over_one_socket_128_kib_of_answers_are_due_at_the_most(ctx, shared, is_write, order):
+    """Several commands, answered in any order; the client reads none before the server waits."""
+    length = 300000
+    data = contents(BASE, length)
+    call_ = Background(write, ctx, data) if is_write else Background(read, ctx, length)
+    moved, most = 0, 0
+    while moved < length:
+        until("the server waits", lambda: unread(shared.sock) and sleeps(call_) is not None)
+        asked = due(shared)
+        assert sum(count for _, _, count, _ in asked) <= 131072
+        most = max(most, len(asked))
+        for one in asked[::order]:
+            moved += one[2]
+            assert not is_write or one[3] == data[one[1] - BASE:][:one[2]]
+            shared.send_raw(good(*one))
+    assert call_.result() == (0 if is_write else data)
+    assert most == 2
+    alive(shared)
+
+
+def test_an_error_answer_to_one_of_several_commands(ctx, shared):
+    """The transfer fails; what the other is answered is skipped."""
+    for which in (0, 1):
+        call_ = Background(read, ctx, 300000)
+        asked = [request_of(shared), request_of(shared)]
+        shared.send_raw(replied(ERROR, errno.EIO, payload=b"")(*asked.pop(which)))
+        fails(errno.EIO, call_.result)
+        shared.send_raw(good(*asked[0]))
+        assert ctx.run() == 0
+        answers_again(ctx, shared)
 
 
 def test_ids_come_from_one_counter_of_the_process(ctx, client):
@@ -861,25 +816,6 @@ def test_message_transfers_work_inside_callbacks_that_run_while_quiesced(ctx, cl
 
 # --- waiting ------------------------------------------------------------------
 
-def test_waiting_for_the_reply_goes_on_after_signals_and_in_a_nonblocking_context(ctx, client):
-    main = threading.main_thread().ident
-    caught = []
-    previous = signal.signal(signal.SIGUSR1, lambda *_: caught.append(1))
-
-    def answer(*a):
-        for _ in range(50):
-            signal.pthread_kill(main, signal.SIGUSR1)
-        return good(*a)
-    server = peer(client, answer)
-    try:
-        assert read(ctx, 8) == contents(BASE, 8)
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
-    server.result()
-    assert caught
-    answers_again(ctx, client)
-
-
 def test_a_stuck_reply_goes_out_before_a_dma_message(ctx, shared):
     """The client takes the rest of a long reply while the server waits with its command."""
     mem = ctx.memory_region(BAR2, MAX_XFER)
@@ -913,33 +849,3 @@ def test_in_a_blocking_context_commands_that_cross_are_executed_too():
         client.close()
         fails(errno.ENOTCONN, run.result)
         assert got == [contents(BASE, 8)]
-
-
-# --- a client that has closed one of two sockets --------------------------------
-
-def test_a_full_twin_socket_is_waited_for_asleep_though_the_main_one_is_at_its_end(ctx):
-    """The end of the main socket is no news that is told again and again."""
-    with attach(ctx, TWIN) as client:
-        data, wrong = bytes(131072), header(0, DMA_READ, 16, F_REPLY)
-        done = []
-
-        def fill():
-            # Each command is answered wrongly before it is sent, and never read.
-            client.send_raw(wrong * 16, sock=client.twin)
-            while len(done) < 16:
-                try:
-                    write(ctx, data)
-                except Failed as e:
-                    done.append(e.errno)
-                    if e.errno == errno.ENOTCONN:
-                        return
-        filler = Background(fill)
-        # Part of a second command lies in it: the library sends, and does not sleep but for room.
-        until("the socket is full", lambda: unread(client.twin) > 32 + len(data) and sleeps(filler) is not None)
-        before = sleeps(filler)
-        client.sock.close()
-        until("it sleeps again", lambda: (sleeps(filler) or before) > before)
-        client.twin.close()
-        filler.result()
-        assert set(done) <= {errno.EPROTO, errno.EINVAL, errno.ENOTCONN}
-        lost(ctx)

@@ -233,24 +233,6 @@ def test_what_had_arrived_of_a_message_is_kept_when_a_signal_comes(blocking, fir
     fails(errno.ENOTCONN, run.result)
 
 
-def test_sending_a_reply_goes_on_after_a_signal(blocking):
-    ctx, client = blocking
-    data = os.urandom(MAX_XFER)
-    mem = ctx.memory_region(BAR0, MAX_XFER)
-    mem[:] = data
-    run = Background(ctx.run)
-    client.send_raw(region_read(1, BAR0, 0, MAX_XFER))
-    head = recv_exactly(client.sock, 32)  # the sending has begun, and more than the socket takes is to come
-    previous = signal.signal(signal.SIGUSR1, lambda *_: None)
-    for _ in range(50):
-        signal.pthread_kill(run.ident, signal.SIGUSR1)
-    assert recv_exactly(client.sock, MAX_XFER) == data
-    signal.signal(signal.SIGUSR1, previous)
-    assert head == header(1, REGION_READ, MAX_MSG, F_REPLY) + struct.pack("<QII", 0, BAR0, MAX_XFER)
-    client.close()
-    fails(errno.ENOTCONN, run.result)
-
-
 # --- replies that the client does not take ------------------------------------
 
 def stuck(ctx, client, size=MAX_XFER):

@@ -1,0 +1,337 @@
+//! Moving bytes from and to guest memory: `vfu_sgl_read` and `vfu_sgl_write`.
+//!
+//! Where that takes messages, the transfer is cut into as few as the client's
+//! limit allows. On a twin socket one is asked for after the other. On the main
+//! socket a long transfer is cut into smaller ones, of which several are on the
+//! way at once: both sides work then, and the answers still fit into a socket's
+//! buffer, as a client that never waits (QEMU) needs them to. Short transfers stay
+//! one message at a time, so that a client that takes what one `recv` brings for
+//! one message is never brought two.
+
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::log::log;
+use super::step::{Event, Step, Wait};
+use super::{Context, Device};
+use crate::dma::{Access, Prot, SgEntry};
+use crate::transport::{Answer, Awaited, Connection, Data, Message, Outstanding, Sent};
+use crate::wire::limits::{MAX_DATA_XFER_SIZE, MAX_DMA_CHUNK};
+use crate::wire::{Command, DmaAccess, Errno, Result, take};
+
+/// `VFU_SGL_DIRECT_ACCESS`: without messages, where the region allows.
+const DIRECT_ACCESS: c_int = 1;
+
+/// How many messages of a long transfer are on the way at once over a client's
+/// only socket. Their answers come to [`MAX_DMA_CHUNK`] at the most.
+const WINDOW: usize = 2;
+
+/// Ids of the commands that this process sends, whatever the context.
+static NEXT_MSG_ID: AtomicU16 = AtomicU16::new(1);
+
+/// A command has been sent over a client's only socket.
+static WARNED: AtomicBool = AtomicBool::new(false);
+
+/// One call of `vfu_sgl_read` or `vfu_sgl_write`: plain data, which lives in the
+/// frame of the call, and goes with it if the thread is cancelled.
+#[derive(Clone, Copy, Debug)]
+pub struct Transfer {
+    data: Data,
+    iova: u64,
+    length: u64,
+    /// Bytes that messages have been sent for.
+    asked: u64,
+    /// Most bytes of one message.
+    chunk: u64,
+    /// How many messages may be on the way at once.
+    window: usize,
+    /// Those that are, the oldest first.
+    awaited: [Outstanding; WINDOW],
+    count: usize,
+}
+
+/// What a device wants moved.
+#[derive(Clone, Copy, Debug)]
+pub struct SglAccess<'a> {
+    /// The entries, or the first of them.
+    pub sgl: &'a [SgEntry],
+    /// How many the caller says there are.
+    pub cnt: usize,
+    /// Where to, or where from.
+    pub data: Data,
+    /// `VFU_SGL_DIRECT_ACCESS` or 0.
+    pub flags: c_int,
+}
+
+impl<D: Device> Context<D> {
+    /// See `vfu_sgl_read` and `vfu_sgl_write`. `transfer` is `None` at first, and
+    /// is for the steps alone.
+    ///
+    /// # Safety
+    ///
+    /// At `access.data` there are as many bytes as the entry is long, which
+    /// nobody else refers to until the last step.
+    pub unsafe fn sgl_step(
+        &self,
+        access: SglAccess<'_>,
+        transfer: &mut Option<Transfer>,
+        event: Event,
+    ) -> Step {
+        let outcome = match (event, transfer) {
+            (Event::Ready(outcome), Some(transfer)) => outcome.and_then(|ready| {
+                // SAFETY: the caller's promise.
+                unsafe { self.go_on(transfer, Some(ready)) }
+            }),
+            // SAFETY: the caller's promise.
+            (_, transfer) => unsafe { self.start(access) }.and_then(|started| match started {
+                None => Ok(None),
+                // SAFETY: the caller's promise.
+                Some(started) => unsafe { self.go_on(transfer.insert(started), None) },
+            }),
+        };
+        if let Ok(Some(wait)) = outcome {
+            return Step::Wait(wait);
+        }
+        self.with_connection(Connection::abandon_answers);
+        if !self.busy.get() {
+            // Commands may have been queued, answers be late, or the connection
+            // found lost, with no request in progress that would see to it.
+            self.update_poller();
+        }
+        match outcome {
+            Ok(_) => Step::Return { value: 0, errno: None },
+            Err(errno) => Step::Fail(errno),
+        }
+    }
+
+    /// Checks, and does what takes no message: then there is no transfer left.
+    ///
+    /// # Safety
+    ///
+    /// As for [`sgl_step`](Self::sgl_step).
+    unsafe fn start(&self, access: SglAccess<'_>) -> Result<Option<Transfer>> {
+        let SglAccess { sgl, cnt, data, flags } = access;
+        if flags & !DIRECT_ACCESS != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let ([entry], 1) = (sgl, cnt) else {
+            return Err(Errno::ENOTSUP);
+        };
+        if matches!(data, Data::Write(_)) && !entry.is_writeable() {
+            return Err(Errno::EPERM);
+        }
+        let target = self.dma.range_of(entry)?;
+        if matches!(data, Data::Read(_)) && !target.prot.contains(Prot::READ) {
+            return Err(Errno::EPERM);
+        }
+        if flags & DIRECT_ACCESS != 0 && target.access != Access::Message {
+            return match data {
+                // SAFETY: the caller's promise.
+                Data::Read(to) => unsafe { self.dma.read(entry, to) },
+                // SAFETY: the caller's promise.
+                Data::Write(from) => unsafe { self.dma.write(entry, from) },
+            }
+            .map(|()| None);
+        }
+        self.start_transfer(target.iova, entry.length(), data).map(Some)
+    }
+
+    fn start_transfer(&self, iova: u64, length: u64, data: Data) -> Result<Transfer> {
+        if !self.attached() || self.is_lost() {
+            return Err(Errno::ENOTCONN);
+        }
+        let has_twin = self.with_connection(|connection| {
+            // Another call may have been cut short.
+            connection.abandon_answers();
+            connection.has_twin()
+        });
+        let has_twin = has_twin.unwrap_or(false);
+        if !has_twin && !WARNED.swap(true, Ordering::Relaxed) {
+            log!(
+                self,
+                LOG_WARNING,
+                "the client has one socket only: what it sends while it is asked for memory waits"
+            );
+        }
+        let limit = self.client.get().max_data_xfer_size.clamp(1, MAX_DATA_XFER_SIZE);
+        let small = MAX_DMA_CHUNK / WINDOW;
+        let (chunk, window) = match has_twin {
+            true => (limit, 1),
+            false if limit >= MAX_DMA_CHUNK && length > MAX_DMA_CHUNK as u64 => (small, WINDOW),
+            false => (limit.min(MAX_DMA_CHUNK), 1),
+        };
+        Ok(Transfer {
+            data,
+            iova,
+            length,
+            asked: 0,
+            chunk: chunk as u64,
+            window,
+            awaited: [Outstanding { msg_id: 0, cmd: 0, head: [0; 16], data, len: 0 }; WINDOW],
+            count: 0,
+        })
+    }
+
+    /// Goes on with a transfer, as far as that goes without waiting: what to
+    /// wait for, or `None` when it is done. `ready` is what the sockets that were
+    /// waited for are ready for.
+    ///
+    /// # Safety
+    ///
+    /// As for [`sgl_step`](Self::sgl_step).
+    unsafe fn go_on(&self, transfer: &mut Transfer, ready: Option<[i16; 2]>) -> Result<Option<Wait>> {
+        let outcome = self.with_connection(|connection| {
+            // SAFETY: the caller's promise.
+            unsafe { transfer.advance(connection, ready) }
+        });
+        match outcome.unwrap_or(Err(Awaited::Failed(Errno::ENOTCONN))) {
+            Ok(wait) => Ok(wait),
+            Err(Awaited::Failed(errno)) => {
+                let Transfer { iova, length, .. } = transfer;
+                log!(self, LOG_ERR, "DMA of {length:#x} bytes at {iova:#x} by messages failed: {errno}");
+                Err(errno)
+            }
+            Err(Awaited::Lost(errno)) => {
+                log!(self, LOG_ERR, "connection lost in a DMA transfer");
+                Err(errno)
+            }
+        }
+    }
+}
+
+impl Transfer {
+    /// # Safety
+    ///
+    /// As for [`Context::sgl_step`].
+    unsafe fn advance(
+        &mut self,
+        connection: &mut Connection,
+        ready: Option<[i16; 2]>,
+    ) -> Result<Option<Wait>, Awaited> {
+        let [first, main] = ready.unwrap_or_default();
+        if first & !libc::POLLOUT != 0 {
+            // SAFETY: the caller's promise.
+            unsafe { connection.receive_answer(self.awaited()) }?;
+        }
+        if main & libc::POLLIN != 0 {
+            connection.queue_commands()?;
+        }
+        loop {
+            // SAFETY: the caller's promise.
+            let blocked = unsafe { self.ask(connection) }?;
+            // SAFETY: the caller's promise.
+            while let Some(answer) = unsafe { connection.take_answer(self.awaited()) }? {
+                self.take(answer, connection)?;
+            }
+            if self.asked == self.length && self.count == 0 {
+                return Ok(None);
+            }
+            if blocked || !self.wants_to_ask(connection) {
+                break match main & (libc::POLLHUP | libc::POLLERR) {
+                    0 => Ok(Some(Wait::Ready(connection.answer_interest(blocked)))),
+                    _ => {
+                        connection.set_lost();
+                        Err(Awaited::Lost(Errno::ENOTCONN))
+                    }
+                };
+            }
+        }
+    }
+
+    fn wants_to_ask(&self, connection: &Connection) -> bool {
+        self.asked < self.length && self.count < self.window && connection.may_ask()
+    }
+
+    /// Sends as many commands as may be on the way; whether a socket has no room
+    /// for what is to be sent.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Context::sgl_step`].
+    unsafe fn ask(&mut self, connection: &mut Connection) -> Result<bool, Awaited> {
+        loop {
+            match connection.flush_for_command() {
+                Sent::All if !self.wants_to_ask(connection) => return Ok(false),
+                Sent::All => {}
+                Sent::Stuck => return Ok(true),
+                Sent::Lost => return Err(Awaited::Lost(Errno::ENOTCONN)),
+            }
+            let command = self.next_command(connection);
+            // SAFETY: the caller's promise.
+            if !unsafe { connection.send_command(&command) }? {
+                return Ok(true);
+            }
+            self.asked = self.asked.saturating_add(command.len as u64);
+            if let Some(place) = self.awaited.get_mut(self.count) {
+                *place = command;
+                self.count = self.count.saturating_add(1);
+            }
+        }
+    }
+
+    fn next_command(&self, connection: &Connection) -> Outstanding {
+        let count = self.chunk.min(self.length.saturating_sub(self.asked));
+        let access = DmaAccess { addr: self.iova.saturating_add(self.asked), count };
+        let mut head = [0; 16];
+        head.copy_from_slice(access.as_bytes());
+        let skip = usize::try_from(self.asked).unwrap_or(usize::MAX);
+        let (cmd, data) = match self.data {
+            Data::Read(to) => (Command::DmaRead, Data::Read(to.wrapping_add(skip))),
+            Data::Write(from) => (Command::DmaWrite, Data::Write(from.wrapping_add(skip))),
+        };
+        let msg_id = loop {
+            let msg_id = NEXT_MSG_ID.fetch_add(1, Ordering::Relaxed);
+            if !connection.is_unanswered(msg_id) {
+                break msg_id;
+            }
+        };
+        Outstanding { msg_id, cmd: cmd as u16, head, data, len: count as usize }
+    }
+
+    fn awaited(&self) -> &[Outstanding] {
+        self.awaited.get(..self.count).unwrap_or_default()
+    }
+
+    /// Takes an answer; which of the commands it is the answer to is sure.
+    fn take(&mut self, answer: Answer, connection: &mut Connection) -> Result<(), Awaited> {
+        let msg_id = match &answer {
+            Answer::Data(msg_id) => *msg_id,
+            Answer::Message(message) => message.header.msg_id,
+        };
+        let Some(at) = self.awaited().iter().position(|one| one.msg_id == msg_id) else {
+            return Ok(());
+        };
+        let command = self.awaited.get(at).copied();
+        self.awaited.copy_within(at.saturating_add(1)..self.count, at);
+        self.count = self.count.saturating_sub(1);
+        if let (Answer::Message(message), Some(command)) = (answer, command) {
+            let good = matches!(command.data, Data::Write(_)) && echoes_write(&message, command.head);
+            connection.recycle(message);
+            if !good {
+                return Err(Awaited::Failed(Errno::EINVAL));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a message is the answer to a write: address and count. The
+/// specification's table has a count of four bytes, its C structure one of
+/// eight; both are understood.
+fn echoes_write(message: &Message, head: [u8; 16]) -> bool {
+    let Ok(access) = DmaAccess::read_from_bytes(&head) else { return false };
+    let payload = message.payload();
+    match take::<DmaAccess>(payload) {
+        Ok((echo, rest)) => echo == access && rest.is_empty(),
+        Err(_) => match take::<u64>(payload) {
+            Ok((addr, rest)) => {
+                let count = take::<u32>(rest);
+                addr == access.addr
+                    && count.is_ok_and(|(n, rest)| rest.is_empty() && u64::from(n) == access.count)
+            }
+            Err(_) => false,
+        },
+    }
+}

@@ -1,0 +1,499 @@
+//! Commands of ours to the client, and their answers.
+//!
+//! Nothing in here waits. Whoever asks sends what the socket takes, takes the
+//! answers that have come, and waits for the sockets in between; it may stop at
+//! any point and forget all about it. What is kept here is what the stream needs
+//! to stay in step then: the rest of a command that was begun, and the ids of
+//! those that are not answered, whose answers are dropped when they come.
+//!
+//! The body of an answer is received where it is wanted: its first bytes are
+//! received by themselves, and say that it is one.
+
+use std::os::fd::RawFd;
+
+use zerocopy::IntoBytes;
+
+use super::channel::Channel;
+use super::connection::{Connection, Received, Sent};
+use super::control;
+use super::message::{Message, Next};
+use super::send::Flushed;
+use crate::memory;
+use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO, MAX_WAITING_FDS};
+use crate::wire::{Errno, Header, HeaderFlags, MessageType, Result};
+
+/// Commands that may wait while the answer to one of ours is awaited; a client
+/// that sends more without answering is cut off.
+const QUEUE_MAX: usize = 4096;
+/// The same in bytes.
+const QUEUE_BYTES_MAX: usize = 16 << 20;
+
+/// Commands of ours that may be unanswered. Once there are so many, no further
+/// one is sent before the client has answered one.
+const MAX_UNANSWERED: usize = 64;
+
+/// How many answers, or reads, are dropped in one go while nobody waits for them.
+const TIDY_STEPS: usize = 64;
+
+/// Bytes of the payload that an answer repeats.
+const HEAD: usize = 16;
+/// Up to this size, an answer's body is received with what is before it: to copy
+/// it costs less than to receive twice.
+const SMALL_BODY: usize = 8192;
+
+/// What is wrong with the answer to one of our commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// That transfer failed; the connection goes on.
+    Failed(Errno),
+    /// The connection is lost.
+    Lost(Errno),
+}
+
+/// Which way the data of a command go.
+#[derive(Clone, Copy, Debug)]
+pub enum Data {
+    /// With the answer, to here.
+    Read(*mut u8),
+    /// With the command, from here.
+    Write(*const u8),
+}
+
+impl Data {
+    /// Whether it is no memory at all.
+    pub fn is_null(&self) -> bool {
+        match self {
+            Data::Read(to) => to.is_null(),
+            Data::Write(from) => from.is_null(),
+        }
+    }
+}
+
+/// A command of ours: plain data, with nothing to drop.
+#[derive(Clone, Copy, Debug)]
+pub struct Outstanding {
+    /// Its id, which no unanswered one has.
+    pub msg_id: u16,
+    /// Its number.
+    pub cmd: u16,
+    /// The start of its payload, and of its answer's.
+    pub head: [u8; HEAD],
+    /// What follows that, in the command or in its answer.
+    pub data: Data,
+    /// How many bytes these are.
+    pub len: usize,
+}
+
+impl Outstanding {
+    /// Whether a header is that of an answer with all the data.
+    fn is_answered_by(&self, header: &Header) -> bool {
+        matches!(self.data, Data::Read(_))
+            && header.msg_id == self.msg_id
+            && header.cmd == self.cmd
+            && header.message_type() == Some(MessageType::Reply)
+            && !header.flags().contains(HeaderFlags::ERROR)
+            && header.msg_size as usize == HEADER_SIZE.saturating_add(HEAD).saturating_add(self.len)
+    }
+}
+
+/// An answer to one of several commands, without the error bit.
+#[derive(Debug)]
+pub enum Answer {
+    /// It repeats the head, and its data are where they are wanted.
+    Data(u16),
+    /// It has another size than an answer with data, or there are none in it.
+    Message(Box<Message>),
+}
+
+/// Ids of messages.
+#[derive(Debug)]
+pub struct MessageIds {
+    ids: [u16; MAX_UNANSWERED],
+    len: usize,
+}
+
+impl Default for MessageIds {
+    fn default() -> MessageIds {
+        MessageIds { ids: [0; MAX_UNANSWERED], len: 0 }
+    }
+}
+
+impl MessageIds {
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn is_full(&self) -> bool {
+        self.len == MAX_UNANSWERED
+    }
+
+    fn has(&self, msg_id: u16) -> bool {
+        self.ids.iter().take(self.len).any(|id| *id == msg_id)
+    }
+
+    /// Adds one that is not there; not if there are too many.
+    fn insert(&mut self, msg_id: u16) {
+        if let Some(place) = self.ids.get_mut(self.len) {
+            *place = msg_id;
+            self.len = self.len.saturating_add(1);
+        }
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, msg_id: u16) -> bool {
+        let Some(at) = self.ids.iter().take(self.len).position(|id| *id == msg_id) else {
+            return false;
+        };
+        self.ids.copy_within(at.saturating_add(1)..self.len, at);
+        self.len = self.len.saturating_sub(1);
+        true
+    }
+}
+
+/// Whether a header is that of an answer.
+fn is_reply(header: &Header) -> bool {
+    header.message_type() == Some(MessageType::Reply)
+}
+
+impl Connection {
+    /// Nobody waits any longer for the answers that have not come.
+    pub fn abandon_answers(&mut self) {
+        self.body = None;
+    }
+
+    /// Whether a command with this id is not answered yet.
+    pub fn is_unanswered(&self, msg_id: u16) -> bool {
+        self.unanswered.has(msg_id)
+    }
+
+    /// Whether another command may be sent before an answer has come.
+    pub fn may_ask(&self) -> bool {
+        !self.unanswered.is_full()
+    }
+
+    /// Sends what must go out before a command, as far as that goes without
+    /// waiting: the replies, which the client may want before it answers, and
+    /// the rest of a command that was begun.
+    pub fn flush_for_command(&mut self) -> Sent {
+        match self.flush() {
+            Sent::All => self.flush_twin(),
+            sent => sent,
+        }
+    }
+
+    fn flush_twin(&mut self) -> Sent {
+        let Some(twin) = &self.twin else { return Sent::All };
+        match self.twin_sender.flush(twin.socket(), &mut self.pool) {
+            Flushed::All => Sent::All,
+            Flushed::Stuck => Sent::Stuck,
+            Flushed::Lost => {
+                self.set_lost();
+                Sent::Lost
+            }
+        }
+    }
+
+    /// Sends a command, when nothing waits to be sent. False if the socket takes
+    /// nothing at the moment. If it takes a part, the rest is kept, and goes out
+    /// with [`flush_for_command`](Self::flush_for_command).
+    ///
+    /// # Safety
+    ///
+    /// The command's data, if it has any, can be read.
+    pub unsafe fn send_command(&mut self, command: &Outstanding) -> Result<bool, Awaited> {
+        let data: &[u8] = match command.data {
+            Data::Read(_) => &[],
+            // SAFETY: the caller's promise.
+            Data::Write(from) => unsafe { std::slice::from_raw_parts(from, command.len) },
+        };
+        let size = HEADER_SIZE.saturating_add(HEAD).saturating_add(data.len());
+        let header = Header::command(command.msg_id, command.cmd, u32::try_from(size).unwrap_or(u32::MAX));
+        let mut start = [0; HEADER_SIZE + HEAD];
+        let (first, second) = start.split_at_mut(HEADER_SIZE);
+        first.copy_from_slice(header.as_bytes());
+        second.copy_from_slice(&command.head);
+        let socket = self.twin.as_ref().unwrap_or(&self.main).socket();
+        let pieces = [&start, data].map(control::piece);
+        let sent = loop {
+            match control::send(socket, &pieces, &[], libc::MSG_DONTWAIT) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(false),
+                Ok(count) => break count,
+                Err(_) => return Err(self.lose(Errno::ENOTCONN)),
+            }
+        };
+        self.unanswered.insert(command.msg_id);
+        if sent < size {
+            let rest = [
+                start.get(sent..).unwrap_or_default(),
+                data.get(sent.saturating_sub(start.len())..).unwrap_or_default(),
+            ];
+            let sender = if self.twin.is_some() { &mut self.twin_sender } else { &mut self.sender };
+            if let Err(errno) = sender.push_rest(rest, &mut self.pool) {
+                return Err(self.lose(errno));
+            }
+        }
+        Ok(true)
+    }
+
+    fn lose(&mut self, errno: Errno) -> Awaited {
+        self.set_lost();
+        Awaited::Lost(errno)
+    }
+
+    /// Receives without waiting where answers come, when the socket has
+    /// something: straight into the memory of the command that is answered.
+    ///
+    /// # Safety
+    ///
+    /// The data of commands that read can be written to, and nobody refers to
+    /// them.
+    pub unsafe fn receive_answer(&mut self, awaited: &[Outstanding]) -> Result<(), Awaited> {
+        let expects_large =
+            awaited.iter().any(|one| matches!(one.data, Data::Read(_)) && one.len > SMALL_BODY);
+        let body = self.body.and_then(|id| awaited.iter().find(|one| one.msg_id == id));
+        let channel = self.twin.as_mut().unwrap_or(&mut self.main);
+        let (socket, receiver) = (channel.socket(), &mut channel.receiver);
+        // So much at once that no body gets into the buffer.
+        let start = HEADER_SIZE + HEAD;
+        let most = match receiver.next_header() {
+            _ if !expects_large => usize::MAX,
+            Some(header) if !awaited.iter().any(|one| one.is_answered_by(&header)) => usize::MAX,
+            _ => receiver.body_left().saturating_add(start).saturating_sub(receiver.partial().0).max(1),
+        };
+        let outcome = match body {
+            Some(Outstanding { data: Data::Read(to), len, .. }) => {
+                let left = receiver.body_left();
+                let most = if expects_large { start } else { usize::MAX };
+                // SAFETY: the caller's promise; `len - left` bytes are taken.
+                unsafe { receiver.receive_body(socket, to.add(len.saturating_sub(left)), left, most) }
+            }
+            _ if !receiver.has_room() => Ok(false),
+            _ => receiver.receive_most(socket, most),
+        };
+        match outcome {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(_) => Err(self.lose(Errno::ENOTCONN)),
+        }
+    }
+
+    /// The next answer to one of the commands, if it has come. On the main
+    /// socket, commands that come between are queued.
+    ///
+    /// # Safety
+    ///
+    /// As for [`receive_answer`](Self::receive_answer).
+    pub unsafe fn take_answer(&mut self, awaited: &[Outstanding]) -> Result<Option<Answer>, Awaited> {
+        // SAFETY: the caller's promise.
+        let taken = unsafe { self.try_take_answer(awaited) };
+        if let Err(Awaited::Lost(_)) = taken {
+            self.set_lost();
+        }
+        taken
+    }
+
+    /// # Safety
+    ///
+    /// As for [`receive_answer`](Self::receive_answer).
+    unsafe fn try_take_answer(&mut self, awaited: &[Outstanding]) -> Result<Option<Answer>, Awaited> {
+        loop {
+            let over_twin = self.twin.is_some();
+            let receiver = &mut self.twin.as_mut().unwrap_or(&mut self.main).receiver;
+            if let Some(msg_id) = self.body {
+                if let Some(Outstanding { data: Data::Read(to), len, .. }) =
+                    awaited.iter().find(|one| one.msg_id == msg_id)
+                {
+                    let left = receiver.body_left();
+                    // SAFETY: the caller's promise; `len - left` bytes are taken.
+                    unsafe { receiver.take_body(to.add(len.saturating_sub(left)), left) };
+                }
+                if receiver.body_left() > 0 {
+                    return self.nothing_yet();
+                }
+                self.body = None;
+                return Ok(Some(Answer::Data(msg_id)));
+            }
+            if let Some(header) = receiver.next_header()
+                && let Some(command) = awaited.iter().find(|one| one.is_answered_by(&header))
+            {
+                let Some(head) = receiver.take_head() else { return self.nothing_yet() };
+                self.unanswered.remove(command.msg_id);
+                if head != command.head {
+                    return Err(Awaited::Failed(Errno::EINVAL));
+                }
+                self.body = Some(command.msg_id);
+                continue;
+            }
+            let unanswered = &self.unanswered;
+            let is_late = |header: &Header| {
+                is_reply(header)
+                    && unanswered.has(header.msg_id)
+                    && awaited.iter().all(|one| one.msg_id != header.msg_id)
+            };
+            match receiver.next(&mut self.pool, |header| !is_late(header)) {
+                Ok(Next::Message(message)) if is_late(&message.header) => {
+                    self.unanswered.remove(message.header.msg_id);
+                    self.recycle(message);
+                }
+                Ok(Next::Message(message))
+                    if !over_twin && message.header.message_type() == Some(MessageType::Command) =>
+                {
+                    self.enqueue(message)?;
+                }
+                Ok(Next::Message(message)) => {
+                    return self.judge(message, awaited).map(|message| Some(Answer::Message(message)));
+                }
+                Ok(Next::Refused(header)) => {
+                    self.unanswered.remove(header.msg_id);
+                }
+                Ok(Next::Unfollowable(_)) => return Err(Awaited::Lost(Errno::EINVAL)),
+                Ok(Next::Nothing) => return self.nothing_yet(),
+                Err(errno) => return Err(Awaited::Lost(errno)),
+            }
+        }
+    }
+
+    /// No answer is there: either it will come, or the connection is lost.
+    fn nothing_yet(&self) -> Result<Option<Answer>, Awaited> {
+        match self.twin.as_ref().unwrap_or(&self.main).receiver.ended() {
+            true => Err(Awaited::Lost(Errno::ENOTCONN)),
+            false => Ok(None),
+        }
+    }
+
+    /// Judges a whole message that should be an answer. Descriptors that came
+    /// with it are closed, as if they had not come.
+    fn judge(&mut self, mut message: Box<Message>, awaited: &[Outstanding]) -> Result<Box<Message>, Awaited> {
+        message.fds.clear();
+        let header = message.header;
+        let errno = match awaited.iter().find(|one| one.msg_id == header.msg_id) {
+            None => {
+                // It stands where the answer to the oldest one should.
+                if let Some(oldest) = awaited.first() {
+                    self.unanswered.remove(oldest.msg_id);
+                }
+                Errno::EPROTO
+            }
+            Some(command) => {
+                self.unanswered.remove(command.msg_id);
+                if !is_reply(&header) || header.cmd != command.cmd {
+                    Errno::EINVAL
+                } else if header.flags().contains(HeaderFlags::ERROR) {
+                    match header.error_no {
+                        1..=MAX_ERRNO => Errno::new(i32::try_from(header.error_no).unwrap_or(libc::EINVAL)),
+                        _ => Errno::EINVAL,
+                    }
+                } else {
+                    return Ok(message);
+                }
+            }
+        };
+        self.recycle(message);
+        Err(Awaited::Failed(errno))
+    }
+
+    /// Takes what has come on the main socket while a command waits for room on
+    /// the twin one: a client may be unable to read there before it has written
+    /// here. A reply is none that anybody asked for; it is left for the request
+    /// loop to refuse.
+    pub fn queue_commands(&mut self) -> Result<(), Awaited> {
+        match self.receive() {
+            Ok(Received::Something | Received::Nothing) | Err(Errno::EINTR) => {}
+            Err(_) => return Err(self.lose(Errno::ENOTCONN)),
+        }
+        loop {
+            let queued = match self.main.receiver.next(&mut self.pool, |_| true) {
+                Ok(Next::Message(message)) => self.enqueue(message),
+                Ok(Next::Nothing) => return Ok(()),
+                _ => Err(Awaited::Lost(Errno::EINVAL)),
+            };
+            if queued.is_err() {
+                self.set_lost();
+                return queued;
+            }
+        }
+    }
+
+    fn enqueue(&mut self, mut message: Box<Message>) -> Result<(), Awaited> {
+        self.queued_bytes = self.queued_bytes.saturating_add(message.payload().len());
+        self.queued_fds = self.queued_fds.saturating_add(message.fds.len());
+        if self.queue.len() >= QUEUE_MAX
+            || self.queued_bytes > QUEUE_BYTES_MAX
+            || self.queued_fds > MAX_WAITING_FDS
+        {
+            return Err(Awaited::Lost(Errno::ENOTCONN));
+        }
+        // What waits long should not hold a large buffer that is mostly unused.
+        message.compact();
+        memory::push_back(&mut self.queue, message).map_err(Awaited::Lost)
+    }
+
+    /// What to wait for: the socket with the answers, then the main one if that
+    /// is another (else none). Their hanging up is always told. `blocked`: the
+    /// first has not taken a command.
+    pub fn answer_interest(&self, blocked: bool) -> [libc::pollfd; 2] {
+        let pollfd = |fd, events| libc::pollfd { fd, events, revents: 0 };
+        let room = |wanted| if wanted { libc::POLLOUT } else { 0 };
+        let Some(twin) = &self.twin else {
+            let blocked = blocked || self.has_unsent();
+            return [pollfd(self.main.socket(), libc::POLLIN | room(blocked)), pollfd(-1, 0)];
+        };
+        let stuck = self.has_unsent();
+        let blocked = !stuck && (blocked || !self.twin_sender.is_empty());
+        // At its end, the main socket has no news, and would tell so for ever.
+        let reads = (stuck || blocked) && !self.ended();
+        let main = room(stuck) | if reads { libc::POLLIN } else { 0 };
+        [pollfd(twin.socket(), libc::POLLIN | room(blocked)), pollfd(self.main.socket(), main)]
+    }
+
+    /// Whether what stands next on the main socket is an answer that nobody
+    /// waits for any longer. It is taken off the list.
+    pub(super) fn is_late(&mut self, next: &Next) -> bool {
+        let header = match next {
+            Next::Message(message) => &message.header,
+            Next::Refused(header) => header,
+            _ => return false,
+        };
+        self.twin.is_none() && is_reply(header) && self.unanswered.remove(header.msg_id)
+    }
+
+    /// The twin socket, if something is unfinished there that
+    /// [`tidy_twin`](Self::tidy_twin) should go on with while nobody asks
+    /// anything; and whether that waits for room.
+    #[inline(always)]
+    pub fn late_socket(&self) -> Option<(RawFd, bool)> {
+        self.twin.as_ref().and_then(|twin| self.unfinished(twin))
+    }
+
+    fn unfinished(&self, twin: &Channel) -> Option<(RawFd, bool)> {
+        let is_late = !self.unanswered.is_empty() || twin.receiver.body_left() > 0;
+        (is_late && !twin.receiver.ended()).then(|| (twin.socket(), !self.twin_sender.is_empty()))
+    }
+
+    /// Goes on with what is unfinished on the twin socket while nobody asks
+    /// anything there, some steps far: sends the rest of a command, and drops
+    /// what comes.
+    pub fn tidy_twin(&mut self) {
+        for _ in 0..TIDY_STEPS {
+            if self.late_socket().is_none() || self.flush_twin() == Sent::Lost {
+                return;
+            }
+            let Some(twin) = &mut self.twin else { return };
+            match twin.receiver.next(&mut self.pool, |_| false) {
+                Ok(Next::Refused(header)) => {
+                    self.unanswered.remove(header.msg_id);
+                }
+                Ok(Next::Message(message)) => {
+                    self.unanswered.remove(message.header.msg_id);
+                    self.recycle(message);
+                }
+                Ok(Next::Nothing) => match twin.receiver.receive(twin.socket(), libc::MSG_DONTWAIT) {
+                    Ok(true) => {}
+                    _ => return,
+                },
+                _ => return self.set_lost(),
+            }
+        }
+    }
+}
