@@ -6,14 +6,11 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::stat::{FileStat, fstat};
 use parking_lot::Mutex;
 
+use super::facts::{Facts, Key};
 use crate::memory;
 use crate::wire::{Errno, Result};
-
-/// Device and inode.
-type Key = (u64, u64);
 
 /// A kept descriptor: one open file description of the client.
 struct Kept {
@@ -25,6 +22,8 @@ struct Kept {
 /// that works. Never empty.
 struct Inode {
     key: Key,
+    /// As of the last time that it was asked.
+    facts: Facts,
     kept: Vec<Kept>,
 }
 
@@ -32,81 +31,123 @@ struct Inode {
 static FILES: Mutex<Vec<Inode>> = Mutex::new(Vec::new());
 
 /// A use of an open file description, which is closed when its last use goes.
-pub(super) struct SharedFile {
+pub(super) struct SharedFile(Name);
+
+/// Names a kept descriptor. It keeps nothing itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Name {
     key: Key,
     fd: RawFd,
 }
 
+/// The kept descriptor that was used last: nearly always, the next one is of
+/// the same open file description, and then the kernel is asked for no more.
+#[derive(Default)]
+pub(super) struct Recent(Option<Name>);
+
 impl SharedFile {
-    /// Takes over a descriptor, `stat` being what fstat(2) says of it: it is
-    /// kept if the process has no other of the same open file description. (It
-    /// is closed on exec since it was received.)
-    pub(super) fn acquire(fd: OwnedFd, stat: &FileStat) -> Result<SharedFile> {
-        let key = (stat.st_dev, stat.st_ino);
-        let mut files = FILES.lock();
-        let inode = match files.binary_search_by_key(&key, |inode| inode.key) {
-            Ok(at) => files.get_mut(at).ok_or(Errno::EINVAL)?,
-            Err(at) => {
-                let first = Kept::new(fd);
-                let raw = first.fd.as_raw_fd();
-                let mut kept = Vec::new();
-                memory::push(&mut kept, first)?;
-                memory::reserve(&mut files, 1)?;
-                files.insert(at, Inode { key, kept });
-                return Ok(SharedFile { key, fd: raw });
-            }
+    /// Takes over a descriptor: it is kept if the process has no other of the
+    /// same open file description, and closed at once if it has. (It is closed
+    /// on exec since it was received.) Says what is known of the file.
+    pub(super) fn acquire(fd: OwnedFd, recent: &mut Recent) -> Result<(SharedFile, Facts)> {
+        let (file, facts) = match SharedFile::acquire_again(&fd, recent) {
+            Some(again) => again,
+            None => return SharedFile::acquire_any(fd, recent),
         };
-        let shared = match find(&inode.kept, &fd) {
-            Ok(at) => {
-                let kept = inode.kept.get_mut(at).ok_or(Errno::EINVAL)?;
-                kept.users += 1;
-                SharedFile { key, fd: kept.fd.as_raw_fd() }
-            }
-            Err(at) => {
-                let new = Kept::new(fd);
-                let raw = new.fd.as_raw_fd();
-                memory::reserve(&mut inode.kept, 1)?;
-                inode.kept.insert(at, new);
-                return Ok(SharedFile { key, fd: raw });
-            }
-        };
-        drop(files);
         drop(fd);
-        Ok(shared)
+        Ok((file, facts))
+    }
+
+    /// Another use of the descriptor that was used last, if it is the same as
+    /// this one.
+    fn acquire_again(fd: &OwnedFd, recent: &Recent) -> Option<(SharedFile, Facts)> {
+        let name = recent.0?;
+        let mut files = FILES.lock();
+        let (facts, kept) = name.find(&mut files)?;
+        if compare(&kept.fd, fd)? != std::cmp::Ordering::Equal {
+            return None;
+        }
+        kept.users += 1;
+        Some((SharedFile(name), facts))
+    }
+
+    fn acquire_any(fd: OwnedFd, recent: &mut Recent) -> Result<(SharedFile, Facts)> {
+        let (key, facts) = Facts::of(&fd)?;
+        let mut files = FILES.lock();
+        let at = files.binary_search_by_key(&key, |inode| inode.key);
+        let at = match at {
+            Ok(at) => at,
+            Err(at) => {
+                memory::reserve(&mut files, 1)?;
+                let mut kept = Vec::new();
+                memory::reserve(&mut kept, 1)?;
+                files.insert(at, Inode { key, facts, kept });
+                at
+            }
+        };
+        let inode = files.get_mut(at).ok_or(Errno::EINVAL)?;
+        inode.facts = facts;
+        let (kept, duplicate) = match find(&inode.kept, &fd) {
+            Ok(at) => (inode.kept.get_mut(at), Some(fd)),
+            Err(at) => {
+                memory::reserve(&mut inode.kept, 1)?;
+                inode.kept.insert(at, Kept { fd, users: 0 });
+                (inode.kept.get_mut(at), None)
+            }
+        };
+        let kept = kept.ok_or(Errno::EINVAL)?;
+        kept.users += 1;
+        let name = Name { key, fd: kept.fd.as_raw_fd() };
+        *recent = Recent(Some(name));
+        // Closed when the lock is free again.
+        drop(files);
+        drop(duplicate);
+        Ok((SharedFile(name), facts))
     }
 
     /// Whether both are the same open file description.
     pub(super) fn is_same(&self, other: &SharedFile) -> bool {
-        self.fd == other.fd
+        self.0 == other.0
+    }
+
+    /// Asks the kernel anew what it knows of the file.
+    pub(super) fn look_again(&self) -> Result<Facts> {
+        let (key, facts) = Facts::of(self)?;
+        let mut files = FILES.lock();
+        if let Ok(at) = files.binary_search_by_key(&key, |inode| inode.key)
+            && let Some(inode) = files.get_mut(at)
+        {
+            inode.facts = facts;
+        }
+        Ok(facts)
     }
 }
 
 impl Clone for SharedFile {
     /// Another use, beyond the life of the region.
     fn clone(&self) -> SharedFile {
-        let mut files = FILES.lock();
-        if let Some((inode, kept)) = self.place(&files)
-            && let Some(kept) = files.get_mut(inode).and_then(|inode| inode.kept.get_mut(kept))
-        {
+        if let Some((_, kept)) = self.0.find(&mut FILES.lock()) {
             kept.users += 1;
         }
-        SharedFile { key: self.key, fd: self.fd }
+        SharedFile(self.0)
     }
 }
 
-impl SharedFile {
-    /// Where it is kept; it always is.
-    fn place(&self, files: &[Inode]) -> Option<(usize, usize)> {
+impl Name {
+    /// The kept descriptor of this name, and what is known of its file.
+    fn find(self, files: &mut [Inode]) -> Option<(Facts, &mut Kept)> {
         let at = files.binary_search_by_key(&self.key, |inode| inode.key).ok()?;
-        let kept = files.get(at)?.kept.iter().position(|kept| kept.fd.as_raw_fd() == self.fd)?;
-        Some((at, kept))
+        let inode = files.get_mut(at)?;
+        let kept = inode.kept.iter_mut().find(|kept| kept.fd.as_raw_fd() == self.fd)?;
+        Some((inode.facts, kept))
     }
 
-    /// Ends this use. The descriptor, if it was the last.
-    fn release(&self) -> Option<Kept> {
+    /// Ends a use. The descriptor, if it was the last.
+    fn release(self) -> Option<Kept> {
         let mut files = FILES.lock();
-        let (at, place) = self.place(&files)?;
+        let at = files.binary_search_by_key(&self.key, |inode| inode.key).ok()?;
         let inode = files.get_mut(at)?;
+        let place = inode.kept.iter().position(|kept| kept.fd.as_raw_fd() == self.fd)?;
         let kept = inode.kept.get_mut(place)?;
         kept.users -= 1;
         if kept.users > 0 {
@@ -126,21 +167,14 @@ impl SharedFile {
 impl AsFd for SharedFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: it is kept open as long as there is a use of it, as this one.
-        unsafe { BorrowedFd::borrow_raw(self.fd) }
+        unsafe { BorrowedFd::borrow_raw(self.0.fd) }
     }
 }
 
 impl Drop for SharedFile {
     fn drop(&mut self) {
         // Closed when the lock is free again.
-        drop(self.release());
-    }
-}
-
-impl Kept {
-    /// A descriptor with one user. (It was received close-on-exec.)
-    fn new(fd: OwnedFd) -> Kept {
-        Kept { fd, users: 1 }
+        drop(self.0.release());
     }
 }
 
@@ -175,9 +209,4 @@ fn compare(a: &OwnedFd, b: &OwnedFd) -> Option<std::cmp::Ordering> {
         2 => Some(std::cmp::Ordering::Greater),
         _ => None,
     }
-}
-
-/// fstat(2).
-pub(super) fn stat(fd: impl AsFd) -> Result<FileStat> {
-    Ok(fstat(fd)?)
 }

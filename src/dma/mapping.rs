@@ -4,10 +4,8 @@ use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
-use nix::sys::stat::{FileStat, SFlag};
-use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
-
-use super::file::{SharedFile, stat};
+use super::facts::{Facts, is_hugetlbfs};
+use super::file::SharedFile;
 use super::region::Prot;
 use crate::wire::{Errno, Result};
 
@@ -16,22 +14,6 @@ pub(super) fn host_page_size() -> u64 {
     // SAFETY: sysconf has no preconditions.
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(size).unwrap_or(4096)
-}
-
-/// The type of a file.
-pub(super) fn file_type(stat: &FileStat) -> SFlag {
-    SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
-}
-
-/// Page size of a file's memory: the larger of the host's and the file's block
-/// size, which is the huge page size on hugetlbfs. Block sizes that no page
-/// could have don't count.
-pub(super) fn page_size(stat: &FileStat) -> u64 {
-    let host = host_page_size();
-    match u64::try_from(stat.st_blksize) {
-        Ok(block) if block.is_power_of_two() => block.max(host),
-        _ => host,
-    }
 }
 
 /// Mapped memory of this process; unmapped on drop.
@@ -116,12 +98,12 @@ pub(super) struct MappedRegion {
 /// so they are covered with zeroed memory.
 pub(super) fn map_file(
     file: &SharedFile,
-    stat: &FileStat,
+    facts: &Facts,
     offset: u64,
     size: u64,
     prot: Prot,
 ) -> Result<MappedRegion> {
-    let page_size = page_size(stat);
+    let page_size = facts.page_size;
     let delta = offset & (page_size - 1);
     let base_offset = offset - delta;
     let end = offset.checked_add(size).ok_or(Errno::EINVAL)?;
@@ -132,7 +114,7 @@ pub(super) fn map_file(
     let prot = prot.bits().cast_signed();
     let mapping = Mapping::new(length, prot, libc::MAP_SHARED, file.as_fd().as_raw_fd(), file_offset)?;
     let mut beyond_file = None;
-    if let Some(covered) = end_of_file(file, stat, page_size, end)? {
+    if let Some(covered) = end_of_file(file, facts, end)? {
         let from = covered.saturating_sub(base_offset);
         mapping.cover(usize::try_from(from).map_err(|_| Errno::EINVAL)?, prot)?;
         beyond_file = Some(end - covered.max(offset));
@@ -146,20 +128,20 @@ pub(super) fn map_file(
 
 /// Where the first whole page beyond the end of a regular file starts, if that
 /// is before `end`. To be called after mmap(2): hugetlbfs grows the file then.
-fn end_of_file(file: &SharedFile, before: &FileStat, page_size: u64, end: u64) -> Result<Option<u64>> {
-    let is_short = |stat: &FileStat| u64::try_from(stat.st_size).is_ok_and(|size| size < end);
-    if file_type(before) != SFlag::S_IFREG || !is_short(before) {
+///
+/// A size that was large enough is believed: a file that shrinks while regions
+/// of it are mapped takes their memory away, too.
+fn end_of_file(file: &SharedFile, before: &Facts, end: u64) -> Result<Option<u64>> {
+    if !before.ends_before(end) {
         return Ok(None);
     }
-    let now = stat(file)?;
-    if !is_short(&now) {
+    let now = file.look_again()?;
+    if !now.ends_before(end) {
         return Ok(None);
     }
     // Block sizes of network file systems are larger than what is mapped at
     // once; only huge pages are really indivisible.
-    let huge = fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == HUGETLBFS_MAGIC);
-    let unit = if huge { page_size } else { host_page_size() };
-    let size = u64::try_from(now.st_size).map_err(|_| Errno::EINVAL)?;
-    let first = size.checked_next_multiple_of(unit).ok_or(Errno::EINVAL)?;
+    let unit = if is_hugetlbfs(file) { now.page_size } else { host_page_size() };
+    let first = now.end(unit).ok_or(Errno::EINVAL)?;
     Ok((first < end).then_some(first))
 }

@@ -8,7 +8,7 @@
 //! which name a slot and its generation (`sgl`). Dirty pages are bits in
 //! bitmaps of the regions (`bitmap`, `dirty`), reported at any page size
 //! (`logging`, `report`). Descriptors are shared by all address spaces of the
-//! process (`file`, `mapping`). What threads share is made of `sync`, in numbers of
+//! process (`file`, `mapping`); what is asked of them does not wait (`facts`). What threads share is made of `sync`, in numbers of
 //! `sizes`.
 //!
 //! Nothing here knows of sockets: what is reached by messages is told apart
@@ -17,6 +17,7 @@
 mod bitmap;
 mod chunked;
 mod dirty;
+mod facts;
 mod file;
 mod hint;
 mod index;

@@ -4,16 +4,14 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic;
 use std::sync::atomic::Ordering::Relaxed;
 
-use nix::sys::stat::SFlag;
-
 use super::bitmap::Pool;
 use super::chunked::Handles;
 use super::dirty::Dirty;
-use super::file::{SharedFile, stat};
+use super::file::{Recent, SharedFile};
 use super::hint::Hints;
 use super::index::Index;
 use super::logging::Logging;
-use super::mapping::{file_type, host_page_size, map_file, page_size};
+use super::mapping::{host_page_size, map_file};
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, RegionId, Snapshot};
 use super::slots::{HANDLE_BASE, Slot, Slots};
 use super::sync::{AtomicU64, Mutex};
@@ -62,6 +60,7 @@ pub struct Mapped {
 pub(super) struct State {
     handles: Handles<HANDLE_BASE>,
     count: u64,
+    recent: Recent,
     pub(super) logging: Option<Logging>,
     pub(super) pool: Pool,
 }
@@ -99,7 +98,13 @@ impl AddressSpace {
             dirty: Dirty::new(),
             slots: Slots::new(),
             index: Index::new(),
-            state: Mutex::new(State { handles: Handles::new(), count: 0, logging: None, pool: Pool::new() }),
+            state: Mutex::new(State {
+                handles: Handles::new(),
+                count: 0,
+                recent: Recent::default(),
+                logging: None,
+                pool: Pool::new(),
+            }),
             hints: Hints::new(),
         }
     }
@@ -130,7 +135,7 @@ impl AddressSpace {
     /// In this order: `ENOSPC` for a size above [`MAX_REGION_SIZE`]; `EINVAL` for
     /// size 0 or a range that wraps; `EEXIST` if it overlaps a region, unless it
     /// is equal to it in everything; `EINVAL` if there are as many as there may
-    /// be, or if the file can't be read and written at any offset; the errno of
+    /// be, or if a file for access by I/O is no regular file or block device; the errno of
     /// mmap(2).
     pub fn map(&self, request: MapRequest) -> Result<Mapped> {
         let MapRequest { iova, size, prot, access, .. } = request;
@@ -142,12 +147,12 @@ impl AddressSpace {
         if let Some(region) = self.region_up_to(last)
             && region.last() >= iova
         {
-            return self.map_again(&region, request);
+            return self.map_again(&mut state, &region, request);
         }
         if state.count >= self.limit() {
             return Err(Errno::EINVAL);
         }
-        let new = NewRegion::make(request)?;
+        let new = NewRegion::make(request, &mut state.recent)?;
         let handle = state.handles.take()?;
         let tag = GENERATION.fetch_add(1, Relaxed) << 8;
         let attributes = Attributes::new(prot, access);
@@ -174,13 +179,13 @@ impl AddressSpace {
     }
 
     /// Maps what overlaps a region: fine if it is the same again.
-    fn map_again(&self, region: &Snapshot, request: MapRequest) -> Result<Mapped> {
+    fn map_again(&self, state: &mut State, region: &Snapshot, request: MapRequest) -> Result<Mapped> {
         let MapRequest { iova, size, prot, access, file, offset } = request;
         let is_same = (region.start, region.size) == (iova, size)
             && region.attributes == Attributes::new(prot, access)
             && self
                 .slots
-                .with_backing(region.handle, |backing| backing.is_same(file, offset))
+                .with_backing(region.handle, |backing| backing.is_same(file, offset, &mut state.recent))
                 .unwrap_or(false);
         if !is_same {
             return Err(Errno::EEXIST);
@@ -270,22 +275,22 @@ impl AddressSpace {
 }
 
 impl Backing {
-    fn is_same(&self, file: Option<OwnedFd>, offset: u64) -> bool {
+    fn is_same(&self, file: Option<OwnedFd>, offset: u64, recent: &mut Recent) -> bool {
         if self.offset != offset {
             return false;
         }
         match (&self.file, file) {
             (None, None) => true,
-            (Some(mine), Some(other)) => stat(&other)
-                .and_then(|stat| SharedFile::acquire(other, &stat))
-                .is_ok_and(|other| other.is_same(mine)),
+            (Some(mine), Some(other)) => {
+                SharedFile::acquire(other, recent).is_ok_and(|(other, _)| other.is_same(mine))
+            }
             _ => false,
         }
     }
 }
 
 impl NewRegion {
-    fn make(request: MapRequest) -> Result<NewRegion> {
+    fn make(request: MapRequest, recent: &mut Recent) -> Result<NewRegion> {
         let MapRequest { size, prot, access, file, offset, .. } = request;
         let Some(fd) = file else {
             if access != Access::Message {
@@ -294,21 +299,19 @@ impl NewRegion {
             let backing = Backing { offset, ..Backing::default() };
             return Ok(NewRegion { backing, vaddr: 0, page_size: host_page_size(), beyond_file: None });
         };
-        let stat = stat(&fd)?;
-        let is_seekable = matches!(file_type(&stat), SFlag::S_IFREG | SFlag::S_IFBLK | SFlag::S_IFCHR);
-        if access == Access::Message || access == Access::FileIo && !is_seekable {
+        let (file, facts) = SharedFile::acquire(fd, recent)?;
+        if access == Access::Message || access == Access::FileIo && !facts.is_for_file_io() {
             return Err(Errno::EINVAL);
         }
-        let file = SharedFile::acquire(fd, &stat)?;
         let mut backing = Backing { mapping: None, file: None, offset };
         let (mut vaddr, mut beyond_file) = (0, None);
         if access == Access::Mmap {
-            let mapped = map_file(&file, &stat, offset, size, prot)?;
+            let mapped = map_file(&file, &facts, offset, size, prot)?;
             (vaddr, beyond_file) = (mapped.vaddr, mapped.beyond_file);
             backing.mapping = Some(mapped.mapping);
         }
         backing.file = Some(file);
-        Ok(NewRegion { backing, vaddr, page_size: page_size(&stat), beyond_file })
+        Ok(NewRegion { backing, vaddr, page_size: facts.page_size, beyond_file })
     }
 
     fn info(&self, region: &Snapshot) -> Result<DmaInfo> {

@@ -292,9 +292,9 @@ fn resident() -> u64 {
 #[cfg(target_arch = "x86_64")]
 fn large_bitmaps_take_memory_only_where_marked() {
     let space = AddressSpace::new();
-    let zero = std::os::fd::OwnedFd::from(std::fs::File::open("/dev/zero").unwrap());
+    let file = memory(page());
     for i in 0..4 {
-        space.map(request(i << 43, MAX_REGION_SIZE, Access::FileIo, Some(&zero))).unwrap();
+        space.map(request(i << 43, MAX_REGION_SIZE, Access::FileIo, Some(&file))).unwrap();
     }
     let before = resident();
     space.logging_start(4096, ALL).unwrap();

@@ -118,7 +118,10 @@ fn descriptors_are_checked() {
     let read_only = OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap());
     assert_eq!(error(space.map(request(0, page(), Access::Mmap, Some(&read_only)))), Errno::EACCES);
     let zero = OwnedFd::from(std::fs::File::open("/dev/zero").unwrap());
-    assert!(space.map(request(0, page(), Access::FileIo, Some(&zero))).is_ok());
+    assert_eq!(error(space.map(request(0, page(), Access::FileIo, Some(&zero)))), Errno::EINVAL);
+    assert!(
+        space.map(MapRequest { prot: Prot::READ, ..request(0, page(), Access::Mmap, Some(&zero)) }).is_ok()
+    );
     assert_eq!(error(space.map(request(page(), page(), Access::FileIo, None))), Errno::EINVAL);
     let wraps =
         MapRequest { offset: u64::MAX - 1, ..request(page(), page(), Access::Mmap, Some(&memory(1))) };

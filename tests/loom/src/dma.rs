@@ -7,6 +7,8 @@ mod bitmap;
 mod chunked;
 #[path = "../../../src/dma/dirty.rs"]
 mod dirty;
+#[path = "../../../src/dma/facts.rs"]
+mod facts;
 #[path = "../../../src/dma/file.rs"]
 mod file;
 #[path = "../../../src/dma/hint.rs"]

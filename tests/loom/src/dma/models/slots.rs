@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use loom::sync::atomic::AtomicBool;
 
 use super::{explore, spawn};
-use crate::dma::file::{SharedFile, stat};
+use crate::dma::file::{Recent, SharedFile};
 use crate::dma::region::{Access, Attributes, Backing, DmaInfo, Prot, Snapshot};
 use crate::dma::slots::{Slot, Slots};
 
@@ -44,8 +44,7 @@ fn new() -> Snapshot {
 /// Puts a region there, which starts in its file where its tag says.
 fn publish(slots: &Slots, region: &Snapshot) {
     let fd = OwnedFd::from(File::open("/dev/null").unwrap());
-    let stat = stat(&fd).unwrap();
-    let file = Some(SharedFile::acquire(fd, &stat).unwrap());
+    let file = Some(SharedFile::acquire(fd, &mut Recent::default()).unwrap().0);
     let backing = Backing { mapping: None, file, offset: region.tag };
     slots.publish(region, DmaInfo::EMPTY, backing).unwrap();
 }

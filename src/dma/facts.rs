@@ -1,0 +1,88 @@
+//! What is asked of the client's files.
+//!
+//! The client may be the file system itself (FUSE), and never answer. So
+//! nothing here waits for one: attributes are those that the kernel remembers,
+//! and more is asked only of what the kernel keeps in its own memory.
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::stat::SFlag;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+
+use super::mapping::host_page_size;
+use crate::wire::{Errno, Result};
+
+/// Names an inode: device and number.
+pub(super) type Key = (u64, u64);
+
+/// What is known of a file. Only its size can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Facts {
+    kind: SFlag,
+    /// Page size of its memory: the larger of the host's and the block size,
+    /// which is the huge page size on hugetlbfs.
+    pub(super) page_size: u64,
+    /// In bytes, when it was asked.
+    size: u64,
+}
+
+impl Facts {
+    /// Asks the kernel which file this is, and what it knows of it.
+    pub(super) fn of(fd: impl AsFd) -> Result<(Key, Facts)> {
+        const NO_PATH: &CStr = c"";
+        let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+        let wanted = libc::STATX_TYPE | libc::STATX_INO | libc::STATX_SIZE;
+        let mut answer = MaybeUninit::<libc::statx>::zeroed();
+        // SAFETY: the descriptor is open, the path ends in NUL, and there is
+        // room for the answer.
+        let asked = unsafe {
+            libc::statx(fd.as_fd().as_raw_fd(), NO_PATH.as_ptr(), flags, wanted, answer.as_mut_ptr())
+        };
+        if asked < 0 {
+            return Err(Errno::last());
+        }
+        // SAFETY: it consists of numbers, which are all initialised.
+        let answer = unsafe { answer.assume_init() };
+        let device = u64::from(answer.stx_dev_major) << 32 | u64::from(answer.stx_dev_minor);
+        let facts = Facts {
+            kind: SFlag::from_bits_truncate(u32::from(answer.stx_mode) & SFlag::S_IFMT.bits()),
+            page_size: page_size(answer.stx_blksize.into()),
+            size: answer.stx_size,
+        };
+        Ok(((device, answer.stx_ino), facts))
+    }
+
+    /// Whether pread(2) and pwrite(2) do what they are called for here, at once.
+    /// Character devices may wait for ever, or have no offsets.
+    pub(super) fn is_for_file_io(&self) -> bool {
+        matches!(self.kind, SFlag::S_IFREG | SFlag::S_IFBLK)
+    }
+
+    /// Whether the file had an end, and it was before this offset.
+    pub(super) fn ends_before(&self, offset: u64) -> bool {
+        self.kind == SFlag::S_IFREG && self.size < offset
+    }
+
+    /// The first offset, a multiple of `unit`, at or behind the file's end.
+    pub(super) fn end(&self, unit: u64) -> Option<u64> {
+        self.size.checked_next_multiple_of(unit)
+    }
+}
+
+/// The larger of the host's page size and a block size. Block sizes that no
+/// page could have don't count.
+fn page_size(block: u64) -> u64 {
+    let host = host_page_size();
+    if block.is_power_of_two() { block.max(host) } else { host }
+}
+
+/// Whether a file's memory consists of huge pages only. The file systems that
+/// know of seals, tmpfs and hugetlbfs, have nobody behind them who could keep
+/// us waiting; so they can be asked which of the two they are.
+pub(super) fn is_hugetlbfs(fd: impl AsFd) -> bool {
+    fcntl(&fd, FcntlArg::F_GET_SEALS).is_ok()
+        && fstatfs(fd).is_ok_and(|fs| fs.filesystem_type() == HUGETLBFS_MAGIC)
+}

@@ -1,0 +1,119 @@
+"""Descriptors of every kind as the memory of a DMA_MAP."""
+import contextlib
+import ctypes
+import errno
+import os
+import pty
+import socket
+import struct
+import tempfile
+
+import pytest
+
+from libvfu import *
+from guest import *
+from silent_fs import GETATTR, silent_fs
+
+BASE = 0x100000
+RW = MAP_READ | MAP_WRITE
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def made_by(call, *arguments):
+    fd = call(*arguments)
+    assert fd >= 0, os.strerror(ctypes.get_errno())
+    return fd
+
+
+def read_only(path):
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def one_of(pair):
+    """One of two descriptors; the other one is closed."""
+    keep, other = pair
+    os.close(other)
+    return keep
+
+
+def a_socket():
+    a, b = socket.socketpair()
+    b.close()
+    return a.detach()
+
+
+def a_file():
+    fd, path = tempfile.mkstemp()
+    os.unlink(path)
+    os.ftruncate(fd, 4 * PAGE)
+    return fd
+
+
+def a_block_device():
+    for name in os.listdir("/sys/class/block"):
+        with contextlib.suppress(OSError):
+            return read_only(f"/dev/{name}")
+    pytest.skip("no block device can be opened")
+
+
+def signals():
+    return made_by(libc.signalfd, -1, bytes(128), 0)
+
+
+# Kind, how to make one, whether it is memory for FILE_IO.
+KINDS = [
+    ("memfd", lambda: named_memfd("kinds", 4 * PAGE), True), ("file", a_file, True), ("block device", a_block_device, True),
+    ("path", lambda: os.open("/etc/passwd", os.O_PATH), True),
+    ("pipe, read end", lambda: one_of(os.pipe()), False), ("pipe, write end", lambda: one_of(os.pipe()[::-1]), False),
+    ("socket", a_socket, False), ("directory", lambda: read_only("/"), False), ("/dev/zero", lambda: read_only("/dev/zero"), False),
+    ("/dev/null", lambda: read_only("/dev/null"), False), ("terminal", lambda: one_of(pty.openpty()), False),
+    ("eventfd", lambda: os.eventfd(0), False), ("epoll", lambda: made_by(libc.epoll_create1, 0), False),
+    ("timerfd", lambda: made_by(libc.timerfd_create, 1, 0), False), ("inotify", lambda: made_by(libc.inotify_init1, 0), False),
+    ("signalfd", signals, False),
+]
+
+
+@pytest.mark.parametrize("flags", [RW, MAP_READ, RW | MAP_FILE_IO, MAP_READ | MAP_FILE_IO, RW | MAP_MMAP])
+@pytest.mark.parametrize("make, good", [k[1:] for k in KINDS], ids=[k[0] for k in KINDS])
+def test_kinds(make, good, flags):
+    """FILE_IO takes what has offsets and an end. What can be mapped is mmap's business."""
+    with attached(dma=True) as (ctx, client):
+        before = open_fds()
+        fd = make()
+        sent = struct.pack("<IIQQQ", 32, flags, 0, BASE, PAGE)
+        client.send(DMA_MAP, sent, fds=[fd])
+        ctx.run()
+        reply = client.recv()
+        if flags & MAP_FILE_IO:
+            assert reply.error == (0 if good else errno.EINVAL)
+        mapped = reply.error == 0
+        os.close(fd)
+        assert ctx.events == [("register", BASE, PAGE)] * mapped
+        assert (open_fds() == before) or mapped
+        if mapped:
+            client.unmap(BASE, PAGE)
+        assert open_fds() == before
+
+
+@pytest.mark.parametrize("offset, size", [(0, 2 * PAGE), (PAGE, 3 * PAGE), (0, 8 * PAGE), (4 * PAGE, PAGE)])
+@pytest.mark.parametrize("flags", [RW, RW | MAP_FILE_IO], ids=["mmap", "file io"])
+def test_a_map_asks_nothing_of_a_file_system_that_does_not_answer(flags, offset, size):
+    """Parts of it may be beyond the end of the file."""
+    with silent_fs(4 * PAGE) as (fs, fd), attached(dma=True) as (ctx, client):
+        fs.silence()
+        for i in range(3):
+            client.map(BASE + i * size, size, fd, offset=offset, flags=flags)
+        client.map(BASE, size, fd, offset=offset, flags=flags)
+        client.map(BASE, size, fd, offset=offset + PAGE, flags=flags, expect=errno.EEXIST)
+        client.map(BASE + 3 * size, PAGE, fd, offset=(1 << 64) - 1, expect=errno.EINVAL)
+        client.unmap(0, 0, UNMAP_ALL)
+        assert fs.asked == []
+
+
+def test_the_file_system_of_these_tests_would_be_asked():
+    with silent_fs(PAGE) as (fs, fd):
+        os.fstat(fd)
+        fs.silence()
+        with pytest.raises(OSError):
+            os.fstat(fd)
+        assert fs.asked == [GETATTR]
