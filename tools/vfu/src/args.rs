@@ -4,16 +4,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use clap_num::maybe_hex;
 use vfio_user::wire::DeviceState;
 
 use crate::client::Options;
 use crate::error::EXIT_CODES;
+use crate::number::number;
 use crate::region::{Irq, Region};
 
 /// Look at, drive and test a vfio-user device server.
 ///
-/// Numbers are decimal, or hexadecimal after 0x. Regions are numbers or one of
+/// Numbers are decimal, or hexadecimal after 0x; K, M or G may follow. Regions are numbers or one of
 /// BAR0 to BAR5, ROM, CONFIG, VGA.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXIT_CODES)]
@@ -26,6 +26,9 @@ pub struct Cli {
     /// Ask for a second socket for the commands of the server
     #[arg(long, global = true)]
     pub twin_socket: bool,
+    /// Print JSON: one value, or for irq and script a line for each
+    #[arg(long, global = true)]
+    pub json: bool,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -91,7 +94,7 @@ pub enum Command {
 }
 
 /// What a script consists of, for its `--help`.
-const SCRIPT_LINES: &str = "\
+pub const SCRIPT_LINES: &str = "\
 Each line is a command as on the command line, without the socket (read, write, irq, reset, config, info,
 dma, save, load, state), or one about the memory that the device reaches:
 
@@ -102,7 +105,16 @@ dma, save, load, state), or one about the memory that the device reaches:
   poke ADDR N...      write numbers to it; --width as for write
   peek ADDR           print it; --width and --count as for read
 
-# begins a comment. Sizes are numbers; K, M or G may follow.";
+or one for the script itself:
+
+  sleep SECONDS       wait; the device's messages are answered meanwhile
+  expect REGION OFFSET VALUE
+                      read until the value is there; --mask: the bits that count;
+                      --width as for read; --timeout: how long at the most
+  repeat N            do what follows, up to the line 'end', N times
+  help                print this
+
+# begins a comment.";
 
 impl Command {
     /// The socket that the command is about.
@@ -129,9 +141,6 @@ impl Command {
 pub struct Info {
     /// The server's UNIX socket
     pub socket: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Arguments of `config`.
@@ -139,9 +148,6 @@ pub struct Info {
 pub struct Config {
     /// The server's UNIX socket
     pub socket: PathBuf,
-    /// Print JSON
-    #[arg(long, conflicts_with = "dump")]
-    pub json: bool,
     /// Print the bytes as `lspci -F` reads them
     #[arg(long)]
     pub dump: bool,
@@ -155,7 +161,7 @@ pub struct At {
     /// The region, by number or name
     pub region: Region,
     /// Bytes from the region's start
-    #[arg(value_parser = maybe_hex::<u64>)]
+    #[arg(value_parser = number::<u64>)]
     pub offset: u64,
     /// Bytes in one access: 1, 2, 4 or 8
     #[arg(long, default_value = "4", value_parser = width)]
@@ -172,13 +178,10 @@ pub struct Read {
     #[command(flatten)]
     pub at: At,
     /// Bytes to read in all [default: one access]
-    #[arg(long, value_parser = maybe_hex::<usize>)]
+    #[arg(long, value_parser = number::<usize>)]
     pub count: Option<usize>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
     /// Write the bytes as they are
-    #[arg(long, conflicts_with = "json")]
+    #[arg(long)]
     pub raw: bool,
 }
 
@@ -207,10 +210,10 @@ pub struct IrqArgs {
     #[arg(long = "type")]
     pub irq: Option<Irq>,
     /// How many vectors to arm, from the first on [default: all]
-    #[arg(long, value_parser = maybe_hex::<u32>)]
+    #[arg(long, value_parser = number::<u32>)]
     pub vectors: Option<u32>,
     /// Stop after so many interrupts; without, listen until --timeout
-    #[arg(long, value_parser = maybe_hex::<u64>)]
+    #[arg(long, value_parser = number::<u64>)]
     pub count: Option<u64>,
     /// Once armed, let the server trigger every vector by itself
     #[arg(long)]
@@ -221,9 +224,6 @@ pub struct IrqArgs {
     /// Bytes of the number that --write writes: 1, 2, 4 or 8
     #[arg(long, default_value = "4", value_parser = width, requires = "write")]
     pub width: usize,
-    /// Print a line of JSON for each interrupt
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// What a DMA engine can do.
@@ -276,20 +276,17 @@ pub struct Dma {
     #[arg(long, value_enum, default_value = "auto")]
     pub access: Access,
     /// First address of the client's memory, a multiple of the page size
-    #[arg(long, default_value = "0x100000000", value_parser = maybe_hex::<u64>)]
+    #[arg(long, default_value = "0x100000000", value_parser = number::<u64>)]
     pub addr: u64,
     /// The number that fill and pattern need
-    #[arg(long, default_value = "0x5a", value_parser = maybe_hex::<u64>)]
+    #[arg(long, default_value = "0x5a", value_parser = number::<u64>)]
     pub value: u64,
     /// The interrupt vector that tells of the end
-    #[arg(long, default_value = "0", value_parser = maybe_hex::<u32>)]
+    #[arg(long, default_value = "0", value_parser = number::<u32>)]
     pub vector: u32,
     /// Check every byte of the memory, or the sum, afterwards
     #[arg(long)]
     pub verify: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Arguments of `reset`.
@@ -306,14 +303,14 @@ pub struct Migrate {
     pub source: PathBuf,
     /// The UNIX socket of the server that it moves to
     pub destination: PathBuf,
-    /// Bytes of the guest's memory, from 1 MiB on, a multiple of 64 KiB; K, M or G may follow
+    /// Bytes of the guest's memory, from 1 MiB on, a multiple of 64 KiB
     #[arg(long, default_value = "64M", value_parser = memory_size)]
     pub memory: u64,
     /// Bytes of a page of the dirty bitmaps; a power of two from 4096 on
     #[arg(long, default_value = "4096", value_parser = page_size)]
     pub page_size: u64,
     /// Most rounds before the device is stopped
-    #[arg(long, default_value = "30", value_parser = maybe_hex::<u32>)]
+    #[arg(long, default_value = "30", value_parser = number::<u32>)]
     pub rounds: u32,
     /// Stop the device once the rest can be moved in so many milliseconds
     #[arg(long, default_value = "20", value_name = "MILLISECONDS", value_parser = milliseconds)]
@@ -337,9 +334,6 @@ pub struct Migrate {
     /// to; for a dma-engine this program needs that memory a third time.
     #[arg(long)]
     pub verify: bool,
-    /// Print JSON, and no progress
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Arguments of `save`.
@@ -368,9 +362,6 @@ pub struct State {
     /// Go to another state first
     #[arg(long, value_enum)]
     pub set: Option<StateName>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Arguments of `script`.
@@ -410,22 +401,10 @@ impl From<StateName> for DeviceState {
     }
 }
 
-/// A number of bytes; K, M or G may follow.
-pub fn size(text: &str) -> Result<u64, String> {
-    let (number, shift) = match text.char_indices().last() {
-        Some((at, 'K' | 'k')) => (text.get(..at), 10),
-        Some((at, 'M' | 'm')) => (text.get(..at), 20),
-        Some((at, 'G' | 'g')) => (text.get(..at), 30),
-        _ => (Some(text), 0),
-    };
-    let number: Option<u64> = number.and_then(|number| maybe_hex(number).ok());
-    number.and_then(|n| n.checked_mul(1 << shift)).ok_or_else(|| "not a size".into())
-}
-
 fn memory_size(text: &str) -> Result<u64, String> {
     const UNIT: u64 = 64 << 10;
     const SMALLEST: u64 = 1 << 20;
-    match size(text) {
+    match number::<u64>(text) {
         Ok(size) if size >= SMALLEST && size.is_multiple_of(UNIT) => Ok(size),
         _ => Err("not a multiple of 64 KiB from 1 MiB on".into()),
     }
@@ -433,32 +412,33 @@ fn memory_size(text: &str) -> Result<u64, String> {
 
 fn page_size(text: &str) -> Result<u64, String> {
     const SMALLEST: u64 = 4096;
-    match maybe_hex::<u64>(text) {
+    match number::<u64>(text) {
         Ok(size) if size.is_power_of_two() && size >= SMALLEST => Ok(size),
         _ => Err("not a power of two from 4096 on".into()),
     }
 }
 
 fn milliseconds(text: &str) -> Result<Duration, String> {
-    maybe_hex::<u64>(text).map(Duration::from_millis).map_err(|_| "not a number of milliseconds".into())
+    number::<u64>(text).map(Duration::from_millis).map_err(|_| "not a number of milliseconds".into())
 }
 
 /// The width of an access.
 pub fn width(text: &str) -> Result<usize, String> {
-    match maybe_hex(text) {
+    match number(text) {
         Ok(n @ (1 | 2 | 4 | 8)) => Ok(n),
         _ => Err("none of 1, 2, 4, 8".into()),
     }
 }
 
 fn dma_size(text: &str) -> Result<usize, String> {
-    match maybe_hex(text) {
+    match number(text) {
         Ok(n) if n <= 1 << 30 => Ok(n),
         _ => Err("not a number up to 1 GiB".into()),
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+/// A time, in seconds.
+pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_string())?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if !duration.is_zero() => Ok(duration),

@@ -127,7 +127,8 @@ impl Reader {
             return Err(parts.broken(&format!("format {format}, where {FORMAT} is known")));
         }
         let header = parts.block(MAX_HEAD)?;
-        let header = serde_json::from_slice(&header).map_err(|e| parts.broken(&e.to_string()))?;
+        let header =
+            serde_json::from_slice(&header).map_err(|_| parts.broken("its header is none of vfu's"))?;
         let config = parts.block(MAX_HEAD)?;
         Ok(Reader { parts, header, config })
     }

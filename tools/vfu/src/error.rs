@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The device answered a request with an errno.
-    #[error("{what}: the device answered: {errno}")]
+    #[error("{what}: the device answered: {}", reason(&io::Error::from_raw_os_error(errno.number())))]
     Device {
         /// The request.
         what: String,
@@ -26,13 +26,19 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// There is no server at this path.
-    #[error("cannot connect to {path}: {source}")]
+    #[error("cannot connect to {path}: {why}")]
     Connect {
         /// The socket's path.
         path: String,
         /// Why not.
-        source: io::Error,
+        why: String,
     },
+    /// What answers at the socket speaks another protocol.
+    #[error("{0}")]
+    Stranger(String),
+    /// The server ended the connection.
+    #[error("{0}: the server hung up")]
+    Gone(String),
     /// The server is there but says nothing.
     #[error("{what} within {seconds} s")]
     Silent {
@@ -63,7 +69,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// Something failed on this side.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", reason(source))]
     Local {
         /// What was tried.
         what: String,
@@ -80,8 +86,17 @@ Exit codes:
   2  the command line makes no sense
   3  cannot connect to the socket
   4  the server is silent: nothing came within --timeout
-  5  the server broke the protocol, or hung up
+  5  the server broke the protocol, speaks another one, or hung up
   6  something failed on this side (a file, memory, a descriptor)";
+
+/// What the system says of a failure, without the number that Rust puts behind it.
+pub fn reason(e: &io::Error) -> String {
+    let text = e.to_string();
+    match text.split_once(" (os error ") {
+        Some((words, _)) => words.to_string(),
+        None => text,
+    }
+}
 
 impl Error {
     /// The exit code of the process, as [`EXIT_CODES`] lists them.
@@ -91,7 +106,7 @@ impl Error {
             Error::Usage(_) => 2,
             Error::Connect { .. } => 3,
             Error::Silent { .. } => 4,
-            Error::Protocol(_) => 5,
+            Error::Protocol(_) | Error::Stranger(_) | Error::Gone(_) => 5,
             Error::Local { .. } => 6,
             Error::Migration { source, .. } | Error::Script { source, .. } => source.exit_code(),
         }

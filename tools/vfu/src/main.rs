@@ -11,6 +11,7 @@ mod engine;
 mod error;
 mod identity;
 mod interrupts;
+mod number;
 mod nvme;
 mod output;
 mod region;

@@ -24,16 +24,40 @@ pub fn line(text: impl Display) -> Result<()> {
     bytes(format!("{text}\n").as_bytes())
 }
 
-/// Writes JSON for people to read as well.
-pub fn json(value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::local("JSON", e))?;
-    line(text)
+/// In what form results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// As JSON, laid out for people to read as well.
+    Json,
+    /// As JSON in one line each.
+    JsonLines,
 }
 
-/// Writes JSON in one line.
-pub fn json_line(value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string(value).map_err(|e| Error::local("JSON", e))?;
-    line(text)
+impl Format {
+    /// Whether results are JSON.
+    pub fn is_json(self) -> bool {
+        self != Format::Text
+    }
+
+    /// Writes a value as JSON, in the form asked for.
+    pub fn json(self, value: &impl Serialize) -> Result<()> {
+        let text = match self {
+            Format::JsonLines => serde_json::to_string(value),
+            _ => serde_json::to_string_pretty(value),
+        };
+        line(text.map_err(|e| Error::local("JSON", e))?)
+    }
+
+    /// Writes a result: the value as JSON, or what is said of it to people, if anything.
+    pub fn result(self, value: &impl Serialize, text: Option<impl Display>) -> Result<()> {
+        match (self, text) {
+            (Format::Text, Some(text)) => line(text),
+            (Format::Text, None) => Ok(()),
+            _ => self.json(value),
+        }
+    }
 }
 
 /// A table without lines, whose columns named in `numbers` are aligned right.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::number::number;
+
 /// Names of the regions of a PCI device, in the order of their numbers.
 const REGIONS: [&str; 9] = ["BAR0", "BAR1", "BAR2", "BAR3", "BAR4", "BAR5", "ROM", "CONFIG", "VGA"];
 
@@ -36,9 +38,7 @@ impl FromStr for Region {
         if let Some(n) = REGIONS.iter().position(|name| name.eq_ignore_ascii_case(text)) {
             return u32::try_from(n).map(Region).map_err(|e| e.to_string());
         }
-        clap_num::maybe_hex(text)
-            .map(Region)
-            .map_err(|_| format!("neither a number nor one of {}", REGIONS.join(", ")))
+        number(text).map(Region).map_err(|_| format!("neither a number nor one of {}", REGIONS.join(", ")))
     }
 }
 

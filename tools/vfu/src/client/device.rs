@@ -16,6 +16,12 @@ use crate::region::{Irq, Region};
 /// anybody maps.
 const MAX_REGION_INFO: u32 = 1 << 20;
 
+/// Bytes of the largest region that is read register by register.
+const MAX_REGISTERS: u64 = 1 << 20;
+
+/// Bytes of an access to configuration space.
+const CONFIG_ACCESS: usize = 4;
+
 /// Size of the configuration space of PCI Express, in bytes.
 const MAX_CONFIG_SPACE: u64 = 4096;
 
@@ -123,24 +129,50 @@ impl Client {
         self.region_write(Region::CONFIG, COMMAND, &[low | MEMORY_AND_BUS_MASTER, high])
     }
 
-    /// The configuration space, in as few accesses as the server allows.
+    /// The configuration space, read as drivers and VMMs do: some servers take no other
+    /// accesses.
     pub fn config_space(&mut self) -> Result<Vec<u8>> {
         let size = self.region_info(Region::CONFIG)?.info.size.min(MAX_CONFIG_SPACE);
-        self.region_bytes(Region::CONFIG, size)
+        self.region_pieces(Region::CONFIG, size, CONFIG_ACCESS)
     }
 
     /// The first `size` bytes of a region, in as few accesses as the server
-    /// allows.
+    /// allows. Where it refuses large ones, as those of registers do, in accesses
+    /// of 8 bytes, else of 4.
     pub fn region_bytes(&mut self, region: Region, size: u64) -> Result<Vec<u8>> {
+        let mut outcome = self.region_pieces(region, size, self.max_data_xfer_size());
+        for piece in [8, 4] {
+            if size > MAX_REGISTERS || !matches!(outcome, Err(Error::Device { .. } | Error::Unfit(_))) {
+                break;
+            }
+            outcome = self.region_pieces(region, size, piece);
+        }
+        outcome
+    }
+
+    fn region_pieces(&mut self, region: Region, size: u64, piece: usize) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut offset = 0;
         while offset < size {
             let left = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
-            let count = left.min(self.max_data_xfer_size());
+            let count = left.min(piece);
             bytes.extend(self.region_read(region, offset, count)?);
             offset = offset.saturating_add(count as u64);
         }
         Ok(bytes)
+    }
+
+    /// Fails if the device has no such region, before it is asked for what is in it.
+    pub fn expect_region(&mut self, region: Region) -> Result<()> {
+        let device = self.device_info()?;
+        if region.0 >= device.num_regions {
+            let text = format!("the device has no {region}: it has {} regions", device.num_regions);
+            return Err(Error::Unfit(text));
+        }
+        match self.region_info(region)?.info.size {
+            0 => Err(Error::Unfit(format!("the device has no {region}"))),
+            _ => Ok(()),
+        }
     }
 
     /// `VFIO_USER_REGION_WRITE` in one access.

@@ -17,8 +17,10 @@ mod pages;
 mod stream;
 mod version;
 
+use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -35,7 +37,7 @@ pub use migration::state_name;
 pub use pages::Pages;
 pub use version::Negotiated;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reason};
 use stream::{Message, Received, Stream};
 
 /// How to connect.
@@ -95,7 +97,11 @@ impl Client {
             negotiated,
         };
         let proposal = version::proposal(options.twin_socket)?;
-        let mut reply = client.request(Command::Version, &"version negotiation", &[&proposal], &[])?;
+        let reply = client.request(Command::Version, &"version negotiation", &[&proposal], &[]);
+        let mut reply = reply.map_err(|e| match e {
+            Error::Silent { what, seconds } => Error::Silent { what: format!("{what} ({BUSY})"), seconds },
+            e => e,
+        })?;
         client.negotiated = version::parse(&reply.body)?;
         let twin = client.negotiated.capabilities.twin_socket.filter(|t| t.supported && options.twin_socket);
         if let Some(twin) = twin {
@@ -149,7 +155,7 @@ impl Client {
                 Event::Ready(places) => return Ok(places),
                 Event::Answered => {}
                 Event::Timeout => return Ok(Vec::new()),
-                Event::HungUp => return Err(Error::Protocol("the server hung up".into())),
+                Event::HungUp => return Err(Error::Gone("while waiting".into())),
                 Event::Message(message) => match message.header.message_type() {
                     Some(MessageType::Command) => self.answer(&message, false)?,
                     _ => return Err(unasked(&message.header)),
@@ -231,7 +237,7 @@ impl Client {
             let message = match self.next_event(&[], Deadline::after(self.timeout))? {
                 Event::Message(message) => message,
                 Event::Answered => continue,
-                Event::HungUp => return Err(Error::Protocol(format!("{what}: the server hung up"))),
+                Event::HungUp => return Err(Error::Gone(what.to_string())),
                 Event::Timeout | Event::Ready(_) => {
                     return Err(self.silent(format!("{what}: no answer from the server")));
                 }
@@ -298,7 +304,7 @@ impl Client {
 /// Connects, within the time given: with another client attached, a server's
 /// queue may be full.
 fn open(path: &Path, timeout: Duration) -> Result<UnixStream> {
-    let cannot = |e: io::Error| Error::Connect { path: path.display().to_string(), source: e };
+    let cannot = |e: io::Error| Error::Connect { path: path.display().to_string(), why: why_not(path, &e) };
     let address = SocketAddrUnix::new(path).map_err(|e| cannot(e.into()))?;
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -310,11 +316,35 @@ fn open(path: &Path, timeout: Duration) -> Result<UnixStream> {
             Ok(()) => return Ok(UnixStream::from(socket)),
             Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::AGAIN) => {
-                let what = format!("{}: the server did not accept the connection", path.display());
+                let what = format!("{}: the server did not accept the connection ({BUSY})", path.display());
                 return Err(Error::Silent { what, seconds: timeout.as_secs_f64() });
             }
             Err(e) => return Err(cannot(e.into())),
         }
+    }
+}
+
+/// Why a server says nothing to a new client, most of the time.
+const BUSY: &str = "a server serves one client at a time: another may be connected";
+
+/// Why there is no connecting to a path. The system refuses whatever is no socket with the same
+/// words as a socket where nobody listens.
+fn why_not(path: &Path, e: &io::Error) -> String {
+    if e.kind() == io::ErrorKind::ConnectionRefused
+        && let Ok(metadata) = fs::metadata(path)
+    {
+        let kind = metadata.file_type();
+        return if kind.is_socket() {
+            "nobody listens there: the server that made this socket has ended".into()
+        } else if kind.is_dir() {
+            "it is a folder; the path of the socket in it is needed".into()
+        } else {
+            "it is a file, but no socket".into()
+        };
+    }
+    match e.kind() {
+        io::ErrorKind::NotFound => "there is no such socket; is the server running?".into(),
+        _ => reason(e),
     }
 }
 

@@ -80,7 +80,12 @@ impl Partial {
         let (header, _) = take::<Header>(&self.head).map_err(|e| Error::Protocol(e.to_string()))?;
         let size = usize::try_from(header.msg_size).unwrap_or(usize::MAX);
         let Some(body) = size.checked_sub(limits::HEADER_SIZE).filter(|_| size <= largest) else {
-            return Err(Error::Protocol(format!("a header that says the message has {size} bytes")));
+            return Err(match as_text(&self.head) {
+                Some(text) => Error::Stranger(format!(
+                    "what answers is no vfio-user server: it begins with '{text}'; is this the right socket?"
+                )),
+                None => Error::Protocol(format!("a header that says the message has {size} bytes")),
+            });
         };
         self.header = Some(header);
         self.body = vec![0; body];
@@ -94,6 +99,13 @@ impl Partial {
         let Partial { body, fds, .. } = std::mem::take(self);
         Some(Message { header, body, fds })
     }
+}
+
+/// The bytes as text, if they are the beginning of one: other protocols that are spoken over
+/// sockets in the same folders, as QMP or HTTP, are made of it.
+fn as_text(bytes: &[u8]) -> Option<&str> {
+    let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    std::str::from_utf8(bytes).ok().filter(|_| bytes.iter().all(is_text)).map(str::trim)
 }
 
 /// One end of a connection.
@@ -194,9 +206,19 @@ impl Stream {
                 return Err(Error::Protocol(text));
             }
             if got == 0 {
+                // Shorter than any message of this protocol.
+                let begun = self.partial.head.get(..self.partial.have);
+                if self.partial.header.is_none()
+                    && self.partial.have > 0
+                    && let Some(text) = begun.and_then(as_text)
+                {
+                    return Err(Error::Stranger(format!(
+                        "what answers is no vfio-user server: it says '{text}'; is this the right socket?"
+                    )));
+                }
                 return match self.partial.is_empty() {
                     true => Ok(Received::End),
-                    false => Err(Error::Protocol("the server hung up in the middle of a message".into())),
+                    false => Err(Error::Gone("in the middle of a message".into())),
                 };
             }
             self.partial.filled(got, self.largest)?;

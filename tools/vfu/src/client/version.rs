@@ -106,10 +106,16 @@ pub fn parse(payload: &[u8]) -> Result<Negotiated> {
         Some((0, json)) => json,
         Some(_) => return Err(broken("the capabilities do not end in a NUL".into())),
     };
-    let text: Text = serde_json::from_slice(json).map_err(|e| broken(format!("capabilities: {e}")))?;
+    let text: Text = serde_json::from_slice(json).map_err(|e| {
+        let quoted = String::from_utf8_lossy(json);
+        broken(match e.is_data() {
+            true => format!("capabilities of other types than the specification's: {quoted}"),
+            false => format!("the capabilities are no JSON: {quoted}"),
+        })
+    })?;
     let capabilities = match text.capabilities {
         Some(capabilities) => capabilities,
-        None => serde_json::from_str("{}").map_err(|e| broken(e.to_string()))?,
+        None => serde_json::from_str("{}").map_err(|_| broken("no capabilities".into()))?,
     };
     if capabilities.max_data_xfer_size == 0 {
         return Err(broken("max_data_xfer_size 0".into()));

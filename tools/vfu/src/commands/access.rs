@@ -4,14 +4,14 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 
-use clap_num::maybe_hex;
 use pretty_hex::{HexConfig, config_hex};
 use serde::Serialize;
 
 use crate::args::{self, At};
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::output;
+use crate::number;
+use crate::output::{self, Format};
 
 /// Largest access that a device sees as a register access, in bytes.
 const LARGEST_REGISTER: usize = 8;
@@ -27,10 +27,18 @@ struct ReadResult {
     value: Option<u64>,
 }
 
+#[derive(Serialize)]
+struct WriteResult {
+    region: String,
+    offset: u64,
+    count: usize,
+}
+
 /// Reads and prints.
-pub fn read(client: &mut Client, args: &args::Read) -> Result<()> {
+pub fn read(client: &mut Client, args: &args::Read, format: Format) -> Result<()> {
     let at = &args.at;
     let count = args.count.unwrap_or(at.width);
+    client.expect_region(at.region)?;
     let mut bytes = Vec::new();
     let mut largest = 0;
     for size in accesses(client, at, count)? {
@@ -41,11 +49,11 @@ pub fn read(client: &mut Client, args: &args::Read) -> Result<()> {
     if args.raw {
         return output::bytes(&bytes);
     }
-    if args.json {
+    if format.is_json() {
         let data = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         let region = at.region.to_string();
         let value = (largest == bytes.len()).then(|| one_number(&bytes)).flatten();
-        return output::json(&ReadResult { region, offset: at.offset, count, data, value });
+        return format.json(&ReadResult { region, offset: at.offset, count, data, value });
     }
     show(&bytes, at.offset, largest)
 }
@@ -60,11 +68,12 @@ pub fn show(bytes: &[u8], offset: u64, width: usize) -> Result<()> {
 }
 
 fn one_number(bytes: &[u8]) -> Option<u64> {
-    (1..=LARGEST_REGISTER).contains(&bytes.len()).then(|| number(bytes))
+    (1..=LARGEST_REGISTER).contains(&bytes.len()).then(|| number_of(bytes))
 }
 
 /// Writes `bytes`.
-pub fn write(client: &mut Client, at: &At, bytes: &[u8]) -> Result<()> {
+pub fn write(client: &mut Client, at: &At, bytes: &[u8], format: Format) -> Result<()> {
+    client.expect_region(at.region)?;
     let mut rest = bytes;
     let mut offset = at.offset;
     for size in accesses(client, at, bytes.len())? {
@@ -73,7 +82,8 @@ pub fn write(client: &mut Client, at: &At, bytes: &[u8]) -> Result<()> {
         offset = offset.saturating_add(size as u64);
         rest = after;
     }
-    Ok(())
+    let written = WriteResult { region: at.region.to_string(), offset: at.offset, count: bytes.len() };
+    format.result(&written, None::<&str>)
 }
 
 /// What the command line says to write.
@@ -92,7 +102,7 @@ pub fn bytes_to_write(args: &args::Write) -> Result<Vec<u8>> {
 
 /// A number of `width` bytes as a device sees it.
 pub fn encode(text: &str, width: usize) -> Result<Vec<u8>> {
-    let number: u64 = maybe_hex(text).map_err(|e| Error::Usage(format!("{text}: {e}")))?;
+    let number: u64 = number::number(text).map_err(|e| Error::Usage(format!("{text}: {e}")))?;
     let bytes = number.to_le_bytes();
     match bytes.split_at_checked(width) {
         Some((low, high)) if high.iter().all(|byte| *byte == 0) => Ok(low.to_vec()),
@@ -135,7 +145,8 @@ fn portions(count: usize, portion: usize, any_size: bool) -> impl Iterator<Item 
     })
 }
 
-fn number(bytes: &[u8]) -> u64 {
+/// The number that up to eight bytes are to a device.
+pub fn number_of(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
@@ -170,6 +181,6 @@ mod tests {
         assert!(matches!(encode("256", 1), Err(Error::Usage(_))));
         assert!(matches!(encode("-1", 1), Err(Error::Usage(_))));
         assert!(matches!(encode("beef", 2), Err(Error::Usage(_))));
-        assert_eq!(number(&[0x34, 0x12, 0, 0]), 0x1234);
+        assert_eq!(number_of(&[0x34, 0x12, 0, 0]), 0x1234);
     }
 }

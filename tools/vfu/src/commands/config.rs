@@ -4,11 +4,11 @@ use crate::args;
 use crate::client::Client;
 use crate::config::{Config, Header};
 use crate::error::{Error, Result};
-use crate::output;
+use crate::output::{self, Format};
 use crate::region::Region;
 
 /// Shows the configuration space.
-pub fn run(client: &mut Client, args: &args::Config) -> Result<()> {
+pub fn run(client: &mut Client, args: &args::Config, format: Format) -> Result<()> {
     let bytes = client.config_space()?;
     let mut region_sizes = [0; 7];
     for (size, n) in region_sizes.iter_mut().zip(0..) {
@@ -20,8 +20,8 @@ pub fn run(client: &mut Client, args: &args::Config) -> Result<()> {
     if args.dump {
         return output::bytes(config.dump(&bytes).as_bytes());
     }
-    match args.json {
-        true => output::json(&config),
+    match format.is_json() {
+        true => format.json(&config),
         false => print(&config),
     }
 }

@@ -11,7 +11,7 @@ use crate::client::{Backing, Client, Segment, Traffic};
 use crate::engine::{self, Descriptor, checksum};
 use crate::error::{Error, Result};
 use crate::interrupts::{self, Vectors};
-use crate::output;
+use crate::output::{self, Format};
 
 /// What the destination holds before the device writes to it.
 const UNTOUCHED: u8 = 0xee;
@@ -111,7 +111,7 @@ fn noise(size: usize) -> Vec<u8> {
 }
 
 /// Has the device move memory.
-pub fn run(client: &mut Client, args: &args::Dma) -> Result<()> {
+pub fn run(client: &mut Client, args: &args::Dma, format: Format) -> Result<()> {
     let ranges = Ranges::new(args)?;
     engine::identify(client)?;
     let (irq, available) = interrupts::choose(client, None)?;
@@ -151,7 +151,7 @@ pub fn run(client: &mut Client, args: &args::Dma) -> Result<()> {
             verified: args.verify,
             seconds,
         },
-        args.json,
+        format,
     )
 }
 
@@ -160,9 +160,9 @@ fn name(value: impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |v| v.get_name().to_string())
 }
 
-fn report(report: &Report, json: bool) -> Result<()> {
-    if json {
-        return output::json(report);
+fn report(report: &Report, format: Format) -> Result<()> {
+    if format.is_json() {
+        return format.json(report);
     }
     let Report { operation, bytes, memory, interrupt, messages, .. } = report;
     output::line(format!("{operation} of {bytes} bytes in {memory} memory: done"))?;

@@ -3,10 +3,9 @@
 use serde::Serialize;
 use vfio_user::wire::{DeviceFlags, IrqInfo, IrqInfoFlags, RegionInfoFlags};
 
-use crate::args;
 use crate::client::{Client, Negotiated, RegionDetails};
 use crate::error::{Error, Result};
-use crate::output;
+use crate::output::{self, Format};
 use crate::region::{Irq, Region};
 
 /// More regions or interrupt types than any device has.
@@ -200,10 +199,10 @@ impl IrqRow {
 }
 
 /// Shows what the server tells of itself.
-pub fn run(client: &mut Client, args: &args::Info) -> Result<()> {
+pub fn run(client: &mut Client, format: Format) -> Result<()> {
     let info = Info::gather(client)?;
-    match args.json {
-        true => output::json(&info),
+    match format.is_json() {
+        true => format.json(&info),
         false => info.print(),
     }
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use clap_num::maybe_hex;
 use serde::Serialize;
 use vfio_user::wire::IrqSetFlags;
 
@@ -11,7 +10,8 @@ use crate::args;
 use crate::client::{Client, Deadline};
 use crate::error::{Error, Result};
 use crate::interrupts::{self, Vectors};
-use crate::output;
+use crate::number::number;
+use crate::output::{self, Format};
 use crate::region::Region;
 
 /// A write that makes the device interrupt.
@@ -28,7 +28,7 @@ impl Poke {
         let wrong = |text: &str, e: String| Error::Usage(format!("{text}: {e}"));
         Ok(Some(Poke {
             region: region.parse().map_err(|e| wrong(region, e))?,
-            offset: maybe_hex(offset).map_err(|e| wrong(offset, e))?,
+            offset: number(offset).map_err(|e| wrong(offset, e))?,
             data: encode(value, args.width)?,
         }))
     }
@@ -47,11 +47,15 @@ pub fn run(
     args: &args::IrqArgs,
     poke: Option<Poke>,
     timeout: Option<Duration>,
+    format: Format,
 ) -> Result<()> {
     let (irq, available) = interrupts::choose(client, args.irq)?;
     let count = args.vectors.unwrap_or(available);
     if count == 0 || count > available {
         return Err(Error::Usage(format!("--vectors {count}: the device has {available} {irq} vectors")));
+    }
+    if let Some(poke) = &poke {
+        client.expect_region(poke.region)?;
     }
     let vectors = Vectors::arm(client, irq, count)?;
     if args.trigger {
@@ -60,7 +64,7 @@ pub fn run(
     if let Some(Poke { region, offset, data }) = poke {
         client.region_write(region, offset, &data)?;
     }
-    let outcome = listen(client, &vectors, args, timeout);
+    let outcome = listen(client, &vectors, args, timeout, format);
     match outcome {
         Ok(()) => vectors.disarm(client),
         Err(e) => Err(e),
@@ -73,6 +77,7 @@ fn listen(
     vectors: &Vectors,
     args: &args::IrqArgs,
     timeout: Option<Duration>,
+    format: Format,
 ) -> Result<()> {
     let deadline = timeout.map_or(Deadline::NEVER, Deadline::after);
     let mut seen: u64 = 0;
@@ -90,9 +95,10 @@ fn listen(
         for (vector, count) in fired {
             seen = seen.saturating_add(count);
             let r#type = vectors.irq().to_string();
-            match args.json {
-                true => output::json_line(&Fired { r#type, vector, count })?,
-                false => output::line(format!("{} vector {vector}: {count}", r#type))?,
+            let text = format!("{} vector {vector}: {count}", r#type);
+            match format.is_json() {
+                true => Format::JsonLines.json(&Fired { r#type, vector, count })?,
+                false => output::line(text)?,
             }
         }
     }

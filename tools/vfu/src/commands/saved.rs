@@ -9,7 +9,7 @@ use crate::config::restore;
 use crate::container::{Header, Reader, Writer};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
-use crate::output;
+use crate::output::{self, Format};
 use crate::region::Region;
 
 #[derive(Serialize)]
@@ -19,6 +19,12 @@ struct Shown {
     pre_copy: bool,
     p2p: bool,
     dirty_logging: bool,
+}
+
+/// Migration data that was saved or loaded.
+#[derive(Serialize)]
+struct Data {
+    bytes: u64,
 }
 
 /// What the device can do about migration. Fails if it can't migrate.
@@ -55,7 +61,7 @@ pub fn restore_config(client: &mut Client, saved: &[u8]) -> Result<()> {
 }
 
 /// Shows the state, after a change if one is asked for.
-pub fn state(client: &mut Client, args: &args::State) -> Result<()> {
+pub fn state(client: &mut Client, args: &args::State, format: Format) -> Result<()> {
     let flags = migration_flags(client)?;
     if let Some(state) = args.set {
         client.set_device_state(state.into())?;
@@ -67,8 +73,8 @@ pub fn state(client: &mut Client, args: &args::State) -> Result<()> {
         p2p: flags.contains(MigrationFlags::P2P),
         dirty_logging: client.has_feature(Feature::DmaLoggingStart, FeatureFlags::SET)?,
     };
-    if args.json {
-        return output::json(&shown);
+    if format.is_json() {
+        return format.json(&shown);
     }
     let known = [("STOP_COPY", shown.stop_copy), ("PRE_COPY", shown.pre_copy), ("P2P", shown.p2p)];
     let known: Vec<&str> = known.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect();
@@ -79,7 +85,7 @@ pub fn state(client: &mut Client, args: &args::State) -> Result<()> {
 
 /// Saves the device's state. However it goes, the device is in the state that
 /// it was in afterwards, as far as that can be.
-pub fn save(client: &mut Client, args: &args::Save) -> Result<()> {
+pub fn save(client: &mut Client, args: &args::Save, format: Format) -> Result<()> {
     migration_flags(client)?;
     let (device, _) = Identity::read(client)?;
     let before = client.device_state()?;
@@ -93,7 +99,8 @@ pub fn save(client: &mut Client, args: &args::Save) -> Result<()> {
         (Ok(_), Err(e)) => return Err(e),
         (Err(e), _) => return Err(e),
     };
-    output::line(format!("{}: {bytes} bytes of migration data", args.file.display()))
+    let text = format!("{}: {bytes} bytes of migration data", args.file.display());
+    format.result(&Data { bytes }, Some(text))
 }
 
 fn save_stopped(client: &mut Client, args: &args::Save, device: Identity) -> Result<u64> {
@@ -108,14 +115,14 @@ fn save_stopped(client: &mut Client, args: &args::Save, device: Identity) -> Res
 
 /// Loads what [`save`] has saved into a device of the same kind. If that
 /// fails halfway the device is reset.
-pub fn load(client: &mut Client, file: &mut Reader) -> Result<()> {
+pub fn load(client: &mut Client, file: &mut Reader, format: Format) -> Result<()> {
     migration_flags(client)?;
     let (device, _) = Identity::read(client)?;
     if let Some(difference) = file.header.device.difference(&device) {
         return Err(Error::Unfit(format!("the file is of another kind of device: {difference}")));
     }
     match load_data(client, file) {
-        Ok(bytes) => output::line(format!("{bytes} bytes of migration data loaded")),
+        Ok(bytes) => format.result(&Data { bytes }, Some(format!("{bytes} bytes of migration data loaded"))),
         Err(e) => {
             let aftermath = match client.reset() {
                 Ok(()) => "the device was reset".into(),

@@ -47,6 +47,23 @@ fn json_has_the_bytes_and_the_number() {
     assert_eq!(run0.ok().json(), expected);
     let (run0, _) = run("read", &["BAR0", "2", "--count", "2", "--width", "1", "--json"]);
     assert_eq!(run0.ok().json()["value"], json!(null));
+    let (run0, _) = run("write", &["BAR0", "8", "1", "2", "--json"]);
+    assert_eq!(run0.ok().json(), json!({"region": "BAR0", "offset": 8, "count": 8}));
+    let (run0, _) = run("reset", &["--json"]);
+    assert_eq!(run0.ok().json(), json!({"reset": true}));
+    let (_dir, socket) = crate::peer::nowhere();
+    crate::vfu("read", &socket, &["BAR0", "0", "--raw", "--json"])
+        .fails(2, "--raw and --json exclude each other");
+    crate::vfu("config", &socket, &["--dump", "--json"]).fails(2, "--dump and --json exclude each other");
+}
+
+#[test]
+fn numbers_may_have_units() {
+    let (run0, seen) = run("read", &["BAR0", "1K", "--count", "0x1k", "--block", "--raw"]);
+    assert_eq!((run0.ok().out.len(), seen), (1024, vec![read(1024, 1024)]));
+    let (_dir, socket) = crate::peer::nowhere();
+    let bad = crate::vfu("read", &socket, &["BAR0", "ten"]);
+    assert!(bad.code == 2 && bad.err.contains("'ten' for '<OFFSET>': not a number"), "{}", bad.err);
 }
 
 #[test]
@@ -80,6 +97,14 @@ fn bytes_come_from_a_file_or_standard_input() {
 fn the_device_s_error_is_exit_code_1() {
     run("read", &["BAR0", "0xffe"]).0.fails(1, "Invalid argument");
     run("read", &["BAR4", "0"]).0.fails(1, "read of 4 bytes of BAR4 at 0x0: the device answered");
+    for region in ["BAR1", "VGA"] {
+        let (read, seen) = run("read", &[region, "0"]);
+        read.fails(1, &format!("vfu: the device has no {region}\n"));
+        let (write, also_seen) = run("write", &[region, "0", "1"]);
+        write.fails(1, &format!("vfu: the device has no {region}\n"));
+        assert_eq!((seen, also_seen), (vec![], vec![]));
+    }
+    run("read", &["12", "0"]).0.fails(1, "the device has no region 12: it has 9 regions");
     run("write", &["BAR0", "0x1000", "1"]).0.fails(1, "Invalid argument");
 }
 

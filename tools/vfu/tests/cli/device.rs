@@ -136,6 +136,17 @@ impl Device {
     }
 }
 
+impl Conn {
+    /// Answers what clients ask before they access a region: about the device, and about the region.
+    pub fn tell_of_regions(&mut self) {
+        for command in [GET_INFO, GET_REGION_INFO] {
+            let request = self.next().unwrap();
+            assert_eq!(request.cmd, command);
+            Device::new().handle(self, request);
+        }
+    }
+}
+
 /// BAR 2 can be mapped in two places, which takes a second request.
 fn region_info(conn: &mut Conn, request: &Request) {
     let [argsz, flags, index] = [0, 4, 8].map(|at| request.u32(at));
@@ -154,6 +165,11 @@ fn region_info(conn: &mut Conn, request: &Request) {
         }
         _ => conn.reply(request, &fixed(32, if size > 0 { 3 } else { 0 }, 0)),
     }
+}
+
+/// A look at the whole configuration space.
+pub fn config_reads() -> Vec<Seen> {
+    (0..0x1000).step_by(4).map(|offset| Seen::Read { region: 7, offset, count: 4 }).collect()
 }
 
 /// Runs `vfu` against the made-up device.

@@ -7,13 +7,54 @@ use crate::peer::*;
 use crate::vfu;
 
 #[test]
-fn a_wrong_socket_is_exit_code_3() {
+fn a_wrong_socket_is_exit_code_3_and_says_what_it_is() {
     let (dir, socket) = nowhere();
-    vfu("info", &socket, &[]).fails(3, "cannot connect to");
+    vfu("info", &socket, &[]).fails(3, "nobody: there is no such socket; is the server running?\n");
     std::fs::write(&socket, b"").unwrap();
-    vfu("info", &socket, &[]).fails(3, "cannot connect to");
-    vfu("info", dir.path(), &[]).fails(3, "cannot connect to");
+    vfu("info", &socket, &[]).fails(3, "nobody: it is a file, but no socket\n");
+    vfu("info", dir.path(), &[]).fails(3, "it is a folder; the path of the socket in it is needed\n");
     vfu("info", &dir.path().join("x".repeat(200)), &[]).fails(3, "cannot connect to");
+    let stale = dir.path().join("stale");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    vfu("info", &stale, &[])
+        .fails(3, "stale: nobody listens there: the server that made this socket has ended\n");
+}
+
+/// A server that is in use takes the connection, or lets it wait, and says nothing.
+#[test]
+fn of_a_silent_server_it_says_that_another_client_may_be_connected() {
+    let peer = Peer::new(Conn::drain);
+    let why = "(a server serves one client at a time: another may be connected) within 0.2 s\n";
+    vfu("info", &peer.socket(), &["--timeout", "0.2"]).fails(4, why);
+    peer.done();
+    // One client waits to be accepted; there is no room for another.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let address = rustix::net::SocketAddrUnix::new(&path).unwrap();
+    let listener =
+        rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&listener, &address).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let _waits = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    vfu("info", &path, &["--timeout", "0.2"]).fails(4, "did not accept the connection (a server serves one");
+}
+
+/// Other servers, that were taken for one of this protocol by mistake.
+#[test]
+fn another_protocol_is_exit_code_5_and_told_apart() {
+    for greeting in [
+        "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 0}}}}\r\n",
+        "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n",
+        "ERR\n",
+    ] {
+        let peer = Peer::new(move |mut conn| {
+            conn.send(greeting.as_bytes());
+            let _ = conn.stream.shutdown(std::net::Shutdown::Write);
+            conn.drain();
+        });
+        vfu("info", &peer.socket(), &[]).fails(5, "what answers is no vfio-user server: it ");
+        peer.done();
+    }
 }
 
 #[test]
@@ -48,6 +89,7 @@ fn a_server_that_does_not_read_is_silent() {
     let (sender, receiver) = std::sync::mpsc::channel::<()>();
     let peer = Peer::new(move |mut conn| {
         conn.negotiate(CAPABILITIES);
+        conn.tell_of_regions();
         let _ = receiver.recv();
     });
     let data = vec![0; 1 << 20];
@@ -88,8 +130,11 @@ fn nonsense(answer: impl FnOnce(&Request) -> Vec<u8> + Send + 'static, part: &st
 
 #[test]
 fn nonsense_is_exit_code_5() {
-    nonsense(|_| vec![], "hung up");
-    nonsense(|r| message(r.id, r.cmd, 1, 0, &[])[..15].to_vec(), "in the middle of a message");
+    nonsense(|_| vec![], "vfu: reset: the server hung up\n");
+    nonsense(
+        |r| message(r.id, r.cmd, 1, 0, &[])[..15].to_vec(),
+        "vfu: in the middle of a message: the server hung up\n",
+    );
     nonsense(|r| message(r.id.wrapping_add(1), r.cmd, 1, 0, &[]), "a reply with id");
     nonsense(|r| message(r.id, RESET + 1, 1, 0, &[]), "command 13 were due");
     nonsense(|r| message(r.id, r.cmd, 2, 0, &[]), "a message of type 2");
@@ -97,7 +142,10 @@ fn nonsense_is_exit_code_5() {
     nonsense(|_| message(1, RESET, 0, 0, &[]), "the server sent command 13");
     nonsense(|_| message(1, DMA_READ, 0, 0, &quads(&[0, u64::MAX])), "a DMA command for");
     nonsense(|_| message(1, DMA_WRITE, 0, 0, &[0; 3]), "with 3 bytes of payload");
-    nonsense(|_| b"HTTP/1.0 400 Bad Request\r\n\r\n".to_vec(), "protocol violation");
+    nonsense(
+        |_| b"HTTP/1.0 400 Bad Request\r\n\r\n".to_vec(),
+        "it begins with 'HTTP/1.0 400 Bad'; is this the right",
+    );
 }
 
 #[test]
@@ -168,6 +216,7 @@ fn an_error_without_errno_is_exit_code_1() {
 fn a_short_answer_is_exit_code_1() {
     let peer = Peer::new(|mut conn| {
         conn.negotiate(CAPABILITIES);
+        conn.tell_of_regions();
         let request = conn.next().unwrap();
         conn.reply(&request, &[quads(&[0]), words(&[0, 2]), vec![1, 2]].concat());
         conn.drain();

@@ -35,7 +35,11 @@ fn a_device_moves_with_its_memory() {
     assert_eq!((&report["rounds"], &report["verified"]), (&json!(3), &json!(true)));
     assert_eq!((&report["converged"], &report["page_size"]), (&json!(false), &json!(4096)));
     assert_eq!(report["moved"]["device"], json!(2500 + 4096));
-    assert_eq!(report["not_compared"], json!(["BAR2", "BAR4", "ROM"]));
+    let left_out = |region: &str| {
+        json!({"region": region,
+               "why": format!("read of 4 bytes of {region} at 0x0: the device answered: Invalid argument")})
+    };
+    assert_eq!(report["not_compared"], json!(["BAR2", "BAR4", "ROM"].map(left_out)));
     assert_eq!(src.states, [PRE_COPY, STOP_COPY, STOP]);
     assert_eq!(dst.states, [RESUMING, STOP, RUNNING]);
     // Memory, registers, and the configuration space are those of the source.
@@ -69,7 +73,7 @@ fn logging_is_started_for_the_memory_alone() {
     let (from, to) = (src.socket(), dst.socket());
     let run =
         vfu("migrate", &from, &[to.to_str().unwrap(), "--memory", "1M", "--page-size", "0x1000", "--json"]);
-    run.fails(5, "source: protocol violation: reading migration data: the server hung up");
+    run.fails(5, "source: reading migration data: the server hung up");
     let half = 1 << 19;
     assert_eq!(src.done().logging, Some((4096, vec![(0, half), (4 << 30, half)])));
     assert_eq!(dst.done().states, [RESUMING, RESET_SEEN]);
@@ -129,7 +133,7 @@ fn refused_transitions_of_the_destination() {
             Fault::Refuses(state),
             1,
             &format!(
-                "destination: going to {name}: the device answered: Input/output error (os error 5); {text}"
+                "destination: going to {name}: the device answered: Input/output error; {text}"
             ),
         );
         assert_eq!(dst.states[dst.states.len() - 2], state);

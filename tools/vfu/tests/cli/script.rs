@@ -59,7 +59,85 @@ fn lines_that_make_no_sense_show_before_the_device_is_touched() {
 
 #[test]
 fn what_has_connections_of_its_own_is_refused() {
-    script("migrate elsewhere").0.fails(2, "line 1: ");
+    let refused = vfu_with_input("script", &nowhere().1, &[], b"migrate elsewhere");
+    refused.fails(2, "line 1: migrate is no command for a script");
+}
+
+#[test]
+fn what_is_wrong_with_a_line_is_said_in_full() {
+    for (line, text) in [
+        ("raed BAR0 0", "line 1: no command 'raed'; is it read? (help lists them)\n"),
+        ("read BAR0", "line 1: the following required arguments were not provided: <OFFSET>\n"),
+        ("peek 0 --width 3", "'3' for '--width <WIDTH>': none of 1, 2, 4, 8\n"),
+        ("read BAR0 0 --colour", "line 1: unexpected argument '--colour' found"),
+        ("poke 0 1\nrepeat 2\nread BAR0 0", "line 2: repeat without end\n"),
+        ("read BAR0 0\nend", "line 2: end without repeat\n"),
+        ("expect BAR0 0 0x100 --width 1", "line 1: 0x100 does not fit 1 bytes\n"),
+        ("expect BAR0 0 3 --mask 1", "line 1: 0x3 has bits that the mask 0x1 has not\n"),
+        (&"repeat 1\n".repeat(17), "line 17: too many blocks inside blocks\n"),
+    ] {
+        vfu_with_input("script", &nowhere().1, &[], line.as_bytes()).fails(2, text);
+    }
+}
+
+#[test]
+fn blocks_are_repeated() {
+    let (run, seen) =
+        script("repeat 2\nread BAR0 0\nrepeat 3\nread BAR0 4\nend\nend\nrepeat 0\nreset\nend\n");
+    run.ok();
+    let once = [read(0, 0), read(0, 4), read(0, 4), read(0, 4)];
+    assert_eq!(seen, [once.clone(), once].concat());
+}
+
+/// A device whose register counts how often it was read.
+fn counter() -> Peer<u32> {
+    Peer::new(|mut conn| {
+        conn.negotiate(CAPABILITIES);
+        let mut device = Device::new();
+        let mut reads = 0;
+        while let Some(request) = conn.next() {
+            if request.cmd == REGION_READ {
+                reads += 1;
+                conn.reply(&request, &[request.body.clone(), words(&[0x100 + reads])].concat());
+            } else {
+                device.handle(&mut conn, request);
+            }
+        }
+        reads
+    })
+}
+
+#[test]
+fn a_script_waits_for_a_register() {
+    for (line, reads) in
+        [("expect BAR0 0 0x105", 5), ("expect BAR0 0 0 --mask 7", 8), ("sleep 0.01\nexpect BAR0 0 0x101", 1)]
+    {
+        let peer = counter();
+        vfu_with_input("script", &peer.socket(), &[], line.as_bytes()).ok();
+        assert_eq!(peer.done(), reads);
+    }
+    let peer = counter();
+    let run = vfu_with_input("script", &peer.socket(), &[], b"\nexpect BAR0 0 1 --timeout 0.05");
+    run.fails(1, "and did not become 0x1 within 0.05 s\n");
+    assert!(peer.done() > 0);
+    let (run, seen) = script("expect BAR1 0 0");
+    run.fails(1, "line 1: the device has no BAR1\n");
+    assert_eq!(seen, []);
+}
+
+#[test]
+fn a_script_tells_of_its_lines_and_prints_json_in_lines() {
+    let (run, _) = script("help");
+    let run = run.ok();
+    for word in ["map ADDR", "expect REGION", "repeat N", "sleep SECONDS"] {
+        assert!(run.text().contains(word), "{}", run.text());
+    }
+    let peer = Device::serve();
+    let run = vfu_with_input("script", &peer.socket(), &["--json"], b"read BAR0 0\nwrite BAR0 0 1\n").ok();
+    let values = run.text().lines().map(|line| serde_json::from_str(line).unwrap());
+    let values: Vec<serde_json::Value> = values.collect();
+    assert_eq!((values[0]["value"].clone(), values[1]["count"].clone()), (0x0302_0100.into(), 4.into()));
+    peer.done();
 }
 
 /// A device that adds up the first two words of memory by messages, once it is
@@ -86,7 +164,7 @@ fn adder() -> Peer<Vec<(u64, u64, u32)>> {
                     assert_eq!(conn.next().unwrap().body.len(), 16);
                     conn.reply(&request, &request.body[..16]);
                 }
-                cmd => panic!("command {cmd}"),
+                _ => Device::new().handle(&mut conn, request),
             }
         }
         maps

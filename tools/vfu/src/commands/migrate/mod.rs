@@ -18,6 +18,7 @@ use crate::client::{Client, Options, state_name};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 use crate::interrupts::{self, Vectors};
+use crate::output::Format;
 use guest::Guest;
 use load::Record;
 use mover::{End, Mover};
@@ -25,9 +26,9 @@ use progress::Progress;
 use side::{Fault, On, Side};
 
 /// Moves the device.
-pub fn run(args: &args::Migrate, options: Options) -> Result<()> {
+pub fn run(args: &args::Migrate, options: Options, format: Format) -> Result<()> {
     let guest = Guest::new(args.memory, args.page_size)?;
-    let mut progress = Progress::new(args.json);
+    let mut progress = Progress::new(format.is_json());
     progress.phase("connecting");
     let (src, identity) = connect(&args.source, options)?;
     let (dst, other) = connect(&args.destination, options)?;
@@ -42,7 +43,7 @@ pub fn run(args: &args::Migrate, options: Options) -> Result<()> {
             if let (Some(path), Some(load)) = (&args.record, &mover.load) {
                 write_record(path, load.record())?;
             }
-            report.print(args.json)
+            report.print(format)
         }
         Err(fault) => Err(fault.with_aftermath(mover.recover())),
     }

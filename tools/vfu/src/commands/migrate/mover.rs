@@ -9,7 +9,7 @@ use super::load::Load;
 use super::progress::{Moved, Progress};
 use super::report::Report;
 use super::side::{Fault, On, Side};
-use super::verify;
+use super::verify::{self, LeftOut};
 use crate::args;
 use crate::client::Client;
 use crate::commands::saved::restore_config;
@@ -64,7 +64,7 @@ struct Switch {
     downtime: Duration,
     /// What the comparison took, which is in none of the other times.
     comparison: Duration,
-    not_compared: Vec<String>,
+    not_compared: Vec<LeftOut>,
 }
 
 impl<'a> Mover<'a> {

@@ -5,8 +5,9 @@ use serde::Serialize;
 
 use super::load::Summary;
 use super::progress::Moved;
+use super::verify::LeftOut;
 use crate::error::Result;
-use crate::output;
+use crate::output::{self, Format};
 
 /// The summary.
 #[derive(Debug, Serialize)]
@@ -28,14 +29,14 @@ pub struct Report {
     /// The two sides were compared.
     pub verified: bool,
     /// Regions that could not be compared.
-    pub not_compared: Vec<String>,
+    pub not_compared: Vec<LeftOut>,
 }
 
 impl Report {
     /// To standard output.
-    pub fn print(&self, json: bool) -> Result<()> {
-        if json {
-            return output::json(self);
+    pub fn print(&self, format: Format) -> Result<()> {
+        if format.is_json() {
+            return format.json(self);
         }
         let seconds = |seconds: f64| format!("{:.3} ms", seconds * 1000.0);
         let rate = HumanBytes((self.moved.bytes() as f64 / self.total_seconds.max(1e-6)) as u64);
@@ -54,7 +55,10 @@ impl Report {
         let verified = match (self.verified, self.not_compared.as_slice()) {
             (false, _) => "no".into(),
             (true, []) => "yes".into(),
-            (true, regions) => format!("yes, except {}", regions.join(", ")),
+            (true, regions) => {
+                let regions: Vec<String> = regions.iter().map(LeftOut::to_string).collect();
+                format!("yes, except {}", regions.join(", "))
+            }
         };
         table.add_row(["verified", &verified]);
         output::line(table.trim_fmt())
