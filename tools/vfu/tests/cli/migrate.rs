@@ -132,9 +132,7 @@ fn refused_transitions_of_the_destination() {
             Fault::None,
             Fault::Refuses(state),
             1,
-            &format!(
-                "destination: going to {name}: the device answered: Input/output error; {text}"
-            ),
+            &format!("destination: going to {name}: the device answered: Input/output error; {text}"),
         );
         assert_eq!(dst.states[dst.states.len() - 2], state);
     }
