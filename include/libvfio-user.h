@@ -302,8 +302,9 @@ int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx);
  *
  * @vfu_ctx: the context
  *
- * With LIBVFIO_USER_FLAG_ATTACH_NB it executes the requests that are there, up
- * to a bound, and returns without waiting. Without the flag it goes on serving
+ * With LIBVFIO_USER_FLAG_ATTACH_NB it executes the requests that are there and
+ * returns without waiting. It stops after 256 of them, and when 10 ms have gone by
+ * since it began; the descriptor of vfu_get_poll_fd() is readable then. Without the flag it goes on serving
  * until one of the errors below. All callbacks run in here, on the calling
  * thread. A thread that waits here, for a request or for a client that does not
  * read its replies, may be cancelled (pthread_cancel()), and the context be

@@ -13,13 +13,17 @@ use super::loss::Ask;
 use super::quiesce::Pending;
 use super::step::{Event, Step, Wait};
 use super::{Context, Device};
-use crate::transport::{Message, Next, Reply, Sent};
+use crate::transport::{Message, Next, Received, Reply, Sent};
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Command, Errno, Header, MessageType, Result};
 
 /// How many requests one call in a non-blocking context executes at the most,
 /// so that the caller's loop gets round.
 const BATCH: usize = 256;
+
+/// How long it goes on executing further ones, in nanoseconds of a clock that
+/// may be as much as 10 ms late: with any of Linux' ticks less than 10 ms.
+const BATCH_TIME: i64 = 8_000_000;
 
 /// What became of one message.
 enum Turn {
@@ -105,7 +109,8 @@ impl<D: Device> Context<D> {
             Sent::Lost => self.lose_in_call(0),
             Sent::Stuck => self.wait_writable(),
             Sent::All if self.nonblocking => match self.receive() {
-                Ok(()) => self.execute_batch(),
+                Ok(true) => self.execute_batch(),
+                Ok(false) => self.executed(0),
                 Err(errno) => Step::Fail(errno),
             },
             Sent::All => self.execute_all(),
@@ -118,7 +123,7 @@ impl<D: Device> Context<D> {
             Sent::Lost => self.lose_in_call(0),
             Sent::Stuck => self.wait_writable(),
             Sent::All => match self.receive() {
-                Ok(()) | Err(Errno::EINTR) => self.execute_all(),
+                Ok(_) | Err(Errno::EINTR) => self.execute_all(),
                 Err(errno) => Step::Fail(errno),
             },
         }
@@ -136,7 +141,7 @@ impl<D: Device> Context<D> {
     /// Non-blocking: executes what is there.
     fn execute_batch(&self) -> Step {
         let mut executed = 0;
-        match self.execute_messages(BATCH, &mut executed) {
+        match self.execute_messages(BATCH, Some(coarse_time()), &mut executed) {
             End::Pending => Step::Fail(Errno::EBUSY),
             End::Lost => self.lose_in_call(executed),
             End::Drained if executed == 0 && self.has_ended() => self.lose_and_report(),
@@ -147,7 +152,7 @@ impl<D: Device> Context<D> {
     /// Blocking: executes what is there, then waits for more.
     fn execute_all(&self) -> Step {
         let mut executed = 0;
-        match self.execute_messages(usize::MAX, &mut executed) {
+        match self.execute_messages(usize::MAX, None, &mut executed) {
             End::Pending => Step::Fail(Errno::EBUSY),
             End::Lost => self.lose_and_report(),
             End::Stuck => self.wait_writable(),
@@ -156,12 +161,10 @@ impl<D: Device> Context<D> {
         }
     }
 
-    /// Executes up to `most` messages and sends the replies.
-    fn execute_messages(&self, most: usize, executed: &mut usize) -> End {
+    /// Executes up to `most` messages, for some time if there is a time when that
+    /// began, and sends the replies.
+    fn execute_messages(&self, most: usize, since: Option<i64>, executed: &mut usize) -> End {
         let end = loop {
-            if *executed >= most {
-                break End::Enough;
-            }
             match self.turn() {
                 Turn::Nothing => break End::Drained,
                 Turn::Executed => *executed = executed.saturating_add(1),
@@ -169,12 +172,22 @@ impl<D: Device> Context<D> {
                 Turn::Pending => break End::Pending,
                 Turn::Lost => return End::Lost,
             }
-            if self.with_connection(|connection| connection.should_flush()).unwrap_or(false) {
+            let state =
+                self.with_connection(|connection| (connection.should_flush(), connection.is_drained()));
+            let (full, is_drained) = state.unwrap_or((false, false));
+            if full {
                 match self.flush() {
                     Sent::All => {}
                     Sent::Stuck => return End::Stuck,
                     Sent::Lost => return End::Lost,
                 }
+            }
+            if is_drained {
+                break End::Drained;
+            }
+            let is_late = |since: i64| coarse_time().saturating_sub(since) >= BATCH_TIME;
+            if *executed >= most || since.is_some_and(is_late) {
+                break End::Enough;
             }
         };
         match (self.flush(), end) {
@@ -267,10 +280,12 @@ impl<D: Device> Context<D> {
         sent
     }
 
-    fn receive(&self) -> Result<()> {
+    /// Receives what is there; whether there is anything to do then.
+    fn receive(&self) -> Result<bool> {
         let received = self.with_connection(|connection| {
             connection.tidy_twin();
-            connection.receive().map(drop)
+            let received = connection.receive()?;
+            Ok(received == Received::Something || !connection.is_at_rest())
         });
         received.unwrap_or(Err(Errno::ENOTCONN))
     }
@@ -327,6 +342,14 @@ impl<D: Device> Context<D> {
         self.loss_unreported.set(false);
         Step::Fail(Errno::ENOTCONN)
     }
+}
+
+/// A time in nanoseconds, by a clock that costs no system call.
+fn coarse_time() -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: good for writes.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
 }
 
 fn wait_ready(first: (RawFd, c_short), second: Option<(RawFd, c_short)>) -> Step {

@@ -162,6 +162,13 @@ impl Connection {
             && !self.lost
     }
 
+    /// Whether nothing has arrived, not even a part of a message, that the
+    /// request loop would have to look at.
+    #[inline(always)]
+    pub fn is_drained(&self) -> bool {
+        self.queue.is_empty() && self.main.receiver.at_boundary() && !self.lost
+    }
+
     /// Whether [`next`](Self::next) would give something.
     pub fn has_next(&self, admit: impl Fn(&Header) -> bool) -> bool {
         !self.queue.is_empty() || self.main.receiver.has_next(admit)

@@ -278,6 +278,15 @@ class Ctx:
         self.polled = None
         return r
 
+    def executes(self, count):
+        """Calls until `count` requests are executed: usually once, but a call that takes long ends early."""
+        executed = self.run()
+        while 0 < executed < count:
+            more = self.run()
+            assert more > 0, f"{executed} of {count}"
+            executed += more
+        assert executed == count
+
     def run(self):
         """vfu_run_ctx: the count. errno is then c.get_errno() and in self.errno."""
         c.set_errno(0)

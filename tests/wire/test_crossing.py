@@ -505,7 +505,7 @@ def test_gathered_replies_go_out_before_a_command_over_the_twin_socket_too(ctx):
             client.send_raw(good(*request_of(client)), sock=client.twin)
         server = Background(serve)
         client.send_raw(info(1) + region_write(2, BAR0, 0, b"go"))
-        assert ctx.run() == 2
+        ctx.executes(2)
         server.result()
         assert got == [contents(BASE, 8)]
         assert client.recv().msg_id == 2
@@ -628,7 +628,7 @@ def test_as_many_bytes_as_are_bearable_may_cross(ctx, shared):
     server = crossed(shared, *[[region_write(i, BAR0, 0, bytes([i]) * MAX_XFER)] for i in range(large)])
     assert read(ctx, 8) == contents(BASE, 8)
     assert server.result() == "taken"
-    assert ctx.run() == large
+    ctx.executes(large)
     assert [shared.recv().msg_id for _ in range(large)] == list(range(large))
     assert mem == bytes([large - 1]) * MAX_XFER
     answers_again(ctx, shared)
@@ -652,7 +652,7 @@ def test_as_many_descriptors_as_are_bearable_may_cross(ctx, shared, room):
     server = crossed(shared, *maps_with_descriptors(fd, 1, count))
     assert read(ctx, 8) == contents(BASE, 8)
     assert server.result() == "taken"
-    assert ctx.run() == count
+    ctx.executes(count)
     for i in range(1, 1 + count):
         assert shared.recv().raw == header(i, DMA_MAP, 16, F_REPLY)
     assert len(open_fds()) == len(before) + 1, "one descriptor of that file is kept"

@@ -506,7 +506,7 @@ def test_what_comes_right_behind_the_version_message_is_executed_after_the_attac
         assert client.recv().cmd == VERSION
         assert client.nothing()
         assert ctx.readable(), "messages were received and not executed"
-        assert ctx.run() == 2
+        ctx.executes(2)
         assert is_info(client.recv(), 2) and is_info(client.recv(), 3)
         client.send_raw(info(4)[20:])
         assert ctx.run() == 1

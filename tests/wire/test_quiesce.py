@@ -256,7 +256,7 @@ def test_a_stored_message_keeps_its_payload_and_descriptor_while_more_arrives(ct
     assert client.recv().raw == header(1, DMA_MAP, 16, F_REPLY)
     _, sg = ctx.sgl(0x1234000, 4)
     assert c.string_at(ctx.sgl_get(sg)[0].base, 4) == b"kept"
-    assert ctx.run() == 50
+    ctx.executes(50)
 
 
 def test_a_stored_message_that_fails_is_answered_with_its_errno(ctx, client):

@@ -952,7 +952,7 @@ def test_commands_that_cross_a_dma_message_are_executed_afterwards_in_order(devi
         assert sgl_read(ctx, sg, 64) == b"mem!" * 16
     assert ctx.events == [] and client.nothing()
     assert ctx.readable(), "the queued commands are something to do"
-    assert ctx.run() == 2
+    ctx.executes(2)
     assert ctx.events == [("register", BASE + PAGE, PAGE), ("unregister", BASE + PAGE, PAGE)]
     assert [(r.msg_id, r.flags) for r in (client.recv(), client.recv())] == [(1, F_REPLY), (2, F_REPLY)]
     assert fds_of("sgl-test") == [fd]

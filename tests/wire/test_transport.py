@@ -205,13 +205,13 @@ def test_a_failing_feature_set_is_answered_by_a_header_alone(ctx, client):
 
 def test_when_one_call_executes_several_requests_the_errno_sent_last_counts(ctx, client):
     client.send_raw(message(1, DMA_UNMAP, struct.pack("<IIQQ", 24, 0, 0, PAGE)) + message(2, 99, b"x") + info(3))
-    assert ctx.run() == 3
+    ctx.executes(3)
     assert ctx.errno == errno.EINVAL
     assert is_error(client.recv(), 1, DMA_UNMAP, errno.ENOENT)
     assert is_error(client.recv(), 2, 99, errno.EINVAL)
     assert is_info(client.recv(), 3)
     client.send_raw(message(1, 99, b"x") + message(2, DMA_UNMAP, struct.pack("<IIQQ", 24, 0, 0, PAGE)))
-    assert ctx.run() == 2
+    ctx.executes(2)
     assert ctx.errno == errno.ENOENT
 
 
@@ -303,7 +303,7 @@ def test_what_a_callback_gets_is_aligned_to_8_bytes_wherever_it_lay_in_the_strea
     ctx.setup_region(BAR0, 64, access)
     data = [bytes(range(n, n + n)) for n in range(1, 20)]
     client.send_raw(b"".join(region_write(i, BAR0, 0, d) for i, d in enumerate(data)))
-    assert ctx.run() == len(data)
+    ctx.executes(len(data))
     assert seen == [(0, d) for d in data]
 
 
@@ -321,7 +321,7 @@ def test_end_of_file_inside_a_message_is_a_lost_connection_and_nothing_is_answer
 def test_a_client_that_shuts_down_its_sending_side_still_gets_its_replies(ctx, client):
     client.send_raw(info(1) + info(2) + info(3)[:20])
     client.sock.shutdown(socket.SHUT_WR)
-    assert ctx.run() == 2
+    ctx.executes(2)
     assert is_info(client.recv(), 1) and is_info(client.recv(), 2)
     until_lost(ctx)
     assert end_of_file(client.sock)
@@ -602,7 +602,7 @@ def test_replies_with_descriptors_among_pipelined_ones_arrive_with_their_own_mes
         client = ctx.connect()
         ask = lambda i: message(10 + i, GET_REGION_INFO, struct.pack("<IIIIQQ", 64, 0, i, 0, 0, 0))
         client.send_raw(info(1) + ask(0) + info(2) + ask(1) + info(3))
-        assert ctx.run() == 5
+        ctx.executes(5)
         for expected in (1, 10, 2, 11, 3):
             # Just the message: descriptors come with the first byte of a send.
             reply = client.recv()

@@ -99,7 +99,7 @@ def test_late_answers_in_front_of_the_one_that_is_awaited(ctx, client, length, w
 def test_late_answers_among_commands_that_cross(ctx, shared):
     late = [good(*interrupted(shared, read, ctx, 8)) for _ in range(2)]
     shared.send_raw(info(1) + late[1] + info(2) + late[0] + info(3))
-    assert ctx.run() == 3
+    ctx.executes(3)
     assert [is_info(shared.recv(), i) for i in (1, 2, 3)] == [True] * 3
     answers_again(ctx, shared)
 
@@ -182,7 +182,7 @@ def serve(ctx, client, *requests):
     """Sends requests and has them executed, in a blocking context until a signal."""
     client.send_raw(b"".join(requests))
     if ctx.nonblocking:
-        assert ctx.run() == len(requests)
+        ctx.executes(len(requests))
         return
     run = Background(ctx.run)
     until("it is executed and waits", lambda: unsent(client.sock) == 0 and sleeps(run) is not None)
