@@ -374,6 +374,9 @@ int vfu_device_quiesced(vfu_ctx_t *vfu_ctx, int quiesce_errno);
  * library owns released. Descriptors that the device passed in, of regions and
  * ioeventfds, stay open.
  *
+ * In a child of fork() the callbacks run, descriptors are closed and memory is
+ * freed; the client, who is the parent's, notices nothing, and the path stays.
+ *
  * No other function may run on the context meanwhile, on any thread, but those
  * that the callbacks call.
  */

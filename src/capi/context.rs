@@ -275,6 +275,9 @@ pub unsafe extern "C-unwind" fn vfu_device_quiesced(vfu_ctx: *mut vfu_ctx_t, qui
 /// library owns released. Descriptors that the device passed in, of regions and
 /// ioeventfds, stay open.
 ///
+/// In a child of fork() the callbacks run, descriptors are closed and memory is
+/// freed; the client, who is the parent's, notices nothing, and the path stays.
+///
 /// No other function may run on the context meanwhile, on any thread, but those
 /// that the callbacks call.
 #[unsafe(no_mangle)]

@@ -3,6 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::pool::Pool;
+use super::process::Process;
 use super::receive::Receiver;
 use crate::wire::Result;
 
@@ -15,11 +16,12 @@ pub struct Channel {
     socket: OwnedFd,
     /// What came in.
     pub receiver: Receiver,
+    maker: Process,
 }
 
 impl Channel {
     pub fn new(socket: OwnedFd, pool: &mut Pool) -> Result<Channel> {
-        Ok(Channel { socket, receiver: Receiver::new(pool)? })
+        Ok(Channel { socket, receiver: Receiver::new(pool)?, maker: Process::current() })
     }
 
     pub fn socket(&self) -> RawFd {
@@ -35,8 +37,12 @@ impl Channel {
 impl Drop for Channel {
     /// A server that closes the socket while something lies unread resets the
     /// peer (and QEMU then aborts), so that is taken out first; and nothing may
-    /// come any more that nobody would take out.
+    /// come any more that nobody would take out. In a child, the connection and
+    /// what lies in it are still the parent's.
     fn drop(&mut self) {
+        if !self.maker.is_current() {
+            return;
+        }
         let socket = self.socket();
         // SAFETY: no pointers. A failure leaves it to what comes in the meantime.
         unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 
 use super::channel::Channel;
 use super::pool::Pool;
+use super::process::Process;
 use crate::wire::{Errno, Result};
 
 /// A listening UNIX stream socket. Dropping it closes the connections that were
 /// not accepted yet, as gently as others, and removes its path, if that is still
-/// the one that was bound here.
+/// the one that was bound here. In a child it only closes.
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
+    maker: Process,
     // Held for what it does when it goes.
     _path: Option<BoundPath>,
 }
@@ -25,6 +27,7 @@ struct BoundPath {
     path: PathBuf,
     dev: u64,
     ino: u64,
+    maker: Process,
 }
 
 impl Listener {
@@ -63,7 +66,7 @@ impl Listener {
             _ => Err(Errno::last()),
         };
         let path = (!path.is_empty()).then(|| BoundPath::new(Path::new(OsStr::from_bytes(path))));
-        let listener = Listener { socket, _path: path.flatten() };
+        let listener = Listener { socket, maker: Process::current(), _path: path.flatten() };
         listening?;
         Ok(listener)
     }
@@ -90,6 +93,9 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        if !self.maker.is_current() {
+            return;
+        }
         // From now on nobody can connect, and accepting does not wait.
         // SAFETY: no pointers.
         if unsafe { libc::shutdown(self.socket(), libc::SHUT_RDWR) } == 0 {
@@ -104,15 +110,14 @@ impl BoundPath {
     fn new(path: &Path) -> Option<BoundPath> {
         let found = std::fs::symlink_metadata(path).ok()?;
         let path = path.to_owned();
-        Some(BoundPath { path, dev: found.dev(), ino: found.ino() })
+        Some(BoundPath { path, dev: found.dev(), ino: found.ino(), maker: Process::current() })
     }
 }
 
 impl Drop for BoundPath {
     fn drop(&mut self) {
-        let same = std::fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| found.dev() == self.dev && found.ino() == self.ino);
-        if same {
+        let same = |found: std::fs::Metadata| found.dev() == self.dev && found.ino() == self.ino;
+        if self.maker.is_current() && std::fs::symlink_metadata(&self.path).is_ok_and(same) {
             // Nobody is there to be told of a failure.
             let _ = std::fs::remove_file(&self.path);
         }

@@ -17,6 +17,7 @@ mod listener;
 mod message;
 mod poller;
 mod pool;
+mod process;
 mod receive;
 mod reply;
 mod send;

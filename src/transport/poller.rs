@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollOp};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::process::Process;
 use crate::wire::{Errno, Result};
 
 /// What makes the descriptor readable.
@@ -32,6 +33,7 @@ pub struct Poller {
     epoll: Epoll,
     event: EventFd,
     set: Interest,
+    maker: Process,
 }
 
 impl Poller {
@@ -40,7 +42,7 @@ impl Poller {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        Ok(Poller { epoll, event, set: Interest::default() })
+        Ok(Poller { epoll, event, set: Interest::default(), maker: Process::current() })
     }
 
     /// The descriptor.
@@ -111,6 +113,10 @@ impl Poller {
     }
 
     fn forget(&self, fd: RawFd) {
+        // What a child takes out of the set, its parent does not hear of any more.
+        if !self.maker.is_current() {
+            return;
+        }
         // SAFETY: the descriptor is open, or epoll refuses it, which is all the
         // same here; it is only used for this call.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
