@@ -93,20 +93,19 @@ impl Dirty {
     }
 
     /// Takes the bits `first` to `last` (both included) out of a block and
-    /// hands those groups that have some to `sink`, with the number of the
-    /// first word. `keep_last` leaves the last bit set. One harvester at a time:
-    /// the caller sees to it.
+    /// hands those groups that have some to `sink`, by way of `buffer`, with the
+    /// number of the first word. `keep_last` leaves the last bit set. One
+    /// harvester at a time: the caller sees to it.
     pub(super) fn harvest(
         &self,
         handle: u32,
-        first: u64,
-        last: u64,
+        (first, last): (u64, u64),
         keep_last: bool,
+        buffer: &mut [u64; GROUP_WORDS],
         mut sink: impl FnMut(u64, &mut [u64]),
     ) {
         let Some(block) = self.blocks.get(handle) else { return };
         let (first_group, last_group) = (first / GROUP_BITS, last / GROUP_BITS);
-        let mut buffer = [0; GROUP_WORDS];
         for notes in first_group / 64..=last_group / 64 {
             let wanted = mask(first_group.max(notes * 64), last_group.min(notes * 64 + 63));
             let mut dirty = block.take_notes(notes as usize, wanted);
@@ -130,6 +129,14 @@ impl Dirty {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Dirty {
+    /// How many groups have been harvested.
+    pub(super) fn harvested(&self) -> u64 {
+        self.progress.sequence.load(Relaxed) / 2
     }
 }
 

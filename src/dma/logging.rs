@@ -1,7 +1,11 @@
 //! Dirty logging: start, stop, report.
 
+use std::ops::Range;
+
+use super::dirty::mask;
 use super::region::{Access, Snapshot};
 use super::report::{Part, Reply, bitmap_size};
+use super::sizes::GROUP_WORDS;
 use super::space::{AddressSpace, State};
 use crate::memory;
 use crate::wire::{Errno, LoggingRange, Result};
@@ -167,9 +171,10 @@ impl AddressSpace {
         let covered = u128::from(iova) + (bits << page_size.ilog2()) - 1;
         let covered_last = u64::try_from(covered).unwrap_or(u64::MAX).min(end_region.last());
         let mut reply = Reply::new(bitmap, iova, page_size.ilog2());
+        let mut buffer = [0; GROUP_WORDS];
         let mut from = iova;
         while let Some(region) = self.region_around(from) {
-            self.report_region(logging, &region, from, covered_last, &mut reply);
+            self.report_region(logging, &region, from, covered_last, &mut reply, &mut buffer);
             if region.last() >= covered_last {
                 break;
             }
@@ -197,6 +202,7 @@ impl AddressSpace {
         from: u64,
         covered_last: u64,
         reply: &mut Reply<'_>,
+        buffer: &mut [u64; GROUP_WORDS],
     ) {
         let page_shift = logging.page_shift;
         let (start, last) = (region.start, region.last());
@@ -207,20 +213,40 @@ impl AddressSpace {
         let last_page = (covered_last - start) >> page_shift;
         let page_end = u128::from(start) + (u128::from(last_page + 1) << page_shift);
         let is_last_whole = covered_last == last || page_end - 1 <= covered_last.into();
-        let mut next_page = (from - start) >> page_shift;
-        for range in logging.ranges(from, covered_last) {
-            // Pages are counted from the region's start, and belong to a range
-            // that has any of their bytes.
-            let first = (range.0.max(from) - start) >> page_shift;
-            let end = (range.1.min(covered_last) - start) >> page_shift;
-            let first = first.max(next_page);
-            if first <= end {
-                let keep_last = end == last_page && !is_last_whole;
-                self.dirty.harvest(region.block, first, end, keep_last, |word, words| {
-                    reply.add(&part, word, words);
-                });
-                next_page = end + 1;
+        let ranges = logging.ranges(from, covered_last);
+        let (Some(lowest), Some(highest)) = (ranges.first(), ranges.last()) else { return };
+        // Pages are counted from the region's start, and belong to a range that
+        // has any of their bytes.
+        let page = |address: u64| (address.clamp(from, covered_last) - start) >> page_shift;
+        let (first, end) = (page(lowest.0), page(highest.1));
+        let keep_last = end == last_page && !is_last_whole;
+        // Each group of words is taken once, however many ranges it has. What
+        // was set between them is of no interest to anybody.
+        self.dirty.harvest(region.block, (first, end), keep_last, buffer, |word, words| {
+            if let [_, _, ..] = ranges {
+                let of_group = |page: u64| start + (page.clamp(first, end) << page_shift);
+                let pages = word * 64..(word + words.len() as u64) * 64;
+                let last = if pages.end > end { covered_last } else { of_group(pages.end) - 1 };
+                let ranges = logging.ranges(of_group(pages.start), last);
+                keep_pages(words, &pages, ranges.iter().map(|range| (page(range.0), page(range.1))));
+            }
+            reply.add(&part, word, words);
+        });
+    }
+}
+
+/// Clears the bits of all pages but the given ones, first and last of each run,
+/// in words with a bit for each of `pages`.
+fn keep_pages(words: &mut [u64], pages: &Range<u64>, kept: impl Iterator<Item = (u64, u64)>) {
+    let mut masks = [0; GROUP_WORDS];
+    for (first, last) in kept {
+        let (first, last) = (first.max(pages.start) - pages.start, last.min(pages.end - 1) - pages.start);
+        for word in first / 64..=last / 64 {
+            let bits = mask(first.max(word * 64), last.min(word * 64 + 63));
+            if let Some(mask) = masks.get_mut(word as usize) {
+                *mask |= bits;
             }
         }
     }
+    words.iter_mut().zip(masks).for_each(|(word, mask)| *word &= mask);
 }

@@ -1,5 +1,6 @@
 //! Dirty logging and reports.
 
+use super::super::sizes::GROUP_WORDS;
 use super::model::Model;
 use super::*;
 use crate::wire::LoggingRange;
@@ -311,4 +312,28 @@ fn large_bitmaps_take_memory_only_where_marked() {
         mark(&space, 5 << 42, 1 << 30);
     }
     assert!(resident() < before + (200 << 20));
+}
+
+#[test]
+fn a_group_is_harvested_once_however_many_ranges_it_has() {
+    const RANGES: u64 = 32_768;
+    let space = AddressSpace::new();
+    let p = page();
+    let size = 2 * RANGES * p;
+    let file = memory(p);
+    space.map(request(0, size, Access::FileIo, Some(&file))).unwrap();
+    let every_other: Vec<_> = (0..RANGES).map(|i| LoggingRange { iova: 2 * i * p, length: p }).collect();
+    space.logging_start(p, &every_other).unwrap();
+    let reported = |expected: u64| {
+        let before = space.dirty.harvested();
+        let words = report(&space, 0, size, p).unwrap();
+        assert!(words.iter().all(|word| *word == expected));
+        space.dirty.harvested() - before
+    };
+    mark(&space, 0, size);
+    assert_eq!(reported(0x5555_5555_5555_5555), size / p / (GROUP_WORDS as u64 * 64));
+    assert_eq!(reported(0), 0, "nothing is dirty");
+    // Between two ranges nothing is ever reported.
+    mark(&space, p, p);
+    assert!(reported(0) <= 1);
 }

@@ -45,7 +45,7 @@ impl Logged {
     /// What is found, by words.
     fn harvest(&self, bits: Bits, keep_last: bool) -> Vec<u64> {
         let mut all = vec![0; self.words.len()];
-        self.dirty.harvest(BLOCK, bits.0, bits.1, keep_last, |first, words| {
+        self.dirty.harvest(BLOCK, bits, keep_last, &mut [0; GROUP_WORDS], |first, words| {
             for (number, word) in (first as usize..).zip(words) {
                 all[number] |= *word;
             }
