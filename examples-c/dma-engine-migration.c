@@ -158,12 +158,21 @@ on_write_data(vfu_ctx_t *ctx, void *buf, uint64_t count)
 
 /*
  * What a reset means for the migration state is the library's business, and it
- * does not tell: a reset by the client ends in RUNNING. When the client has left
- * the state stays, and so it does when the guest resets the function.
+ * does not tell: a reset by the client ends in RUNNING, but leaves PRE_COPY as it
+ * is. When the client has left the state stays, and so it does when the guest
+ * resets the function.
+ *
+ * A guest that resets its device knows nothing of the migration, and the stream
+ * goes on: what was sent before, and what is sent from now on, are together the
+ * state after the reset. The reset has changed memory that was sent, so all of it is
+ * looked at again; a page that is half read is read to its end, from `sent`.
  */
 void
 reset_migration(struct engine *engine, vfu_reset_type_t type)
 {
+    if (type == VFU_RESET_DEVICE && engine->migration == VFU_MIGR_STATE_PRE_COPY) {
+        type = VFU_RESET_PCI_FLR;
+    }
     switch (type) {
     case VFU_RESET_DEVICE:
         end_sessions(engine);
@@ -174,7 +183,6 @@ reset_migration(struct engine *engine, vfu_reset_type_t type)
         end_sessions(engine);
         break;
     case VFU_RESET_PCI_FLR:
-        /* The guest knows nothing of the migration: it goes on. */
         if (engine->saving != NULL) {
             look_at_all_pages(engine->saving);
         }

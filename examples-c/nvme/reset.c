@@ -35,7 +35,8 @@ on_reset(vfu_ctx_t *ctx, vfu_reset_type_t type)
     struct controller *ctrl = vfu_get_private(ctx);
 
     power_on(ctrl);
-    if (type == VFU_RESET_DEVICE) {
+    /* In PRE_COPY the migration goes on: nothing was sent that the reset could have changed. */
+    if (type == VFU_RESET_DEVICE && ctrl->migration != VFU_MIGR_STATE_PRE_COPY) {
         ctrl->migration = VFU_MIGR_STATE_RUNNING;
     }
     if (type != VFU_RESET_PCI_FLR) {

@@ -323,7 +323,7 @@ impl Both {
                 assert_eq!(unsafe { capi::vfu_device_quiesced(handle, later) }, 0);
                 self.device().reset = before;
                 if !reset_fails {
-                    self.state = RUNNING;
+                    self.was_reset();
                 }
                 Expected { calls: vec![Call::Reset(0)], answer: Err(later) }
             }
@@ -365,13 +365,21 @@ impl Both {
         Ok(())
     }
 
+    /// A reset leads out of every state but the one in which the device runs
+    /// and is being saved.
+    fn was_reset(&mut self) {
+        if self.state != PRE_COPY {
+            self.state = RUNNING;
+        }
+    }
+
     fn reset(&mut self, u: &mut Unstructured) -> Result<()> {
         let result = failing(u)?;
         self.device().reset = result;
         let outcome = self.execute(u, 13, &[], true, |both| {
             let answer = if result.value < 0 { Err(result.failure()) } else { Ok(Vec::new()) };
             if answer.is_ok() {
-                both.state = RUNNING;
+                both.was_reset();
             }
             Expected { calls: vec![Call::Reset(0)], answer }
         });

@@ -125,7 +125,11 @@ pub enum vfu_reset_type {
 /// number counts as 0, every negative one as -1; the result for
 /// VFU_RESET_LOST_CONN is not looked at. The device is quiesced. The library
 /// resets nothing itself: configuration space, DMA regions and interrupts stay.
-/// After a VFU_RESET_DEVICE that succeeded, the migration state is RUNNING.
+/// After a VFU_RESET_DEVICE that succeeded, the migration state is RUNNING, but
+/// in PRE_COPY it stays that: guests reset their devices also while they are
+/// being migrated, and the client goes on with the stream. So the session goes
+/// on, too: what was read before the reset and what is read after it have to be,
+/// together, the state after it.
 ///
 /// The function may call what a region access callback may call; for
 /// VFU_RESET_LOST_CONN the DMA regions have gone already.

@@ -25,9 +25,18 @@ impl Session {
         self.state.get()
     }
 
-    /// The device was reset, or migration was set up: it runs.
-    pub fn reset(&self) {
+    /// Migration was set up: the device runs.
+    pub fn begin(&self) {
         self.state.set(DeviceState::Running);
+    }
+
+    /// The device was reset: it runs. In PRE_COPY it did so before, and goes on
+    /// with the session: a guest resets its devices also while it is moved, of
+    /// which it knows nothing.
+    pub fn reset(&self) {
+        if self.state.get() != DeviceState::PreCopy {
+            self.state.set(DeviceState::Running);
+        }
     }
 
     /// Goes to the state with this number. `step` is called for each state on

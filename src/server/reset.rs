@@ -6,8 +6,8 @@ use crate::wire::Result;
 
 impl<D: Device> Context<D> {
     /// Resets the device. A reset that the client asked for is also the way
-    /// out of every migration state, to RUNNING; a function level reset leaves
-    /// that alone.
+    /// out of every migration state but PRE_COPY, to RUNNING; a function level
+    /// reset leaves that alone.
     pub(super) fn reset_device(&self, kind: ResetType) -> Result<()> {
         self.device.reset(self, kind)?;
         if kind == ResetType::Device {

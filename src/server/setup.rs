@@ -58,7 +58,7 @@ impl<D: Device> Context<D> {
 
     /// The device can migrate, from now on: it runs.
     pub fn setup_migration(&self) {
-        self.migration.reset();
+        self.migration.begin();
     }
 
     /// See `vfu_irq_trigger`. Any thread may call this.

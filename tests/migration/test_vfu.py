@@ -45,6 +45,15 @@ def test_a_device_moves_under_load_and_nothing_differs(devices, run):
     assert summary["verified"] is True, summary
 
 
+@pytest.mark.parametrize("run", range(3))
+def test_resets_while_a_device_moves_under_load_and_nothing_differs(devices, run):
+    source, destination = devices(), devices()
+    done = vfu("migrate", source.path, destination.path, "--load", "--verify", "--json", "--memory", "16M",
+               "--reset-during", "5")
+    summary = json.loads(done.stdout)
+    assert summary["resets"] == 5 and summary["verified"] is True, summary
+
+
 def test_rounds_end_at_their_limit_however_much_is_left(devices):
     source, destination = devices(), devices()
     done = vfu("migrate", source.path, destination.path, "--load", "--verify", "--json", "--memory", "16M",

@@ -249,7 +249,7 @@ def test_every_other_command_works_in_every_state(state):
             assert memory[:4] == (b"bar0" if written else b"new!")
             assert client.read(CFG, 0x3c, 1) == (b"\0" if written else b"\x0b")
             client.request(DEVICE_RESET)
-            assert client.get_state() == R
+            assert client.get_state() == (PC if state == PC else R)
         os.close(fd)
         os.close(event)
 
@@ -270,15 +270,42 @@ def test_a_refused_write_in_stop_copy_reaches_no_callback():
 # --- the ways out ----------------------------------------------------------------------------
 @pytest.mark.parametrize("state", STATES + [ERR], ids=lambda v: NAMES[v])
 @pytest.mark.parametrize("with_callback", [True, False], ids=["reset callback", "no reset callback"])
-def test_reset_leads_to_running_without_a_transition(state, with_callback):
+def test_reset_leads_to_running_without_a_transition_and_pre_copy_goes_on(state, with_callback):
     with attached(migration=True, reset=with_callback) as (ctx, client):
         enter(ctx, client, state)
         assert client.request(DEVICE_RESET) == b""
         assert ctx.events == ([("reset", RESET_DEVICE)] if with_callback else [])
-        assert client.get_state() == R
+        assert client.get_state() == (PC if state == PC else R)
         ctx.events.clear()
         client.set_state(SC)
-        assert ctx.events == callbacks([S, SC])
+        assert ctx.events == callbacks([SC] if state == PC else [S, SC])
+
+
+def test_a_reset_in_pre_copy_does_not_end_the_stream():
+    with attached(migration=True) as (ctx, client):
+        enter(ctx, client, PC)
+        ctx.read_data = lambda count: data[:count]
+        for data, reset, state in [(b"before", True, PC), (b"after", False, SC), (b"rest", False, SC)]:
+            reply = client.request(MIG_DATA_READ, struct.pack("<II", 16, 8))
+            assert reply == struct.pack("<II", 8 + len(data), len(data)) + data
+            if reset:
+                client.request(DEVICE_RESET)
+            assert client.get_state() == (PC if data != b"rest" else SC)
+            client.set_state(state)
+        assert ctx.events == [("read_data", 8), ("reset", RESET_DEVICE), ("read_data", 8), ("state", CB_STOP_COPY), ("read_data", 8)]
+
+
+def test_a_device_that_fails_to_quiesce_for_pre_copy_is_reset_and_stays_in_it():
+    with attached(migration=True, quiesce=True) as (ctx, client):
+        client.set_state(PC)
+        ctx.events.clear()
+        ctx.quiesce_errno = errno.EBUSY
+        client.send(DEVICE_FEATURE, struct.pack("<IIII", 16, F_STATE | FEATURE_SET, SC, 0))
+        fails(errno.EBUSY, ctx.run)
+        assert ctx.quiesced(errno.EIO) == 0
+        assert ctx.events == ["quiesce", ("reset", RESET_DEVICE)]
+        assert client.recv().error == errno.EIO
+        assert client.get_state() == PC
 
 
 @pytest.mark.parametrize("state", STATES + [ERR], ids=lambda v: NAMES[v])
@@ -291,7 +318,7 @@ def test_a_failing_reset_leaves_the_state(device, state):
     assert client.get_state() == state
     ctx.reset_errno = 0
     client.request(DEVICE_RESET)
-    assert client.get_state() == R
+    assert client.get_state() == (PC if state == PC else R)
 
 
 @pytest.mark.parametrize("state", STATES + [ERR], ids=lambda v: NAMES[v])

@@ -325,9 +325,16 @@ pub struct Migrate {
     ///
     /// JSON: block_size, and in sequences, for each block from the first on,
     /// the number of the write that came last, which stands in the block, too; 0
-    /// where there was none.
+    /// where there was none, or none after the last reset.
     #[arg(long, requires = "load", value_name = "FILE")]
     pub record: Option<PathBuf>,
+    /// Reset the device in the middle of the first NUMBER rounds
+    ///
+    /// As a guest does that reboots while it is moved: the device stays in
+    /// PRE_COPY, and what was read of it before the reset and after it has to
+    /// come to its state after it. A load begins anew each time.
+    #[arg(long, default_value = "0", value_name = "NUMBER", value_parser = number::<u32>)]
+    pub reset_during: u32,
     /// Compare all memory and all regions of the two sides
     ///
     /// With --load also whether the memory, or the disk, is what all work comes

@@ -2,6 +2,7 @@
 //! in the configuration space for the device.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -113,6 +114,15 @@ impl Vectors {
             start = start.saturating_add(number);
         }
         Ok(Vectors { irq, eventfds, switch: None })
+    }
+
+    /// Switches the type on again after a reset of the device, which the
+    /// eventfds outlast, and forgets what has come before it.
+    pub fn rearm(&self, client: &mut Client) -> Result<()> {
+        if self.switch.is_some() {
+            Switch::on(client, self.irq)?;
+        }
+        self.wait(client, Deadline::after(Duration::ZERO)).map(|_| ())
     }
 
     /// The type.

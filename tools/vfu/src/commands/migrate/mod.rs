@@ -79,7 +79,11 @@ fn prepare(mover: &mut Mover<'_>, args: &args::Migrate) -> Result<(), Fault> {
         (&mover.dst, Side::Destination, &[DeviceState::Running, DeviceState::Stop][..]),
     ] {
         if !fit.contains(&end.state) {
-            let text = format!("the device is in {}; reset it first", state_name(end.state));
+            let remedy = match end.state {
+                DeviceState::PreCopy => "set it to RUNNING first",
+                _ => "reset it first",
+            };
+            let text = format!("the device is in {}; {remedy}", state_name(end.state));
             return Err(Error::Unfit(text)).on(side);
         }
     }
@@ -97,10 +101,8 @@ fn prepare(mover: &mut Mover<'_>, args: &args::Migrate) -> Result<(), Fault> {
     if let Some(irq) = irq {
         arm(&mut mover.dst, Some(irq), false).on(Side::Destination)?;
     }
-    if let (true, Some(vectors)) = (with_load, &mover.src.vectors) {
-        let (client, ranges) = (&mut mover.src.client, mover.guest.ranges());
-        mover.load =
-            Some(load::start(client, &mover.identity, ranges, vectors, args.verify).on(Side::Source)?);
+    if with_load {
+        mover.start_load().on(Side::Source)?;
     }
     if args.record.is_some() && mover.load.as_ref().and_then(|load| load.record()).is_none() {
         return Err(Error::Usage("there is no record of this device's load".into())).on(Side::Here);

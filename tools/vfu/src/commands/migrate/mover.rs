@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use vfio_user::wire::DeviceState;
 
 use super::guest::{self, Guest};
-use super::load::Load;
+use super::load::{self, Load, Summary};
 use super::progress::{Moved, Progress};
 use super::report::Report;
 use super::side::{Fault, On, Side};
 use super::verify::{self, LeftOut};
 use crate::args;
-use crate::client::Client;
+use crate::client::{Client, state_name};
 use crate::commands::saved::restore_config;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
@@ -20,6 +20,9 @@ use crate::interrupts::Vectors;
 /// Device data taken in one round before memory has its turn, in bytes: a
 /// device may change faster than it can be read.
 const ROUND_DATA: u64 = 256 << 20;
+/// Device data that is read before a reset in the middle of a round, in bytes:
+/// it hardly ends where a record does.
+const BEFORE_RESET: usize = 1001;
 /// Pieces of work that a load is given on the destination.
 const MORE_WORK: u64 = 256;
 
@@ -54,6 +57,9 @@ pub struct Mover<'a> {
     args: &'a args::Migrate,
     start: Instant,
     rounds: u32,
+    resets: u32,
+    /// What the loads came to that ended with a reset.
+    before_reset: Summary,
     moved: Moved,
     /// The destination runs.
     switched: bool,
@@ -88,6 +94,8 @@ impl<'a> Mover<'a> {
             args,
             start: Instant::now(),
             rounds: 0,
+            resets: 0,
+            before_reset: Summary::default(),
             moved: Moved::default(),
             switched: false,
         }
@@ -112,13 +120,57 @@ impl<'a> Mover<'a> {
             total_seconds: total.as_secs_f64(),
             downtime_seconds: downtime.as_secs_f64(),
             rounds: self.rounds,
+            resets: self.resets,
             converged,
             page_size: self.guest.page_size(),
             moved: self.moved,
-            load: self.load.as_ref().map(|load| load.summary()),
+            load: self.load.as_ref().map(|load| load.summary().after(self.before_reset)),
             verified: self.args.verify,
             not_compared,
         })
+    }
+
+    /// Gives the source something to do.
+    pub fn start_load(&mut self) -> Result<()> {
+        let Some(vectors) = &self.src.vectors else { return Ok(()) };
+        let (ranges, verify) = (self.guest.ranges(), self.args.verify);
+        let client = &mut self.src.client;
+        self.load = Some(load::start(client, &self.identity, ranges, vectors, verify, self.resets)?);
+        Ok(())
+    }
+
+    /// Resets the source, whatever it is doing, and has it go on as after a
+    /// reboot of the guest.
+    fn reset(&mut self) -> Result<()> {
+        let before = self.src.client.device_state()?;
+        self.src.client.reset()?;
+        self.resets = self.resets.saturating_add(1);
+        match self.src.client.device_state()? {
+            after if after == before => {}
+            after => {
+                let text = format!("a reset led from {} to {}", state_name(before), state_name(after));
+                return Err(Error::Unfit(text));
+            }
+        }
+        let Some(load) = self.load.take() else { return Ok(()) };
+        self.before_reset = load.summary().after(self.before_reset);
+        drop(load);
+        if let Some(vectors) = &self.src.vectors {
+            vectors.rearm(&mut self.src.client)?;
+        }
+        self.start_load()
+    }
+
+    /// Resets the source, if this is a round for it, while the stream is in the
+    /// middle of something.
+    fn reset_in_round(&mut self) -> Result<(), Fault> {
+        if self.resets >= self.args.reset_during {
+            return Ok(());
+        }
+        if self.src.pre_copy {
+            self.move_some_device_data(BEFORE_RESET)?;
+        }
+        self.reset().on(Side::Source)
     }
 
     /// Sees to the work that the source does in the meantime.
@@ -137,6 +189,7 @@ impl<'a> Mover<'a> {
             self.progress.phase(format!("round {}", self.rounds));
             let (start, before) = (Instant::now(), self.moved);
             self.copy_pending(true)?;
+            self.reset_in_round()?;
             let all = !self.src.pre_copy || self.move_device_data(true)?;
             self.guest.fetch_dirty(&mut self.src.client).on(Side::Source)?;
             let time = start.elapsed();
@@ -145,7 +198,7 @@ impl<'a> Mover<'a> {
                 device: self.moved.device.saturating_sub(before.device),
             };
             self.progress.round(self.rounds, moved, time, self.guest.pending());
-            if all && self.is_short(moved) {
+            if all && self.resets >= self.args.reset_during && self.is_short(moved) {
                 return Ok(true);
             }
         }
@@ -183,12 +236,9 @@ impl<'a> Mover<'a> {
         let size = self.src.client.max_data_xfer_size();
         let mut total: u64 = 0;
         while !running || total < ROUND_DATA {
-            let data = self.src.client.mig_data_read(size).on(Side::Source)?;
-            self.dst.client.mig_data_write(&data).on(Side::Destination)?;
-            total = total.saturating_add(data.len() as u64);
-            self.moved.device = self.moved.device.saturating_add(data.len() as u64);
-            self.progress.moved(self.moved, self.guest.pending());
-            if data.len() < size {
+            let moved = self.move_some_device_data(size)?;
+            total = total.saturating_add(moved as u64);
+            if moved < size {
                 return Ok(true);
             }
             if running {
@@ -196,6 +246,15 @@ impl<'a> Mover<'a> {
             }
         }
         Ok(false)
+    }
+
+    /// Moves at most `size` bytes of device data: how many there were.
+    fn move_some_device_data(&mut self, size: usize) -> Result<usize, Fault> {
+        let data = self.src.client.mig_data_read(size).on(Side::Source)?;
+        self.dst.client.mig_data_write(&data).on(Side::Destination)?;
+        self.moved.device = self.moved.device.saturating_add(data.len() as u64);
+        self.progress.moved(self.moved, self.guest.pending());
+        Ok(data.len())
     }
 
     /// Stops the source, moves the rest, and starts the destination. What a

@@ -18,6 +18,8 @@ pub struct Report {
     pub downtime_seconds: f64,
     /// Rounds before the stop.
     pub rounds: u32,
+    /// Resets in the middle of rounds.
+    pub resets: u32,
     /// The rest could be moved within the downtime allowed.
     pub converged: bool,
     /// Bytes of a page of the dirty bitmaps.
@@ -45,6 +47,9 @@ impl Report {
         table.add_row(["downtime", &seconds(self.downtime_seconds)]);
         let how = if self.converged { "" } else { ", not converged" };
         table.add_row(["rounds", &format!("{}{how}", self.rounds)]);
+        if self.resets > 0 {
+            table.add_row(["resets", &self.resets.to_string()]);
+        }
         table.add_row(["memory", &format!("{} bytes, {}", self.moved.memory, HumanBytes(self.moved.memory))]);
         table.add_row(["device data", &format!("{} bytes", self.moved.device)]);
         table.add_row(["rate", &format!("{rate}/s")]);

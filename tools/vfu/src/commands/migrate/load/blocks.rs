@@ -24,12 +24,13 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// `count` blocks of which nothing is known.
-    pub fn new(count: u64, block_size: u64) -> Blocks {
+    /// `count` blocks of which nothing is known. Each `run` has its own numbers
+    /// for writes.
+    pub fn new(count: u64, block_size: u64, run: u32) -> Blocks {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let block_size = usize::try_from(block_size).unwrap_or(usize::MAX);
         let contents = vec![Content::Initial(None); count];
-        Blocks { block_size, contents, busy: vec![false; count], next_sequence: 1 }
+        Blocks { block_size, contents, busy: vec![false; count], next_sequence: u64::from(run) << 32 | 1 }
     }
 
     /// Number of blocks.
@@ -129,7 +130,7 @@ mod tests {
 
     #[test]
     fn blocks_are_taken_once_and_their_contents_told_apart() {
-        let mut blocks = Blocks::new(8, 512);
+        let mut blocks = Blocks::new(8, 512, 0);
         assert!(blocks.take(&(2..5)));
         assert!(!blocks.take(&(4..6)) && !blocks.take(&(7..9)));
         let (first, old) = blocks.fill(&(2..5));
@@ -149,7 +150,7 @@ mod tests {
 
     #[test]
     fn what_was_there_at_the_start_stays() {
-        let mut blocks = Blocks::new(4, 512);
+        let mut blocks = Blocks::new(4, 512, 0);
         let mut bytes = vec![7; 1024];
         Stamp { lba: 1, sequence: 41 }.write(&mut bytes[512..]);
         assert!(blocks.check(&(0..2), &bytes).is_ok());

@@ -78,6 +78,7 @@ impl Load {
         guest: [(u64, u64); 2],
         vectors: u32,
         with_model: bool,
+        run: u32,
     ) -> Result<Load> {
         engine::identify(client)?;
         let device_size = client.region_info(engine::MEMORY)?.info.size;
@@ -92,7 +93,7 @@ impl Load {
         Ok(Load {
             ring,
             model,
-            rng: fastrand::Rng::with_seed(1),
+            rng: fastrand::Rng::with_seed(u64::from(run).saturating_add(1)),
             base: low,
             low: Area::new(
                 low.saturating_add(RESERVED + PROCESSOR),

@@ -57,7 +57,7 @@ pub trait Load {
 }
 
 /// What a load came to.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Summary {
     /// Descriptors or commands that were given to the device, on both sides.
     pub submitted: u64,
@@ -65,6 +65,18 @@ pub struct Summary {
     pub interrupts: u64,
     /// How many of them the device had not done when the source stopped.
     pub unfinished_at_stop: u64,
+}
+
+impl Summary {
+    /// What two loads came to, one after the other, of which only the last saw
+    /// the stop.
+    pub fn after(self, before: Summary) -> Summary {
+        Summary {
+            submitted: before.submitted.saturating_add(self.submitted),
+            interrupts: before.interrupts.saturating_add(self.interrupts),
+            ..self
+        }
+    }
 }
 
 /// What a disk must look like.
@@ -84,16 +96,18 @@ pub fn is_known(identity: &Identity) -> bool {
 
 /// Sets the device up for work on `guest`, the guest's memory as addresses and
 /// sizes. What is checked at the end takes memory and time: without `verify`
-/// the work is only done.
+/// the work is only done. `run` counts the loads of this device, from 0 on: no
+/// two do the same, so that what one of them left is not taken for another's.
 pub fn start(
     client: &mut Client,
     identity: &Identity,
     guest: [(u64, u64); 2],
     vectors: &Vectors,
     verify: bool,
+    run: u32,
 ) -> Result<Box<dyn Load>> {
     match crate::nvme::is_known(identity.class) {
-        true => Ok(Box::new(nvme::Load::start(client, guest, vectors, verify)?)),
-        false => Ok(Box::new(engine::Load::start(client, guest, vectors.count(), verify)?)),
+        true => Ok(Box::new(nvme::Load::start(client, guest, vectors, verify, run)?)),
+        false => Ok(Box::new(engine::Load::start(client, guest, vectors.count(), verify, run)?)),
     }
 }

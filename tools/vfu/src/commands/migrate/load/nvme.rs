@@ -89,6 +89,7 @@ impl Load {
         guest: [(u64, u64); 2],
         vectors: &Vectors,
         verify: bool,
+        run: u32,
     ) -> Result<Load> {
         let [(low, low_size), (high, high_size)] = guest;
         let page = |n: u64| low.saturating_add(FIRST_PAGE.saturating_add(n).saturating_mul(PAGE));
@@ -130,9 +131,9 @@ impl Load {
             controller,
             queues,
             buffers,
-            blocks: Blocks::new(span, namespace.block_size),
+            blocks: Blocks::new(span, namespace.block_size, run),
             again: Vec::new(),
-            rng: fastrand::Rng::with_seed(1),
+            rng: fastrand::Rng::with_seed(u64::from(run).saturating_add(1)),
             verify,
             submitted: 0,
             interrupts: 0,
