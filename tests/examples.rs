@@ -43,6 +43,7 @@ static BUILT: LazyLock<TempDir> = LazyLock::new(|| {
                 "nvme/admin.c",
                 "nvme/features.c",
                 "nvme/identify.c",
+                "nvme/identity.c",
                 "nvme/io.c",
                 "nvme/memory.c",
                 "nvme/migration.c",

@@ -36,9 +36,6 @@ enum {
     PAGE = NVME_PAGE_SIZE,
     PRPS_IN_PAGE = PAGE / 8,
     MAX_TRANSFER = PAGE << NVME_MDTS,
-    /* Parts of the guest's memory that one command's data may consist of, and one access. */
-    MAX_PIECES = 2 * ((1 << NVME_MDTS) + 1),
-    MAX_ACCESS_PIECES = 4,
 
     /* In kelvins. Nothing gets warm here. */
     TEMPERATURE = 310,
@@ -57,6 +54,15 @@ struct namespace {
     uint8_t uuid[16];
 };
 
+/* Ranges of the guest's memory, in as many pieces as there are regions in them. */
+struct pieces {
+    dma_sg_t *sgl; /* entries of dma_sg_size() bytes */
+    struct iovec *iov;
+    struct iovec *spare; /* as many iovecs, for whoever uses them up */
+    size_t nr;
+    size_t room;
+};
+
 struct controller {
     vfu_ctx_t *ctx;
     struct namespace ns;
@@ -69,10 +75,9 @@ struct controller {
     int bar0_fd;
 
     /* The data of the command in hand, between map_data and unmap_data. */
-    dma_sg_t *sgl; /* MAX_PIECES entries, opaque and of a size known at run time */
-    struct iovec iov[MAX_PIECES];
-    size_t nr_pieces;
-    dma_sg_t *access_sgl; /* MAX_ACCESS_PIECES entries */
+    struct pieces data;
+    /* What is accessed at the moment, besides. */
+    struct pieces access;
 
     vfu_migr_state_t migration; /* as the library has it */
     struct nvme_state record;   /* the state on its way out or in */
@@ -90,6 +95,9 @@ min(size_t a, size_t b)
 }
 
 /* memory.c */
+void free_pieces(struct pieces *pieces);
+bool get_access(struct controller *ctrl, uint64_t address, size_t len, int prot);
+void put_access(struct controller *ctrl);
 bool access_guest(struct controller *ctrl, uint64_t address, void *buf, size_t len, int prot);
 bool is_guest_memory(struct controller *ctrl, uint64_t address, size_t len, int prot);
 enum nvme_status map_data(struct controller *ctrl, const struct nvme_command *cmd, size_t len,
@@ -118,6 +126,11 @@ enum nvme_status access_namespace(struct controller *ctrl, uint64_t offset, bool
                                   bool durable);
 enum nvme_status zero_blocks(struct controller *ctrl, uint64_t slba, uint64_t nlb);
 enum nvme_status flush(struct controller *ctrl);
+
+/* identity.c */
+void make_uuid(bool is_device, uint64_t device, uint64_t inode, uint8_t uuid[16]);
+void format_uuid(const uint8_t uuid[16], char text[37]);
+void format_serial_number(const uint8_t uuid[16], char text[21]);
 
 /* io.c */
 enum nvme_status execute_io(struct controller *ctrl, const struct nvme_command *cmd);

@@ -21,25 +21,17 @@ answer(struct controller *ctrl, const struct nvme_command *cmd, const void *data
     if (status != NVME_SUCCESS) {
         return status;
     }
-    for (size_t i = 0; i < ctrl->nr_pieces; i++) {
-        uint8_t *to = ctrl->iov[i].iov_base;
-        size_t part = min(ctrl->iov[i].iov_len, data_len);
+    for (size_t i = 0; i < ctrl->data.nr; i++) {
+        uint8_t *to = ctrl->data.iov[i].iov_base;
+        size_t part = min(ctrl->data.iov[i].iov_len, data_len);
 
         memcpy(to, bytes, part);
-        memset(to + part, 0, ctrl->iov[i].iov_len - part);
+        memset(to + part, 0, ctrl->data.iov[i].iov_len - part);
         bytes += part;
         data_len -= part;
     }
     unmap_data(ctrl);
     return NVME_SUCCESS;
-}
-
-static void
-format_uuid(const uint8_t uuid[16], char text[37])
-{
-    for (int i = 0; i < 16; i++) {
-        text += sprintf(text, "%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid[i]);
-    }
 }
 
 /* The specification's texts are filled up with spaces and not terminated. */
@@ -72,10 +64,12 @@ identify_controller(struct controller *ctrl, const struct nvme_command *cmd)
         .vwc = NVME_VWC_PRESENT | NVME_VWC_FLUSH_ALL,
         .psd = { { .mp = 2500 } },
     };
+    char serial_number[21];
     char uuid[37];
 
+    format_serial_number(ctrl->ns.uuid, serial_number);
     format_uuid(ctrl->ns.uuid, uuid);
-    put_text(id.sn, sizeof(id.sn), uuid);
+    put_text(id.sn, sizeof(id.sn), serial_number);
     put_text(id.mn, sizeof(id.mn), "libvfio-user example nvme");
     put_text(id.fr, sizeof(id.fr), FIRMWARE);
     snprintf(id.subnqn, sizeof(id.subnqn), "nqn.2014-08.org.nvmexpress:uuid:%s", uuid);

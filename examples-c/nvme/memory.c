@@ -4,70 +4,134 @@
  * Queues and PRP lists are copied from it piece by piece; a command's data are mapped,
  * moved by whoever executes it, and given back.
  *
+ * A range consists of as many pieces as there are regions of memory in it. Mostly
+ * that is one; but behind an IOMMU each page of the guest's is a region of its own. So
+ * there is no limit to their number: arrays grow to what was needed once, and a
+ * command of a kind that has come before allocates nothing.
+ *
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
-#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 
 #include "controller.h"
 
+/* For the data of most commands. */
+enum { ROOM_AT_FIRST = 8 };
+
+/* Makes room for so many pieces. */
+static bool
+make_room(struct pieces *pieces, size_t room)
+{
+    dma_sg_t *sgl = realloc(pieces->sgl, room * dma_sg_size());
+    struct iovec *iov;
+
+    if (sgl == NULL) {
+        return false;
+    }
+    pieces->sgl = sgl;
+    iov = realloc(pieces->iov, 2 * room * sizeof(*iov));
+    if (iov == NULL) {
+        return false;
+    }
+    pieces->iov = iov;
+    pieces->spare = iov + room;
+    pieces->room = room;
+    return true;
+}
+
+void
+free_pieces(struct pieces *pieces)
+{
+    free(pieces->sgl);
+    free(pieces->iov);
+    *pieces = (struct pieces) { 0 };
+}
+
+/* Translates a range, and adds what it consists of. */
+static bool
+add_pieces(struct controller *ctrl, struct pieces *pieces, uint64_t address, size_t len, int prot)
+{
+    if (pieces->room == 0 && !make_room(pieces, ROOM_AT_FIRST)) {
+        return false;
+    }
+    for (;;) {
+        dma_sg_t *sgl = (dma_sg_t *)((char *)pieces->sgl + pieces->nr * dma_sg_size());
+        int n = vfu_addr_to_sgl(ctrl->ctx, (vfu_dma_addr_t)(uintptr_t)address, len, sgl,
+                                pieces->room - pieces->nr, prot);
+
+        if (n > 0) {
+            pieces->nr += n;
+            return true;
+        }
+        /* It needs -n - 1 entries, and is given twice as many: so this is seldom. */
+        if (n >= -1 || !make_room(pieces, pieces->nr + 2 * (size_t)(-n - 1))) {
+            return false;
+        }
+    }
+}
+
+/* Makes a range accessible: ctrl->access. Unless it fails, put_access has to follow. */
+bool
+get_access(struct controller *ctrl, uint64_t address, size_t len, int prot)
+{
+    struct pieces *access = &ctrl->access;
+
+    access->nr = 0;
+    /* Memory that the client doesn't share as a file can't be had: this controller uses no messages. */
+    return add_pieces(ctrl, access, address, len, prot)
+           && vfu_sgl_get(ctrl->ctx, access->sgl, access->iov, access->nr, 0) == 0;
+}
+
+void
+put_access(struct controller *ctrl)
+{
+    /* This also marks what was written as dirty, for live migration. */
+    vfu_sgl_put(ctrl->ctx, ctrl->access.sgl, ctrl->access.iov, ctrl->access.nr);
+}
+
 /* Copies between the guest's memory and buf. False if not all of it can be accessed. */
 bool
 access_guest(struct controller *ctrl, uint64_t address, void *buf, size_t len, int prot)
 {
-    struct iovec iov[MAX_ACCESS_PIECES];
+    const struct pieces *access = &ctrl->access;
     uint8_t *bytes = buf;
-    int n = vfu_addr_to_sgl(ctrl->ctx, (vfu_dma_addr_t)(uintptr_t)address, len, ctrl->access_sgl,
-                            MAX_ACCESS_PIECES, prot);
 
-    /* Memory that the client doesn't share as a file can't be had: this controller uses no messages. */
-    if (n <= 0 || vfu_sgl_get(ctrl->ctx, ctrl->access_sgl, iov, n, 0) < 0) {
+    if (!get_access(ctrl, address, len, prot)) {
         return false;
     }
-    for (int i = 0; i < n; i++) {
+    for (size_t i = 0; i < access->nr; i++) {
         if (prot & PROT_WRITE) {
-            memcpy(iov[i].iov_base, bytes, iov[i].iov_len);
+            memcpy(access->iov[i].iov_base, bytes, access->iov[i].iov_len);
         } else {
-            memcpy(bytes, iov[i].iov_base, iov[i].iov_len);
+            memcpy(bytes, access->iov[i].iov_base, access->iov[i].iov_len);
         }
-        bytes += iov[i].iov_len;
+        bytes += access->iov[i].iov_len;
     }
-    /* This also marks what was written as dirty, for live migration. */
-    vfu_sgl_put(ctrl->ctx, ctrl->access_sgl, iov, n);
+    put_access(ctrl);
     return true;
 }
 
-/* Whether the guest has memory there that can be used in this way. */
+/* Whether the guest has memory there that can be used in this way; if not, errno says why. */
 bool
 is_guest_memory(struct controller *ctrl, uint64_t address, size_t len, int prot)
 {
-    struct iovec iov[MAX_ACCESS_PIECES];
-    int n = vfu_addr_to_sgl(ctrl->ctx, (vfu_dma_addr_t)(uintptr_t)address, len, ctrl->access_sgl,
-                            MAX_ACCESS_PIECES, prot);
-
-    if (n <= 0 || vfu_sgl_get(ctrl->ctx, ctrl->access_sgl, iov, n, 0) < 0) {
+    if (!get_access(ctrl, address, len, prot)) {
         return false;
     }
-    vfu_sgl_put(ctrl->ctx, ctrl->access_sgl, iov, n);
+    put_access(ctrl);
     return true;
 }
 
-/* Translates a part of a command's data: one piece, or more where regions of memory meet. */
+/* Translates a part of a command's data. */
 static enum nvme_status
-add_pieces(struct controller *ctrl, uint64_t address, size_t len, int prot)
+add_data(struct controller *ctrl, uint64_t address, size_t len, int prot)
 {
-    dma_sg_t *sgl = (dma_sg_t *)((char *)ctrl->sgl + ctrl->nr_pieces * dma_sg_size());
-    int n = vfu_addr_to_sgl(ctrl->ctx, (vfu_dma_addr_t)(uintptr_t)address, len, sgl,
-                            MAX_PIECES - ctrl->nr_pieces, prot);
-
-    if (n < 0) {
-        return NVME_DATA_TRANSFER_ERROR;
-    }
-    ctrl->nr_pieces += n;
-    return NVME_SUCCESS;
+    return add_pieces(ctrl, &ctrl->data, address, len, prot) ? NVME_SUCCESS
+                                                             : NVME_DATA_TRANSFER_ERROR;
 }
 
 /* Translates the pages of a PRP list, which may go on in further pages (4.3). */
@@ -90,7 +154,7 @@ add_prp_list(struct controller *ctrl, uint64_t list, size_t len, int prot)
         }
         for (size_t i = 0; i < pages; i++) {
             size_t part = min(len, PAGE);
-            enum nvme_status status = prps[i] % PAGE == 0 ? add_pieces(ctrl, prps[i], part, prot)
+            enum nvme_status status = prps[i] % PAGE == 0 ? add_data(ctrl, prps[i], part, prot)
                                                           : NVME_INVALID_PRP_OFFSET;
 
             if (status != NVME_SUCCESS) {
@@ -118,19 +182,19 @@ translate_prps(struct controller *ctrl, const struct nvme_command *cmd, size_t l
     if (cmd->prp1 % 4 != 0) {
         return NVME_INVALID_PRP_OFFSET;
     }
-    status = add_pieces(ctrl, cmd->prp1, first, prot);
+    status = add_data(ctrl, cmd->prp1, first, prot);
     if (status != NVME_SUCCESS || first == len) {
         return status;
     }
     if (len - first > PAGE) {
         return add_prp_list(ctrl, cmd->prp2, len - first, prot);
     }
-    return cmd->prp2 % PAGE == 0 ? add_pieces(ctrl, cmd->prp2, len - first, prot)
+    return cmd->prp2 % PAGE == 0 ? add_data(ctrl, cmd->prp2, len - first, prot)
                                  : NVME_INVALID_PRP_OFFSET;
 }
 
 /*
- * Makes the len bytes at a command's PRPs accessible: ctrl->iov. Unless it fails,
+ * Makes the len bytes at a command's PRPs accessible: ctrl->data.iov. Unless it fails,
  * unmap_data has to follow.
  */
 enum nvme_status
@@ -138,10 +202,10 @@ map_data(struct controller *ctrl, const struct nvme_command *cmd, size_t len, in
 {
     enum nvme_status status;
 
-    ctrl->nr_pieces = 0;
+    ctrl->data.nr = 0;
     status = translate_prps(ctrl, cmd, len, prot);
     if (status == NVME_SUCCESS
-        && vfu_sgl_get(ctrl->ctx, ctrl->sgl, ctrl->iov, ctrl->nr_pieces, 0) < 0) {
+        && vfu_sgl_get(ctrl->ctx, ctrl->data.sgl, ctrl->data.iov, ctrl->data.nr, 0) < 0) {
         status = NVME_DATA_TRANSFER_ERROR;
     }
     return status;
@@ -150,23 +214,23 @@ map_data(struct controller *ctrl, const struct nvme_command *cmd, size_t len, in
 void
 unmap_data(struct controller *ctrl)
 {
-    vfu_sgl_put(ctrl->ctx, ctrl->sgl, ctrl->iov, ctrl->nr_pieces);
+    vfu_sgl_put(ctrl->ctx, ctrl->data.sgl, ctrl->data.iov, ctrl->data.nr);
 }
 
 void
 copy_to_data(struct controller *ctrl, const uint8_t *from)
 {
-    for (size_t i = 0; i < ctrl->nr_pieces; i++) {
-        memcpy(ctrl->iov[i].iov_base, from, ctrl->iov[i].iov_len);
-        from += ctrl->iov[i].iov_len;
+    for (size_t i = 0; i < ctrl->data.nr; i++) {
+        memcpy(ctrl->data.iov[i].iov_base, from, ctrl->data.iov[i].iov_len);
+        from += ctrl->data.iov[i].iov_len;
     }
 }
 
 void
 copy_from_data(struct controller *ctrl, uint8_t *to)
 {
-    for (size_t i = 0; i < ctrl->nr_pieces; i++) {
-        memcpy(to, ctrl->iov[i].iov_base, ctrl->iov[i].iov_len);
-        to += ctrl->iov[i].iov_len;
+    for (size_t i = 0; i < ctrl->data.nr; i++) {
+        memcpy(to, ctrl->data.iov[i].iov_base, ctrl->data.iov[i].iov_len);
+        to += ctrl->data.iov[i].iov_len;
     }
 }

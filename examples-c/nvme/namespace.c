@@ -8,6 +8,7 @@
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -39,17 +40,6 @@ map_file(int fd, uint64_t offset, uint64_t size)
         err(EXIT_FAILURE, "mmap");
     }
     return memory;
-}
-
-/* An id for the namespace from what it lies in: so two processes over one file agree. */
-static void
-make_uuid(struct namespace *ns, const struct stat *st)
-{
-    uint64_t parts[] = { st->st_dev, st->st_ino };
-
-    memcpy(ns->uuid, parts, sizeof(ns->uuid));
-    ns->uuid[6] = 0x80 | (ns->uuid[6] & 0x0f); /* version 8: of our own making */
-    ns->uuid[8] = 0x80 | (ns->uuid[8] & 0x3f);
 }
 
 /* Opens the namespace; size 0: as large as the file. */
@@ -89,7 +79,9 @@ open_namespace(struct namespace *ns, const char *path, uint64_t size, bool has_u
         if (fstat(ns->fd, &st) < 0) {
             err(EXIT_FAILURE, "fstat");
         }
-        make_uuid(ns, &st);
+        bool is_device = S_ISBLK(st.st_mode);
+
+        make_uuid(is_device, is_device ? st.st_rdev : st.st_dev, is_device ? 0 : st.st_ino, ns->uuid);
     }
 }
 
@@ -99,8 +91,9 @@ access_file(struct namespace *ns, struct iovec *iov, size_t n, uint64_t offset, 
             bool durable)
 {
     while (n > 0) {
-        ssize_t done = is_write ? pwritev2(ns->fd, iov, n, offset, durable ? RWF_DSYNC : 0)
-                                : preadv(ns->fd, iov, n, offset);
+        int count = min(n, IOV_MAX);
+        ssize_t done = is_write ? pwritev2(ns->fd, iov, count, offset, durable ? RWF_DSYNC : 0)
+                                : preadv(ns->fd, iov, count, offset);
 
         if (done < 0 && errno == EINTR) {
             continue;
@@ -127,7 +120,6 @@ enum nvme_status
 access_namespace(struct controller *ctrl, uint64_t offset, bool is_write, bool durable)
 {
     struct namespace *ns = &ctrl->ns;
-    struct iovec iov[MAX_PIECES]; /* unmap_data needs those of ctrl */
 
     if (ns->memory != NULL) {
         if (is_write) {
@@ -137,8 +129,9 @@ access_namespace(struct controller *ctrl, uint64_t offset, bool is_write, bool d
         }
         return NVME_SUCCESS;
     }
-    memcpy(iov, ctrl->iov, ctrl->nr_pieces * sizeof(*iov));
-    if (access_file(ns, iov, ctrl->nr_pieces, offset, is_write, durable)) {
+    /* unmap_data needs the others. */
+    memcpy(ctrl->data.spare, ctrl->data.iov, ctrl->data.nr * sizeof(*ctrl->data.iov));
+    if (access_file(ns, ctrl->data.spare, ctrl->data.nr, offset, is_write, durable)) {
         return NVME_SUCCESS;
     }
     ctrl->state.counters.media_errors++;

@@ -344,11 +344,9 @@ main(int argc, char *argv[])
     int signal_fd = open_signal_fd();
 
     open_namespace(&ctrl->ns, file, size, has_uuid);
-    ctrl->sgl = calloc(MAX_PIECES, dma_sg_size());
-    ctrl->access_sgl = calloc(MAX_ACCESS_PIECES, dma_sg_size());
     ctrl->ctx = vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB, ctrl,
                                VFU_DEV_TYPE_PCI);
-    if (ctrl->ctx == NULL || ctrl->sgl == NULL || ctrl->access_sgl == NULL) {
+    if (ctrl->ctx == NULL) {
         err(EXIT_FAILURE, "vfu_create_ctx: %s", path);
     }
     vfu_setup_log(ctrl->ctx, on_log, verbose ? LOG_DEBUG : LOG_ERR);
@@ -365,7 +363,7 @@ main(int argc, char *argv[])
     }
     close(ctrl->ns.fd);
     close(signal_fd);
-    free(ctrl->access_sgl);
-    free(ctrl->sgl);
+    free_pieces(&ctrl->access);
+    free_pieces(&ctrl->data);
     return EXIT_SUCCESS;
 }

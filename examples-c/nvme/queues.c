@@ -93,22 +93,25 @@ complete(struct controller *ctrl, unsigned sqid, uint16_t cid, uint16_t status, 
         .status = status | cq->phase,
     };
     uint64_t address = cq->base + cq->tail * sizeof(entry);
-    struct iovec iov;
     uint32_t last;
+    uint8_t *to;
 
-    if (vfu_addr_to_sgl(ctrl->ctx, (vfu_dma_addr_t)(uintptr_t)address, sizeof(entry),
-                        ctrl->access_sgl, 1, PROT_WRITE) != 1
-        || vfu_sgl_get(ctrl->ctx, ctrl->access_sgl, &iov, 1, 0) < 0
-        || (uintptr_t)iov.iov_base % sizeof(last) != 0) {
+    if (!get_access(ctrl, address, sizeof(entry), PROT_WRITE)) {
         fail(ctrl, "a completion queue can't be written");
         return;
     }
+    /* No region ends within an entry: regions begin and end with pages. */
+    to = ctrl->access.iov[0].iov_base;
+    if (ctrl->access.nr != 1 || (uintptr_t)to % sizeof(last) != 0) {
+        put_access(ctrl);
+        fail(ctrl, "a completion queue is cut into pieces");
+        return;
+    }
     /* The phase makes the entry valid, so what holds it comes last, and in one piece. */
-    memcpy(iov.iov_base, &entry, sizeof(entry) - sizeof(last));
+    memcpy(to, &entry, sizeof(entry) - sizeof(last));
     memcpy(&last, &entry.cid, sizeof(last));
-    __atomic_store_n((uint32_t *)iov.iov_base + sizeof(entry) / sizeof(last) - 1, last,
-                     __ATOMIC_RELEASE);
-    vfu_sgl_put(ctrl->ctx, ctrl->access_sgl, &iov, 1);
+    __atomic_store_n((uint32_t *)to + sizeof(entry) / sizeof(last) - 1, last, __ATOMIC_RELEASE);
+    put_access(ctrl);
 
     if (++cq->tail == cq->size) {
         cq->tail = 0;
@@ -127,7 +130,21 @@ interrupt(struct controller *ctrl, unsigned cqid)
     }
 }
 
-/* Puts a failed command in the Error Information log; returns what its completion says. */
+/* Drivers find out what there is by asking for it: for what a later revision has, say. */
+static bool
+is_question(unsigned sqid, const struct nvme_command *cmd, enum nvme_status status)
+{
+    return sqid == 0
+           && ((cmd->opcode == NVME_ADMIN_IDENTIFY && status == NVME_INVALID_FIELD)
+               || (cmd->opcode == NVME_ADMIN_GET_FEATURES && status == NVME_INVALID_FIELD)
+               || (cmd->opcode == NVME_ADMIN_GET_LOG_PAGE && status == NVME_INVALID_LOG_PAGE));
+}
+
+/*
+ * Puts a failed command in the Error Information log, where monitors count the entries
+ * as signs of trouble, unless it only asked for something that isn't there. Returns what
+ * its completion says.
+ */
 uint16_t
 log_error(struct controller *ctrl, unsigned sqid, const struct nvme_command *cmd,
           enum nvme_status status)
@@ -136,6 +153,9 @@ log_error(struct controller *ctrl, unsigned sqid, const struct nvme_command *cmd
     bool has_lba = sqid != 0 && cmd->opcode != NVME_IO_FLUSH && cmd->opcode != NVME_IO_DSM;
     uint16_t field = (uint16_t)(status << 1 | NVME_STATUS_MORE | NVME_STATUS_DNR);
 
+    if (is_question(sqid, cmd, status)) {
+        return (uint16_t)(status << 1 | NVME_STATUS_DNR);
+    }
     memmove(errors + 1, errors, (NVME_NR_ERRORS - 1) * sizeof(*errors));
     errors[0] = (struct nvme_error_entry) {
         .error_count = ++ctrl->state.counters.errors,

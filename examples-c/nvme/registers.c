@@ -6,6 +6,8 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <syslog.h>
 
 #include "controller.h"
 
@@ -44,6 +46,16 @@ enable_controller(struct controller *ctrl)
     }
     if (asqs == 0 || acqs == 0) {
         fail(ctrl, "an admin queue of one entry");
+        return;
+    }
+    if (!is_guest_memory(ctrl, state->asq, (asqs + 1) * sizeof(struct nvme_command), PROT_READ)
+        || !is_guest_memory(ctrl, state->acq, (acqs + 1) * sizeof(struct nvme_completion),
+                            PROT_WRITE)) {
+        if (errno == EFAULT) {
+            vfu_log(ctrl->ctx, LOG_ERR, "the guest's memory is not shared with this process: the"
+                    " controller can't work (QEMU: -object memory-backend-memfd,share=on,...)");
+        }
+        fail(ctrl, "the admin queues can't be accessed");
         return;
     }
     set_up_sq(ctrl, 0, state->asq, asqs + 1, 0);
@@ -91,10 +103,14 @@ write_doorbell(struct controller *ctrl, unsigned index, uint32_t value)
     }
 }
 
+/*
+ * TO is how long a driver waits for RDY. It is there with the write of CC, or never: then
+ * waiting helps nobody.
+ */
 static uint64_t
 capabilities(void)
 {
-    return (NVME_MAX_ENTRIES - 1) | NVME_CAP_CQR | NVME_CAP_TO(20) | NVME_CAP_CSS_NVM;
+    return (NVME_MAX_ENTRIES - 1) | NVME_CAP_CQR | NVME_CAP_TO(2) | NVME_CAP_CSS_NVM;
 }
 
 static uint32_t

@@ -42,9 +42,11 @@ class Device:
     def __init__(self, name="dma-engine", *options):
         self.dir = tempfile.TemporaryDirectory()
         self.path = os.path.join(self.dir.name, "s")
+        self.log = os.path.join(self.dir.name, "log")
         # Python ignores SIGXFSZ, and the program inherits that: see limit_files.
-        self.process = subprocess.Popen([os.path.join(EXAMPLES, name), *options, self.path],
-                                        stderr=subprocess.DEVNULL, restore_signals=False)
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen([os.path.join(EXAMPLES, name), *options, self.path],
+                                            stderr=log, restore_signals=False)
         while not os.path.exists(self.path):
             assert self.process.poll() is None, "the example has ended"
             os.sched_yield()

@@ -50,8 +50,22 @@ def test_identify_lists(d):
     assert d.identify(2, 1) == bytes(PAGE)
     for nsid in (ALL, ALL - 1):
         assert status(d.identify, 2, nsid) == INVALID_NAMESPACE
-    for cns in (4, 5, 6, 0x10, 0xff):
-        assert status(d.identify, cns, 1) == INVALID_FIELD
+
+
+def test_asking_for_what_is_not_there_is_no_error(d):
+    """It fails, as revision 1.4 says, but monitors that count the entries of the log have nothing to worry about."""
+    questions = [dict(opcode=IDENTIFY, nsid=1, cdw10=cns) for cns in (4, 5, 6, 7, 8, 0x10, 0xff)]
+    questions += [dict(opcode=GET_LOG, nsid=ALL, cdw10=lid | 127 << 16) for lid in (0, 5, 6, 0xff)]
+    questions += [dict(opcode=GET_FEATURES, cdw10=fid) for fid in (3, 0xd, 0x16, 0xff)]
+    for question in questions:
+        d.submit(0, prp1=d.alloc(), **question)
+        entry = d.reap(0)
+        assert entry.status == (INVALID_LOG_PAGE if question["opcode"] == GET_LOG else INVALID_FIELD)
+        assert (entry.more, entry.dnr) == (0, 1)
+    assert u(d.get_log(2, 512), 176, 8) == 0
+    assert d.get_log(1, 256) == bytes(256)
+    assert status(d.identify, 0, 9) == INVALID_NAMESPACE
+    assert u(d.get_log(2, 512), 176, 8) == 1
 
 
 def test_namespace_descriptors(attach):

@@ -96,7 +96,7 @@ def test_queues_whose_memory_goes_are_fatal(attach, doorbells, qid, what):
     d.client.map_dma(base, PAGE, d.fd, window - GUEST)
     d.enable()
     if qid == 0:
-        # The admin queues can be anywhere; they are looked for only when they are used.
+        # The admin queues can be anywhere.
         d.client.write_u32(CC, 0)
         d.write_u64(ASQ if what == "sq" else ACQ, base)
         d.client.write_u32(CC, EN | IOSQES | IOCQES)
@@ -133,9 +133,32 @@ def test_admin_queues_that_are_nowhere(attach, doorbells):
     d.client.write_u32(AQA, 0x1f001f)
     d.write_u64(ASQ, (1 << 64) - PAGE), d.write_u64(ACQ, 0)
     d.client.write_u32(CC, EN | IOSQES | IOCQES)
+    assert d.csts() == CFS, "at once"
     d.write_doorbell(0, 1)
     d.settle()
-    assert d.csts() == RDY | CFS
+    assert d.csts() == CFS
+    d.client.write_u32(CC, 0)
+    d.enable()
+    d.identify(1)
+
+
+@pytest.mark.parametrize("what", ["sq", "cq", "both"])
+def test_admin_queues_in_memory_that_is_not_shared(attach, what):
+    """A machine without share=on: the guest is told at once, and the user what to do."""
+    d = attach(enable=False)
+    base = END + (1 << 30)
+    d.client.map_dma(base, 1 << 20)
+    d.client.write_u32(AQA, 0x1f001f)
+    d.write_u64(ASQ, base if what != "cq" else GUEST)
+    d.write_u64(ACQ, base + PAGE if what != "sq" else GUEST)
+    d.client.write_u32(CC, EN | IOSQES | IOCQES)
+    assert d.csts() == CFS
+    with open(d.device.log) as log:
+        assert sum("share=on" in line for line in log) == 1
+    assert d.client.dma == [] and d.client.nothing()
+    d.client.write_u32(CC, 0)
+    d.enable()
+    d.identify(1)
 
 
 @pytest.mark.parametrize("seed", range(2))
