@@ -77,5 +77,5 @@ pub unsafe extern "C-unwind" fn vfu_setup_irq_state_callback(
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_irq_trigger(vfu_ctx: *mut vfu_ctx_t, subindex: u32) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { guard::enter(vfu_ctx, "vfu_irq_trigger", |ctx| ctx.irq_trigger(subindex).map(|()| 0)) }
+    unsafe { guard::enter_lean(vfu_ctx, "vfu_irq_trigger", |ctx| ctx.irq_trigger(subindex).map(|()| 0)) }
 }

@@ -1,58 +1,126 @@
 //! An eventfd that belongs to a client.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::stat::{SFlag, fstat};
-use nix::unistd::write;
 
+use super::aio::Aio;
 use crate::wire::{Errno, Result};
 
-/// An eventfd to add 1 to. Closed when dropped.
+/// What /proc calls every eventfd. A file's name there starts with a slash.
+const NAME: &[u8] = b"anon_inode:[eventfd]";
+
+/// An eventfd to add 1 to. Everything but [`new`](Eventfd::new) may be called
+/// in a signal handler: the system calls are made without the C library's
+/// functions, which are points where a thread may be cancelled.
 #[derive(Debug)]
 pub struct Eventfd {
-    fd: OwnedFd,
-    /// `O_NONBLOCK` is set. We must not set it: the flag is shared with the
-    /// client.
+    /// -1 once it is closed.
+    fd: AtomicI32,
+    /// `O_NONBLOCK` was set when it came. We must not set it: the flag is shared
+    /// with the client.
     nonblocking: bool,
 }
 
 impl Eventfd {
-    /// Takes a descriptor; `EINVAL` if it is no eventfd, whose mark it is to
-    /// have no file type. A pipe or socket would raise `SIGPIPE` or keep the
-    /// other end open.
-    pub fn new(fd: OwnedFd) -> Result<Eventfd> {
-        let mode = fstat(&fd)?.st_mode;
-        if mode & SFlag::S_IFMT.bits() != 0 {
+    /// Takes a descriptor; `EINVAL` if it is no eventfd. For one that blocks,
+    /// `aio` is made ready, and its failure is this one's.
+    pub fn new(fd: OwnedFd, aio: &Aio) -> Result<Eventfd> {
+        if !is_eventfd(fd.as_raw_fd(), aio)? {
             return Err(Errno::EINVAL);
         }
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
-        Ok(Eventfd { fd, nonblocking: flags.contains(OFlag::O_NONBLOCK) })
+        let nonblocking = flags.contains(OFlag::O_NONBLOCK);
+        if !nonblocking {
+            aio.prepare()?;
+        }
+        Ok(Eventfd { fd: AtomicI32::new(fd.into_raw_fd()), nonblocking })
     }
 
-    /// Adds 1. `EAGAIN` if the counter is full; never waits.
-    pub fn trigger(&self) -> Result<()> {
-        if !self.nonblocking && !self.has_room()? {
-            return Err(Errno::EAGAIN);
-        }
-        loop {
-            match write(&self.fd, &1u64.to_ne_bytes()) {
-                Ok(_) => return Ok(()),
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+    /// Adds 1. `EAGAIN` if the counter is full; never waits, whatever the client
+    /// does to the counter.
+    #[inline(always)]
+    pub fn signal(&self, aio: &Aio) -> Result<()> {
+        let fd = self.fd.load(Ordering::Relaxed);
+        match self.nonblocking {
+            true => write_one(fd),
+            false => signal_blocking(fd, aio),
         }
     }
 
-    fn has_room(&self) -> Result<bool> {
-        let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
-        loop {
-            match poll(&mut fds, PollTimeout::ZERO) {
-                Ok(ready) => return Ok(ready > 0),
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+    /// Closes it, once.
+    pub fn close(&self) {
+        let fd = self.fd.swap(-1, Ordering::AcqRel);
+        if fd >= 0 {
+            // SAFETY: the descriptor is this object's own, and not used again.
+            unsafe { libc::syscall(libc::SYS_close, fd) };
+        }
+    }
+}
+
+impl Drop for Eventfd {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[inline(always)]
+fn write_one(fd: RawFd) -> Result<()> {
+    let one = 1_u64;
+    // SAFETY: eight bytes, valid for the call.
+    match unsafe { libc::syscall(libc::SYS_write, fd, &raw const one, size_of::<u64>()) } {
+        -1 => Err(Errno::last()),
+        _ => Ok(()),
+    }
+}
+
+/// The kernel's own way of signalling leaves a full counter as it is and says
+/// nothing, so it is asked before.
+#[cold]
+fn signal_blocking(fd: RawFd, aio: &Aio) -> Result<()> {
+    let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let no_mask = std::ptr::null::<libc::sigset_t>();
+    // SAFETY: one entry and a time, valid for the call.
+    match unsafe { libc::syscall(libc::SYS_ppoll, &raw mut entry, 1_usize, &raw const now, no_mask, 8_usize) }
+    {
+        -1 => Err(Errno::last()),
+        0 => Err(Errno::EAGAIN),
+        _ if entry.revents & libc::POLLOUT == 0 => Err(Errno::EAGAIN),
+        _ => aio.add_one(fd),
+    }
+}
+
+/// Told without asking the file system that a descriptor may be of, which may
+/// be the client's and never answer: by its name in /proc, or, where that is not
+/// mounted, by what the kernel's asynchronous I/O says of it.
+fn is_eventfd(fd: RawFd, aio: &Aio) -> Result<bool> {
+    let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
+    const DIRECTORY: usize = b"/proc/self/fd/".len();
+    let mut digits = [0_u8; 10];
+    let mut count = 0;
+    let mut rest = u32::try_from(fd).map_err(|_| Errno::EBADF)?;
+    for digit in &mut digits {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        count += 1;
+        if rest == 0 {
+            break;
+        }
+    }
+    let places = path.iter_mut().skip(DIRECTORY);
+    for (place, digit) in places.zip(digits.iter().take(count).rev()) {
+        *place = *digit;
+    }
+    let mut name = [0_u8; NAME.len() + 1];
+    // SAFETY: the path ends in NUL, its last byte in any case; the name has room for that many.
+    let length = unsafe { libc::readlink(path.as_ptr().cast(), name.as_mut_ptr().cast(), name.len()) };
+    match usize::try_from(length) {
+        Ok(length) => Ok(name.get(..length) == Some(NAME)),
+        Err(_) => {
+            aio.prepare()?;
+            aio.is_eventfd(fd)
         }
     }
 }

@@ -1,18 +1,24 @@
 //! Interrupts: the eventfds that a client assigned to each type's vectors.
 //!
 //! Assigning and closing happens on the thread that runs the context;
-//! triggering, on any thread.
+//! triggering, on any thread and in signal handlers, where it takes no lock,
+//! allocates nothing and never waits. [`vector`] is what both meet at.
 
+mod aio;
 mod eventfd;
+mod sync;
+mod table;
+mod vector;
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-
-use parking_lot::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use crate::memory;
 use crate::wire::{Errno, Result};
-pub use eventfd::Eventfd;
+use aio::Aio;
+use eventfd::Eventfd;
+use table::Table;
+use vector::{Graveyard, Mask, Node, Policy, Vector};
 
 /// Interrupt types of a PCI device, by their index on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,41 +46,62 @@ impl IrqType {
             _ => Err(Errno::EINVAL),
         }
     }
+
+    /// Whether it is one of those that [`Irqs::trigger`] chooses from. ERR and REQ
+    /// concern the VMM, not the guest.
+    fn is_guests(self) -> bool {
+        matches!(self, IrqType::Intx | IrqType::Msi | IrqType::Msix)
+    }
 }
 
-/// A type's vectors.
-#[derive(Debug, Default)]
-struct Vectors {
-    count: AtomicU32,
-    /// Only vectors with an eventfd are in it, in ascending order: what a client
-    /// can make the server store is bounded by the descriptors that it sends.
-    assigned: RwLock<Vec<(u32, Eventfd)>>,
-}
-
-/// Where a vector is in the list, or where it belongs.
-fn place_of(assigned: &[(u32, Eventfd)], vector: u32) -> std::result::Result<usize, usize> {
-    assigned.binary_search_by_key(&vector, |(vector, _)| *vector)
-}
+/// In the order in which one is looked for that is in use.
+const GUESTS: [IrqType; 3] = [IrqType::Msix, IrqType::Msi, IrqType::Intx];
+/// No type.
+const NONE: u8 = u8::MAX;
 
 /// All interrupts of a device.
 #[derive(Debug)]
 pub struct Irqs {
-    types: [Vectors; IrqType::COUNT],
+    types: [Table; IrqType::COUNT],
+    /// The largest count of any type; 0 until the device is ready.
+    limit: AtomicU32,
     ready: AtomicBool,
+    /// Interrupts that cannot be signalled are kept.
+    latching: AtomicBool,
+    /// The type that configuration space enables, or [`NONE`].
+    enabled: AtomicU8,
+    function_masked: AtomicBool,
+    graveyard: Graveyard,
+    aio: Aio,
 }
 
 impl Default for Irqs {
     /// One ERR and one REQ vector, and none of the others.
     fn default() -> Irqs {
-        let irqs = Irqs { types: Default::default(), ready: AtomicBool::new(false) };
-        irqs.set_count(IrqType::Err, 1);
-        irqs.set_count(IrqType::Req, 1);
+        let irqs = Irqs {
+            types: Default::default(),
+            limit: AtomicU32::new(0),
+            ready: AtomicBool::new(false),
+            latching: AtomicBool::new(false),
+            enabled: AtomicU8::new(NONE),
+            function_masked: AtomicBool::new(false),
+            graveyard: Graveyard::default(),
+            aio: Aio::default(),
+        };
+        irqs.of(IrqType::Err).set_count(1);
+        irqs.of(IrqType::Req).set_count(1);
         irqs
     }
 }
 
+/// The vectors from `start` on.
+fn range(start: u32, count: u32) -> std::ops::Range<u32> {
+    start..start.saturating_add(count)
+}
+
 impl Irqs {
-    fn of(&self, kind: IrqType) -> &Vectors {
+    #[inline(always)]
+    fn of(&self, kind: IrqType) -> &Table {
         let [intx, msi, msix, err, req] = &self.types;
         match kind {
             IrqType::Intx => intx,
@@ -86,69 +113,98 @@ impl Irqs {
     }
 
     /// From now on, vectors can be triggered.
-    pub fn make_ready(&self) {
-        self.ready.store(true, Ordering::Release);
+    pub fn make_ready(&self) -> Result<()> {
+        for kind in GUESTS {
+            self.make_latches(kind, self.count(kind))?;
+        }
+        self.ready.store(true, Ordering::Relaxed);
+        self.update_limit();
+        Ok(())
     }
 
-    /// Sets how many vectors a type has.
-    pub fn set_count(&self, kind: IrqType, count: u32) {
-        self.of(kind).count.store(count, Ordering::Relaxed);
+    /// Sets how many vectors a type has. `ENOMEM`: as before.
+    pub fn set_count(&self, kind: IrqType, count: u32) -> Result<()> {
+        if self.ready.load(Ordering::Relaxed) {
+            self.make_latches(kind, count)?;
+        }
+        self.of(kind).set_count(count);
+        self.update_limit();
+        Ok(())
+    }
+
+    fn update_limit(&self) {
+        if self.ready.load(Ordering::Relaxed) {
+            let most = self.types.iter().map(Table::count).max();
+            self.limit.store(most.unwrap_or(0), Ordering::Release);
+        }
     }
 
     /// How many vectors a type has.
     pub fn count(&self, kind: IrqType) -> u32 {
-        self.of(kind).count.load(Ordering::Relaxed)
+        self.of(kind).count()
     }
 
     /// Assigns eventfds to the vectors from `start` on, in place of those they
     /// had. `EINVAL` if one of the descriptors is no eventfd; then none is
-    /// assigned and all are closed.
+    /// assigned and all are closed. What waits for them is signalled.
     pub fn assign(&self, kind: IrqType, start: u32, fds: Vec<OwnedFd>) -> Result<()> {
+        self.graveyard.clear();
+        let table = self.of(kind);
         let mut new = Vec::new();
         memory::reserve(&mut new, fds.len())?;
-        for (vector, fd) in (start..=u32::MAX).zip(fds) {
-            new.push((vector, Eventfd::new(fd)?));
+        for (number, fd) in (start..=u32::MAX).zip(fds) {
+            let node = memory::boxed(Node::new(Eventfd::new(fd, &self.aio)?))?;
+            new.push((table.make(number)?, node));
         }
-        let (mut replaced, mut assigned) = (Vec::new(), self.of(kind).assigned.write());
-        memory::reserve(&mut replaced, new.len())?;
-        memory::reserve(&mut assigned, new.len())?;
-        for (vector, eventfd) in new {
-            match place_of(&assigned, vector) {
-                Ok(place) => {
-                    let slot = assigned.get_mut(place);
-                    replaced.extend(slot.map(|slot| std::mem::replace(slot, (vector, eventfd))));
-                }
-                Err(place) => assigned.insert(place, (vector, eventfd)),
+        for (vector, node) in new {
+            if !vector.replace(Some(node)) {
+                table.assigned.fetch_add(1, Ordering::Release);
             }
+            self.deliver(kind, vector);
         }
-        // Closed when nobody has to wait for it.
-        drop(assigned);
-        drop(replaced);
         Ok(())
+    }
+
+    fn take_away(&self, table: &Table, vector: &Vector) {
+        if vector.replace(None) {
+            table.assigned.fetch_sub(1, Ordering::Release);
+        }
     }
 
     /// Closes the eventfds of `count` vectors from `start` on.
     pub fn close_range(&self, kind: IrqType, start: u32, count: u32) {
-        let mut assigned = self.of(kind).assigned.write();
-        assigned.retain(|(vector, _)| !(start..start.saturating_add(count)).contains(vector));
+        let table = self.of(kind);
+        table.range(range(start, count)).for_each(|(_, vector)| self.take_away(table, vector));
+        self.graveyard.clear();
     }
 
-    /// Closes all eventfds of a type.
+    /// Closes all eventfds of a type, and forgets the masks of its vectors.
     pub fn close(&self, kind: IrqType) {
-        let closed = std::mem::take(&mut *self.of(kind).assigned.write());
-        drop(closed);
+        let table = self.of(kind);
+        for vector in table.all() {
+            self.take_away(table, vector);
+            vector.unmask(Mask::Vector);
+        }
+        self.graveyard.clear();
     }
 
-    /// Closes all eventfds.
+    /// Closes all eventfds, and forgets all that a client has brought about.
     pub fn close_all(&self) {
-        for vectors in &self.types {
-            let closed = std::mem::take(&mut *vectors.assigned.write());
-            drop(closed);
+        for table in &self.types {
+            if table.assigned.load(Ordering::Relaxed) != 0 || self.is_latching() {
+                table.all().for_each(|vector| {
+                    self.take_away(table, vector);
+                    vector.clear_flags();
+                });
+            }
         }
+        self.function_masked.store(false, Ordering::Relaxed);
+        self.graveyard.clear();
     }
 
     /// Triggers those of `count` vectors from `start` on that have an eventfd
-    /// and for which `wanted` (given the position in the range) is true.
+    /// and for which `wanted` (given the position in the range) is true. The
+    /// client asks for it, so masks don't count.
     pub fn trigger_range(
         &self,
         kind: IrqType,
@@ -156,34 +212,163 @@ impl Irqs {
         count: u32,
         wanted: impl Fn(usize) -> bool,
     ) -> Result<()> {
-        let assigned = self.of(kind).assigned.read();
-        let range = start..start.saturating_add(count);
-        for (vector, eventfd) in assigned.iter().filter(|(vector, _)| range.contains(vector)) {
-            if wanted(vector.saturating_sub(start) as usize) {
-                eventfd.trigger()?;
+        for (number, vector) in self.of(kind).range(range(start, count)) {
+            if vector.is_assigned() && wanted(number.saturating_sub(start) as usize) {
+                self.signal(vector, Policy::Signal)?;
             }
         }
         Ok(())
     }
 
     /// Triggers a vector of the type that is in use: the first of MSI-X, MSI
-    /// and INTx that has any eventfd assigned. Any thread may call this.
+    /// and INTx that has any eventfd assigned. Any thread may call this, and a
+    /// signal handler.
     ///
     /// `EINVAL` if no type has so many vectors, or before [`make_ready`](Self::make_ready);
     /// `ENOENT` if the vector has no eventfd; `EAGAIN` if its counter is full.
+    #[inline(always)]
     pub fn trigger(&self, vector: u32) -> Result<()> {
-        let most = self.types.iter().map(|t| t.count.load(Ordering::Relaxed)).max();
-        if !self.ready.load(Ordering::Acquire) || most.is_none_or(|most| vector >= most) {
+        if vector >= self.limit.load(Ordering::Acquire) {
             return Err(Errno::EINVAL);
         }
-        for kind in [IrqType::Msix, IrqType::Msi, IrqType::Intx] {
-            let assigned = self.of(kind).assigned.read();
-            if !assigned.is_empty() {
-                let place = place_of(&assigned, vector).map_err(|_| Errno::ENOENT)?;
-                let (_, eventfd) = assigned.get(place).ok_or(Errno::ENOENT)?;
-                return eventfd.trigger();
+        let in_use = GUESTS.into_iter().find(|kind| self.of(*kind).assigned.load(Ordering::Acquire) != 0);
+        match in_use {
+            _ if self.is_latching() => self.trigger_latched(in_use, vector),
+            Some(kind) => self.signal(self.of(kind).get(vector).ok_or(Errno::ENOENT)?, Policy::Signal),
+            None => Err(Errno::ENOENT),
+        }
+    }
+
+    /// Triggers a vector of a type, whether it is in use or not.
+    pub fn trigger_type(&self, kind: IrqType, vector: u32) -> Result<()> {
+        if self.limit.load(Ordering::Acquire) == 0 || vector >= self.count(kind) {
+            return Err(Errno::EINVAL);
+        }
+        self.signal(self.of(kind).get(vector).ok_or(Errno::ENOENT)?, self.policy(kind))
+    }
+
+    #[inline(always)]
+    fn signal(&self, vector: &Vector, policy: Policy) -> Result<()> {
+        vector.trigger(policy, &self.graveyard, |eventfd| eventfd.signal(&self.aio))
+    }
+}
+
+/// Interrupts that are kept until they can be delivered.
+impl Irqs {
+    /// From now on interrupts are kept while their vector has no eventfd or is
+    /// masked. Too late once the device is ready: `EINVAL`.
+    pub fn latch(&self) -> Result<()> {
+        if self.ready.load(Ordering::Relaxed) {
+            return Err(Errno::EINVAL);
+        }
+        self.latching.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Whether they are kept.
+    #[inline(always)]
+    pub fn is_latching(&self) -> bool {
+        self.latching.load(Ordering::Relaxed)
+    }
+
+    /// So that a trigger finds the place to keep an interrupt at.
+    fn make_latches(&self, kind: IrqType, count: u32) -> Result<()> {
+        let mut missing = 0;
+        while self.is_latching() && missing < count {
+            self.of(kind).make(missing)?;
+            missing = self.of(kind).end_of_block(missing);
+        }
+        Ok(())
+    }
+
+    fn policy(&self, kind: IrqType) -> Policy {
+        match kind {
+            _ if !self.is_latching() || !kind.is_guests() => Policy::Signal,
+            IrqType::Intx => Policy::LatchAndMask,
+            _ => Policy::Latch,
+        }
+    }
+
+    /// With no eventfd anywhere, the type is the one that configuration space
+    /// enables, or else the first of INTx, MSI-X and MSI with that vector.
+    fn trigger_latched(&self, in_use: Option<IrqType>, vector: u32) -> Result<()> {
+        let enabled = || IrqType::from_index(self.enabled.load(Ordering::Acquire).into()).ok();
+        let first = || {
+            let kinds = [IrqType::Intx, IrqType::Msix, IrqType::Msi];
+            kinds.into_iter().find(|kind| vector < self.count(*kind))
+        };
+        let kind = in_use.or_else(enabled).or_else(first).ok_or(Errno::ENOENT)?;
+        if vector >= self.count(kind) {
+            return Err(Errno::ENOENT);
+        }
+        self.signal(self.of(kind).get(vector).ok_or(Errno::ENOENT)?, self.policy(kind))
+    }
+
+    fn deliver(&self, kind: IrqType, vector: &Vector) {
+        if vector.is_pending() {
+            vector.deliver(self.policy(kind), &self.graveyard, |eventfd| eventfd.signal(&self.aio));
+        }
+    }
+
+    /// Masks or unmasks vectors; those that are unmasked deliver what waits.
+    /// Nothing happens where interrupts are not kept: masks are the device's
+    /// business then.
+    pub fn set_masked(&self, kind: IrqType, start: u32, count: u32, masked: bool) {
+        if !self.is_latching() || !kind.is_guests() {
+            return;
+        }
+        for (_, vector) in self.of(kind).range(range(start, count)) {
+            match masked {
+                true => vector.mask(Mask::Vector),
+                false => {
+                    vector.unmask(Mask::Vector);
+                    self.deliver(kind, vector);
+                }
             }
         }
-        Err(Errno::ENOENT)
+    }
+
+    /// What configuration space says: the type that is enabled, and whether all
+    /// of MSI-X is masked.
+    pub fn set_function_state(&self, enabled: Option<IrqType>, masked: bool) {
+        self.enabled.store(enabled.map_or(NONE, |kind| kind as u8), Ordering::Release);
+        if !self.is_latching() || self.function_masked.swap(masked, Ordering::Relaxed) == masked {
+            return;
+        }
+        for vector in self.of(IrqType::Msix).all() {
+            match masked {
+                true => vector.mask(Mask::Function),
+                false => {
+                    vector.unmask(Mask::Function);
+                    self.deliver(IrqType::Msix, vector);
+                }
+            }
+        }
+    }
+
+    /// Whether an interrupt waits. `EINVAL` if the type has no such vector.
+    pub fn is_pending(&self, kind: IrqType, vector: u32) -> Result<bool> {
+        match vector < self.count(kind) {
+            true => Ok(self.of(kind).get(vector).is_some_and(Vector::is_pending)),
+            false => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Forgets an interrupt that waits. `EINVAL` if the type has no such vector.
+    pub fn clear_pending(&self, kind: IrqType, vector: u32) -> Result<()> {
+        if vector >= self.count(kind) {
+            return Err(Errno::EINVAL);
+        }
+        if let Some(vector) = self.of(kind).get(vector) {
+            vector.clear_pending();
+        }
+        Ok(())
+    }
+
+    /// Forgets all interrupts that wait: the device has been reset.
+    pub fn clear_all_pending(&self) {
+        if self.is_latching() {
+            self.types.iter().flat_map(Table::all).for_each(Vector::clear_pending);
+        }
     }
 }

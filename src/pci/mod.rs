@@ -173,13 +173,18 @@ impl Pci {
             space.write_u32(at, space.read_u32(at)? | bar::type_bits(bars, n))?;
         }
         if intx_count != 0 {
-            space.write_u8(header::INTERRUPT_PIN, 1)?;
+            self.set_interrupt_pin(true)?;
         }
         if self.capabilities.iter().any(|c| c.list() == List::Standard) {
             set_status_cap_list(space)?;
         }
         self.realized = true;
         Ok(())
+    }
+
+    /// Says whether the device has an interrupt line: INTA#, or none.
+    pub fn set_interrupt_pin(&self, has_line: bool) -> Result<()> {
+        self.space.as_ref().ok_or(Errno::EINVAL)?.write_u8(header::INTERRUPT_PIN, has_line.into())
     }
 
     /// Adds a capability at `pos`, or at a place of the library's choice if

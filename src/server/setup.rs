@@ -22,7 +22,7 @@ impl<D: Device> Context<D> {
         let size = pci.ensure_space(size)?;
         regions.set_config_size(size);
         pci.realize(&regions.bars(), self.irqs.count(IrqType::Intx))?;
-        self.irqs.make_ready();
+        self.irqs.make_ready()?;
         self.realized.set(true);
         Ok(())
     }
@@ -40,7 +40,11 @@ impl<D: Device> Context<D> {
 
     /// See `vfu_setup_device_nr_irqs`.
     pub fn setup_irqs(&self, kind: u32, count: u32) -> Result<()> {
-        self.irqs.set_count(IrqType::from_index(kind)?, count);
+        let kind = IrqType::from_index(kind)?;
+        self.irqs.set_count(kind, count)?;
+        if kind == IrqType::Intx && self.realized.get() {
+            self.pci.borrow().set_interrupt_pin(count != 0)?;
+        }
         Ok(())
     }
 

@@ -27,6 +27,7 @@
 
 const char *const shim_names[SHIM_CALLS] = {
     [SHIM_ACCEPT4] = "accept4",
+    [SHIM_AIO] = "aio",
     [SHIM_BIND] = "bind",
     [SHIM_CLOSE] = "close",
     [SHIM_EPOLL_CREATE1] = "epoll_create1",
@@ -47,6 +48,7 @@ const char *const shim_names[SHIM_CALLS] = {
     [SHIM_PREAD] = "pread",
     [SHIM_PWRITE] = "pwrite",
     [SHIM_READ] = "read",
+    [SHIM_READLINK] = "readlink",
     [SHIM_RECVMSG] = "recvmsg",
     [SHIM_SENDMSG] = "sendmsg",
     [SHIM_SHUTDOWN] = "shutdown",
@@ -311,6 +313,7 @@ INTERPOSE(int, poll, SHIM_POLL, (struct pollfd *f, nfds_t n, int t), (f, n, t))
 INTERPOSE(ssize_t, pread64, SHIM_PREAD, (int fd, void *b, size_t n, off64_t at), (fd, b, n, at))
 INTERPOSE(ssize_t, pwrite64, SHIM_PWRITE, (int fd, const void *b, size_t n, off64_t at), (fd, b, n, at))
 INTERPOSE(ssize_t, read, SHIM_READ, (int fd, void *b, size_t n), (fd, b, n))
+INTERPOSE(ssize_t, readlink, SHIM_READLINK, (const char *restrict p, char *restrict b, size_t n), (p, b, n))
 INTERPOSE(ssize_t, recvmsg, SHIM_RECVMSG, (int s, struct msghdr *m, int f), (s, m, f))
 /* One way of sending or the other: a matter of what is sent. */
 INTERPOSE(ssize_t, send, SHIM_SENDMSG, (int s, const void *b, size_t n, int f), (s, b, n, f))
@@ -352,6 +355,16 @@ fcntl(int fd, int cmd, ...)
     return fails(SHIM_FCNTL) ? -1 : real(fd, cmd, argument);
 }
 
+/* Calls that are made without the C library's functions. */
+static const struct {
+    long number;
+    enum shim_call call;
+} raw_calls[] = {
+    { SYS_io_getevents, SHIM_AIO }, { SYS_io_setup, SHIM_AIO },
+    { SYS_io_submit, SHIM_AIO },     { SYS_kcmp, SHIM_KCMP },        { SYS_ppoll, SHIM_POLL },
+    { SYS_write, SHIM_WRITE },
+};
+
 long
 syscall(long number, ...)
 {
@@ -367,8 +380,10 @@ syscall(long number, ...)
         a[i] = va_arg(arguments, long);
     }
     va_end(arguments);
-    if (number == SYS_kcmp && fails(SHIM_KCMP)) {
-        return -1;
+    for (size_t i = 0; i < sizeof(raw_calls) / sizeof(raw_calls[0]); i++) {
+        if (raw_calls[i].number == number && fails(raw_calls[i].call)) {
+            return -1;
+        }
     }
     return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

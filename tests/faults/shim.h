@@ -17,6 +17,7 @@
 
 enum shim_call {
     SHIM_ACCEPT4,
+    SHIM_AIO,
     SHIM_BIND,
     SHIM_CLOSE,
     SHIM_EPOLL_CREATE1,
@@ -37,6 +38,7 @@ enum shim_call {
     SHIM_PREAD,
     SHIM_PWRITE,
     SHIM_READ,
+    SHIM_READLINK,
     SHIM_RECVMSG,
     SHIM_SENDMSG,
     SHIM_SHUTDOWN,

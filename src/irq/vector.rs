@@ -1,0 +1,389 @@
+//! One vector: the eventfd that it has at the moment, and what keeps it from
+//! being signalled.
+//!
+//! All of it is in one word, so that whoever triggers decides by one
+//! compare-and-swap what becomes of the interrupt, and takes no lock: it may be a
+//! signal handler. An eventfd that is taken away while somebody signals it is
+//! closed by the last who does. For that, references are counted in two parts (a
+//! split reference count): those taken from the word are counted in the word; when
+//! the eventfd leaves the word, that count goes to the eventfd's own, from which
+//! each of those that are left subtracts itself. So nobody ever waits, neither
+//! who signals nor who takes away.
+
+use std::ptr;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use super::eventfd::Eventfd;
+use super::sync::{AtomicPtr, AtomicU32, AtomicU64};
+use crate::wire::{Errno, Result};
+
+/// The address of the [`Node`]: what user space has on today's processors.
+const ADDRESS: u64 = (1 << 48) - 1;
+/// The client masked the vector, or an interrupt that masks it was delivered.
+const MASKED: u64 = 1 << 48;
+/// The function is masked as a whole.
+const FUNCTION_MASKED: u64 = 1 << 49;
+/// An interrupt is waiting: the vector's bit of the pending bit array.
+const PENDING: u64 = 1 << 50;
+/// How many signal the eventfd right now, in units of this.
+const USER: u64 = 1 << 52;
+const MOST_USERS: u64 = u64::MAX / USER;
+
+/// Why a vector is not signalled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// The vector's own.
+    Vector,
+    /// That of the whole function.
+    Function,
+}
+
+impl Mask {
+    fn bit(self) -> u64 {
+        match self {
+            Mask::Vector => MASKED,
+            Mask::Function => FUNCTION_MASKED,
+        }
+    }
+}
+
+/// How a trigger treats a vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Signal its eventfd, or fail with `ENOENT`: masks are the device's business.
+    Signal,
+    /// Keep what cannot be signalled.
+    Latch,
+    /// The same; and what is signalled masks the vector.
+    LatchAndMask,
+}
+
+/// An eventfd in its place.
+#[derive(Debug)]
+pub struct Node {
+    eventfd: Eventfd,
+    /// Once it has left its word: how many still signal it. Before the count of
+    /// the word has been added, it may be less than zero, as a number that wraps.
+    users: AtomicU32,
+    next: AtomicPtr<Node>,
+}
+
+impl Node {
+    /// For an eventfd that no vector has yet.
+    pub fn new(eventfd: Eventfd) -> Node {
+        Node { eventfd, users: AtomicU32::new(0), next: AtomicPtr::new(ptr::null_mut()) }
+    }
+}
+
+/// Nodes whose eventfd was closed by someone who must not free memory: a stack of
+/// Treiber's that is only ever emptied as a whole.
+#[derive(Debug)]
+pub struct Graveyard(AtomicPtr<Node>);
+
+impl Default for Graveyard {
+    fn default() -> Graveyard {
+        Graveyard(AtomicPtr::new(ptr::null_mut()))
+    }
+}
+
+impl Graveyard {
+    fn bury(&self, node: *mut Node) {
+        let mut head = self.0.load(Relaxed);
+        loop {
+            // SAFETY: the caller was the last to use the node, and gives it up.
+            unsafe { &*node }.next.store(head, Relaxed);
+            match self.0.compare_exchange_weak(head, node, Release, Relaxed) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Frees what was buried.
+    pub fn clear(&self) {
+        let mut node = self.0.swap(ptr::null_mut(), Acquire);
+        while !node.is_null() {
+            // SAFETY: nobody else has what is taken out of the graveyard.
+            let dead = unsafe { Box::from_raw(node) };
+            node = dead.next.load(Relaxed);
+        }
+    }
+}
+
+impl Drop for Graveyard {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// A vector. One that is all zeros has no eventfd and is not masked.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Vector(AtomicU64);
+
+/// What triggering came to.
+enum Taken {
+    /// The caller is one of the node's users, until [`Vector::leave`].
+    Node(*mut Node),
+    /// It is kept.
+    Latched,
+}
+
+fn node_of(word: u64) -> *mut Node {
+    ptr::with_exposed_provenance_mut((word & ADDRESS) as usize)
+}
+
+impl Vector {
+    /// A vector without an eventfd.
+    #[cfg(test)]
+    pub fn new() -> Vector {
+        Vector(AtomicU64::new(0))
+    }
+
+    /// Whether it has an eventfd.
+    pub fn is_assigned(&self) -> bool {
+        self.0.load(Relaxed) & ADDRESS != 0
+    }
+
+    /// Whether an interrupt waits.
+    pub fn is_pending(&self) -> bool {
+        self.0.load(Relaxed) & PENDING != 0
+    }
+
+    /// Triggers it: `signal` is what one does with its eventfd.
+    ///
+    /// `ENOENT` if it has none and the policy is not to keep interrupts.
+    #[inline(always)]
+    pub fn trigger(
+        &self,
+        policy: Policy,
+        graveyard: &Graveyard,
+        signal: impl FnOnce(&Eventfd) -> Result<()>,
+    ) -> Result<()> {
+        match self.take(policy)? {
+            Taken::Latched => Ok(()),
+            Taken::Node(node) => {
+                // SAFETY: a node stays while it has users.
+                let outcome = signal(unsafe { &(*node).eventfd });
+                self.leave(node, graveyard);
+                outcome
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn take(&self, policy: Policy) -> Result<Taken> {
+        let mut word = self.0.load(Acquire);
+        loop {
+            let is_held_back =
+                word & ADDRESS == 0 || policy != Policy::Signal && word & (MASKED | FUNCTION_MASKED) != 0;
+            let (new, taken) = match (is_held_back, policy) {
+                (true, Policy::Signal) => return Err(Errno::ENOENT),
+                (true, _) => (word | PENDING, Taken::Latched),
+                // More threads than a process can have.
+                (false, _) if word / USER == MOST_USERS => return Err(Errno::EAGAIN),
+                (false, Policy::LatchAndMask) => ((word + USER) | MASKED, Taken::Node(node_of(word))),
+                (false, _) => (word + USER, Taken::Node(node_of(word))),
+            };
+            match self.0.compare_exchange_weak(word, new, AcqRel, Acquire) {
+                Ok(_) => return Ok(taken),
+                Err(now) => word = now,
+            }
+        }
+    }
+
+    /// The caller no longer uses the node that it took.
+    #[inline(always)]
+    fn leave(&self, node: *mut Node, graveyard: &Graveyard) {
+        let mut word = self.0.load(Relaxed);
+        while node_of(word) == node {
+            match self.0.compare_exchange_weak(word, word - USER, Release, Relaxed) {
+                Ok(_) => return,
+                Err(now) => word = now,
+            }
+        }
+        // SAFETY: a node stays while it has users, of which the caller is one.
+        if unsafe { &*node }.users.fetch_sub(1, AcqRel) == 1 {
+            // SAFETY: the last user; and the node is in no word any more.
+            unsafe { &*node }.eventfd.close();
+            graveyard.bury(node);
+        }
+    }
+
+    /// Gives it another eventfd, or none, and closes the one it had, unless
+    /// somebody signals that right now, who will. Returns whether it had one.
+    pub fn replace(&self, node: Option<Box<Node>>) -> bool {
+        let new = node.map_or(ptr::null_mut(), Box::into_raw);
+        let address = new.expose_provenance() as u64;
+        debug_assert_eq!(address & !ADDRESS, 0);
+        let mut word = self.0.load(Relaxed);
+        loop {
+            let flags = word & (MASKED | FUNCTION_MASKED | PENDING);
+            match self.0.compare_exchange_weak(word, flags | address, AcqRel, Relaxed) {
+                Ok(_) => break,
+                Err(now) => word = now,
+            }
+        }
+        let (old, users) = (node_of(word), (word / USER) as u32);
+        if old.is_null() {
+            return false;
+        }
+        // SAFETY: nobody frees it before the users of the word are added to its own.
+        if users == 0 || unsafe { &*old }.users.fetch_add(users, AcqRel).wrapping_add(users) == 0 {
+            // SAFETY: no users are left, and it is in no word any more.
+            drop(unsafe { Box::from_raw(old) });
+        }
+        true
+    }
+
+    /// Holds interrupts back.
+    pub fn mask(&self, mask: Mask) {
+        self.0.fetch_or(mask.bit(), AcqRel);
+    }
+
+    /// No longer holds them back for this reason. What waits is delivered by
+    /// [`deliver`](Self::deliver).
+    pub fn unmask(&self, mask: Mask) {
+        self.0.fetch_and(!mask.bit(), AcqRel);
+    }
+
+    /// Forgets the interrupt that waits.
+    pub fn clear_pending(&self) {
+        self.0.fetch_and(!PENDING, AcqRel);
+    }
+
+    /// Forgets masks and what waits.
+    pub fn clear_flags(&self) {
+        self.0.fetch_and(!(MASKED | FUNCTION_MASKED | PENDING), AcqRel);
+    }
+
+    /// Signals what waits, if nothing holds it back any more. What cannot be
+    /// signalled goes on waiting.
+    pub fn deliver(
+        &self,
+        policy: Policy,
+        graveyard: &Graveyard,
+        signal: impl FnOnce(&Eventfd) -> Result<()>,
+    ) {
+        // Who clears the bit has the interrupt; a trigger meanwhile is another one.
+        let word = self.0.load(Acquire);
+        if word & ADDRESS == 0
+            || word & (MASKED | FUNCTION_MASKED) != 0
+            || self.0.fetch_and(!PENDING, AcqRel) & PENDING == 0
+        {
+            return;
+        }
+        if self.trigger(policy, graveyard, signal).is_err() {
+            self.0.fetch_or(PENDING, AcqRel);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::os::fd::OwnedFd;
+
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+
+    use super::*;
+    use crate::irq::aio::Aio;
+
+    fn node() -> Option<Box<Node>> {
+        let fd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        Some(Box::new(Node::new(Eventfd::new(OwnedFd::from(fd), &Aio::default()).unwrap())))
+    }
+
+    /// Triggers, and says whether the eventfd was signalled.
+    fn signalled(vector: &Vector, policy: Policy) -> Result<bool> {
+        let seen = Cell::new(false);
+        vector.trigger(policy, &Graveyard::default(), |_| {
+            seen.set(true);
+            Ok(())
+        })?;
+        Ok(seen.get())
+    }
+
+    fn delivered(vector: &Vector, policy: Policy) -> bool {
+        let seen = Cell::new(false);
+        vector.deliver(policy, &Graveyard::default(), |_| {
+            seen.set(true);
+            Ok(())
+        });
+        seen.get()
+    }
+
+    #[test]
+    fn without_an_eventfd_it_fails_or_is_kept() {
+        let vector = Vector::new();
+        assert_eq!(signalled(&vector, Policy::Signal), Err(Errno::ENOENT));
+        assert!(!vector.is_pending());
+        assert_eq!(signalled(&vector, Policy::Latch), Ok(false));
+        assert!(vector.is_pending() && !delivered(&vector, Policy::Latch));
+        assert!(!vector.replace(node()));
+        assert!(delivered(&vector, Policy::Latch) && !vector.is_pending());
+        assert!(!delivered(&vector, Policy::Latch));
+        assert!(vector.replace(None) && !vector.is_assigned());
+    }
+
+    #[test]
+    fn each_mask_holds_back_and_both_have_to_go() {
+        let vector = Vector::new();
+        vector.replace(node());
+        vector.mask(Mask::Vector);
+        vector.mask(Mask::Function);
+        assert_eq!(signalled(&vector, Policy::Latch), Ok(false));
+        assert_eq!(signalled(&vector, Policy::Signal), Ok(true));
+        vector.unmask(Mask::Function);
+        assert!(!delivered(&vector, Policy::Latch));
+        vector.unmask(Mask::Vector);
+        assert!(delivered(&vector, Policy::Latch));
+        vector.replace(None);
+    }
+
+    #[test]
+    fn an_interrupt_that_masks_is_followed_by_one_that_waits() {
+        let vector = Vector::new();
+        vector.replace(node());
+        assert_eq!(signalled(&vector, Policy::LatchAndMask), Ok(true));
+        assert_eq!(signalled(&vector, Policy::LatchAndMask), Ok(false));
+        assert_eq!(signalled(&vector, Policy::LatchAndMask), Ok(false));
+        vector.unmask(Mask::Vector);
+        assert!(delivered(&vector, Policy::LatchAndMask));
+        assert_eq!(signalled(&vector, Policy::LatchAndMask), Ok(false));
+        vector.clear_pending();
+        vector.unmask(Mask::Vector);
+        assert!(!delivered(&vector, Policy::LatchAndMask));
+        vector.replace(None);
+    }
+
+    #[test]
+    fn what_cannot_be_signalled_goes_on_waiting() {
+        let vector = Vector::new();
+        assert_eq!(signalled(&vector, Policy::Latch), Ok(false));
+        vector.replace(node());
+        vector.deliver(Policy::Latch, &Graveyard::default(), |_| Err(Errno::EAGAIN));
+        assert!(vector.is_pending());
+        vector.replace(None);
+    }
+
+    #[test]
+    fn an_eventfd_replaced_while_it_is_signalled_is_closed_by_who_signals() {
+        let (vector, graveyard) = (Vector::new(), Graveyard::default());
+        vector.replace(node());
+        let outcome = vector.trigger(Policy::Signal, &graveyard, |first| {
+            assert!(vector.replace(node()));
+            vector.trigger(Policy::Signal, &graveyard, |second| {
+                assert!(!ptr::eq(first, second));
+                assert!(vector.replace(None));
+                second.signal(&Aio::default())
+            })?;
+            first.signal(&Aio::default())
+        });
+        assert_eq!(outcome, Ok(()));
+        let buried = graveyard.0.load(Acquire);
+        assert!(!buried.is_null());
+        // SAFETY: what is in the graveyard stays until that is cleared.
+        assert_eq!(unsafe { &*buried }.eventfd.signal(&Aio::default()), Err(Errno::EBADF));
+    }
+}
