@@ -540,13 +540,16 @@ enum vfu_dev_irq_type {
  * @type: enum vfu_dev_irq_type
  * @count: number of vectors
  *
- * To be called before vfu_realize_ctx().
+ * To be called before vfu_realize_ctx(). Afterwards it still works, and sets the
+ * interrupt pin register if it is INTx whose number changes; but a client that
+ * has asked already does not learn of it.
  *
  * Threads: on the thread that uses the context, see the top of this file.
  *
  * Returns 0, or -1 and sets errno:
  *
  *   EINVAL   no such type
+ *   ENOMEM   no memory
  */
 int vfu_setup_device_nr_irqs(vfu_ctx_t *vfu_ctx, enum vfu_dev_irq_type type, uint32_t count);
 
@@ -570,6 +573,9 @@ typedef void (vfu_dev_irq_state_cb_t)(vfu_ctx_t *vfu_ctx,
  * Chooses the function that is told when the client masks or unmasks
  * interrupts of a type.
  *
+ * Clients mask and unmask INTx although its interrupt information says only that
+ * it takes an eventfd: QEMU unmasks it at the end of each interrupt.
+ *
  * @vfu_ctx: the context
  * @type: enum vfu_dev_irq_type
  * @cb: the function; NULL: nobody is told
@@ -591,8 +597,12 @@ int vfu_setup_irq_state_callback(vfu_ctx_t *vfu_ctx,
  * @vfu_ctx: the context
  * @subindex: the vector
  *
- * May be called from any thread while the device is not quiesced, and never
- * waits.
+ * May be called from any thread while the device is not quiesced, and in signal
+ * handlers. It takes no lock and never waits.
+ *
+ * Masks are the device's business: what the client masked is told by the callback
+ * of vfu_setup_irq_state_callback(), and an interrupt that is triggered all the
+ * same is delivered.
  *
  * Returns 0, or -1 and sets errno:
  *

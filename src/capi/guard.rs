@@ -186,6 +186,13 @@ pub(super) fn restore_cancellation(state: c_int) {
     unsafe { pthread_setcancelstate(state, ptr::null_mut()) };
 }
 
+/// What a function returns that fails where no guard is needed.
+#[cold]
+#[inline(never)]
+pub(super) fn fail<R: Failure>(errno: Errno) -> R {
+    Answer::failed(errno).give()
+}
+
 /// Sets the calling thread's `errno`.
 pub(super) fn set_errno(number: c_int) {
     // SAFETY: the pointer is the calling thread's errno, always good for writes.

@@ -2,7 +2,7 @@
 
 use std::ffi::c_int;
 
-use super::{RawIrqType, guard, vfu_ctx_t, vfu_dev_irq_state_cb_t};
+use super::{RawIrqType, cast, guard, vfu_ctx_t, vfu_dev_irq_state_cb_t};
 use crate::wire::Errno;
 
 /// Says how many vectors of a type of interrupt the device has. At first: one
@@ -12,13 +12,16 @@ use crate::wire::Errno;
 /// @type: enum vfu_dev_irq_type
 /// @count: number of vectors
 ///
-/// To be called before vfu_realize_ctx().
+/// To be called before vfu_realize_ctx(). Afterwards it still works, and sets the
+/// interrupt pin register if it is INTx whose number changes; but a client that
+/// has asked already does not learn of it.
 ///
 /// Threads: on the thread that uses the context, see the top of this file.
 ///
 /// Returns 0, or -1 and sets errno:
 ///
 ///   EINVAL   no such type
+///   ENOMEM   no memory
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_setup_device_nr_irqs(
     vfu_ctx: *mut vfu_ctx_t,
@@ -33,6 +36,9 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_nr_irqs(
 
 /// Chooses the function that is told when the client masks or unmasks
 /// interrupts of a type.
+///
+/// Clients mask and unmask INTx although its interrupt information says only that
+/// it takes an eventfd: QEMU unmasks it at the end of each interrupt.
 ///
 /// @vfu_ctx: the context
 /// @type: enum vfu_dev_irq_type
@@ -64,8 +70,12 @@ pub unsafe extern "C-unwind" fn vfu_setup_irq_state_callback(
 /// @vfu_ctx: the context
 /// @subindex: the vector
 ///
-/// May be called from any thread while the device is not quiesced, and never
-/// waits.
+/// May be called from any thread while the device is not quiesced, and in signal
+/// handlers. It takes no lock and never waits.
+///
+/// Masks are the device's business: what the client masked is told by the callback
+/// of vfu_setup_irq_state_callback(), and an interrupt that is triggered all the
+/// same is delivered.
 ///
 /// Returns 0, or -1 and sets errno:
 ///
@@ -77,5 +87,21 @@ pub unsafe extern "C-unwind" fn vfu_setup_irq_state_callback(
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_irq_trigger(vfu_ctx: *mut vfu_ctx_t, subindex: u32) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
+    let usual = unsafe { cast::context(vfu_ctx) }.ok().and_then(|ctx| ctx.irq_trigger_usual(subindex));
+    match usual {
+        Some(Ok(())) => 0,
+        Some(Err(errno)) => guard::fail(errno),
+        // SAFETY: as above.
+        None => unsafe { trigger_guarded(vfu_ctx, subindex) },
+    }
+}
+
+/// # Safety
+///
+/// The handle is NULL or a live context.
+#[cold]
+#[inline(never)]
+unsafe fn trigger_guarded(vfu_ctx: *mut vfu_ctx_t, subindex: u32) -> c_int {
+    // SAFETY: the caller's promise.
     unsafe { guard::enter_lean(vfu_ctx, "vfu_irq_trigger", |ctx| ctx.irq_trigger(subindex).map(|()| 0)) }
 }

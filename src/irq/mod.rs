@@ -8,6 +8,8 @@ mod aio;
 mod eventfd;
 mod sync;
 mod table;
+#[cfg(test)]
+mod tests;
 mod vector;
 
 use std::os::fd::OwnedFd;
@@ -57,7 +59,9 @@ impl IrqType {
 /// In the order in which one is looked for that is in use.
 const GUESTS: [IrqType; 3] = [IrqType::Msix, IrqType::Msi, IrqType::Intx];
 /// No type.
-const NONE: u8 = u8::MAX;
+const NONE: u8 = IrqType::COUNT as u8;
+/// Whatever type it is, interrupts are kept.
+const LATCHING: u8 = NONE + 1;
 
 /// All interrupts of a device.
 #[derive(Debug)]
@@ -66,6 +70,8 @@ pub struct Irqs {
     /// The largest count of any type; 0 until the device is ready.
     limit: AtomicU32,
     ready: AtomicBool,
+    /// Where triggers go: the type that is in use, [`NONE`] or [`LATCHING`].
+    route: AtomicU8,
     /// Interrupts that cannot be signalled are kept.
     latching: AtomicBool,
     /// The type that configuration space enables, or [`NONE`].
@@ -82,6 +88,7 @@ impl Default for Irqs {
             types: Default::default(),
             limit: AtomicU32::new(0),
             ready: AtomicBool::new(false),
+            route: AtomicU8::new(NONE),
             latching: AtomicBool::new(false),
             enabled: AtomicU8::new(NONE),
             function_masked: AtomicBool::new(false),
@@ -139,6 +146,16 @@ impl Irqs {
         }
     }
 
+    /// The first of MSI-X, MSI and INTx that has any eventfd.
+    fn in_use(&self) -> Option<IrqType> {
+        GUESTS.into_iter().find(|kind| self.of(*kind).assigned.load(Ordering::Acquire) != 0)
+    }
+
+    fn update_route(&self) {
+        let route = if self.is_latching() { LATCHING } else { self.in_use().map_or(NONE, |kind| kind as u8) };
+        self.route.store(route, Ordering::Release);
+    }
+
     /// How many vectors a type has.
     pub fn count(&self, kind: IrqType) -> u32 {
         self.of(kind).count()
@@ -162,6 +179,7 @@ impl Irqs {
             }
             self.deliver(kind, vector);
         }
+        self.update_route();
         Ok(())
     }
 
@@ -175,6 +193,7 @@ impl Irqs {
     pub fn close_range(&self, kind: IrqType, start: u32, count: u32) {
         let table = self.of(kind);
         table.range(range(start, count)).for_each(|(_, vector)| self.take_away(table, vector));
+        self.update_route();
         self.graveyard.clear();
     }
 
@@ -185,6 +204,7 @@ impl Irqs {
             self.take_away(table, vector);
             vector.unmask(Mask::Vector);
         }
+        self.update_route();
         self.graveyard.clear();
     }
 
@@ -199,6 +219,7 @@ impl Irqs {
             }
         }
         self.function_masked.store(false, Ordering::Relaxed);
+        self.update_route();
         self.graveyard.clear();
     }
 
@@ -226,17 +247,25 @@ impl Irqs {
     ///
     /// `EINVAL` if no type has so many vectors, or before [`make_ready`](Self::make_ready);
     /// `ENOENT` if the vector has no eventfd; `EAGAIN` if its counter is full.
-    #[inline(always)]
     pub fn trigger(&self, vector: u32) -> Result<()> {
         if vector >= self.limit.load(Ordering::Acquire) {
             return Err(Errno::EINVAL);
         }
-        let in_use = GUESTS.into_iter().find(|kind| self.of(*kind).assigned.load(Ordering::Acquire) != 0);
-        match in_use {
-            _ if self.is_latching() => self.trigger_latched(in_use, vector),
-            Some(kind) => self.signal(self.of(kind).get(vector).ok_or(Errno::ENOENT)?, Policy::Signal),
-            None => Err(Errno::ENOENT),
+        match self.types.get(usize::from(self.route.load(Ordering::Acquire))) {
+            Some(table) => self.signal(table.get(vector).ok_or(Errno::ENOENT)?, Policy::Signal),
+            None => self.trigger_latched(vector),
         }
+    }
+
+    /// [`trigger`](Self::trigger) where it is a matter of one write. `None`: nothing
+    /// was done.
+    #[inline(always)]
+    pub fn trigger_usual(&self, vector: u32) -> Option<Result<()>> {
+        if vector >= self.limit.load(Ordering::Acquire) {
+            return None;
+        }
+        let table = self.types.get(usize::from(self.route.load(Ordering::Acquire)))?;
+        table.get_first(vector)?.trigger_usual(&self.graveyard)
     }
 
     /// Triggers a vector of a type, whether it is in use or not.
@@ -262,6 +291,7 @@ impl Irqs {
             return Err(Errno::EINVAL);
         }
         self.latching.store(true, Ordering::Release);
+        self.update_route();
         Ok(())
     }
 
@@ -289,15 +319,22 @@ impl Irqs {
         }
     }
 
+    /// If interrupts are not kept, the vector has no eventfd: `ENOENT`.
+    ///
     /// With no eventfd anywhere, the type is the one that configuration space
     /// enables, or else the first of INTx, MSI-X and MSI with that vector.
-    fn trigger_latched(&self, in_use: Option<IrqType>, vector: u32) -> Result<()> {
+    #[cold]
+    #[inline(never)]
+    fn trigger_latched(&self, vector: u32) -> Result<()> {
+        if !self.is_latching() {
+            return Err(Errno::ENOENT);
+        }
         let enabled = || IrqType::from_index(self.enabled.load(Ordering::Acquire).into()).ok();
         let first = || {
             let kinds = [IrqType::Intx, IrqType::Msix, IrqType::Msi];
             kinds.into_iter().find(|kind| vector < self.count(*kind))
         };
-        let kind = in_use.or_else(enabled).or_else(first).ok_or(Errno::ENOENT)?;
+        let kind = self.in_use().or_else(enabled).or_else(first).ok_or(Errno::ENOENT)?;
         if vector >= self.count(kind) {
             return Err(Errno::ENOENT);
         }

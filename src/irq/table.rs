@@ -59,7 +59,6 @@ impl Table {
     }
 
     /// A vector whose block has been made.
-    #[inline(always)]
     pub fn get(&self, vector: u32) -> Option<&Vector> {
         let (block, start) = block_of(vector);
         let vectors = self.blocks.get(block)?.load(Ordering::Acquire);
@@ -69,6 +68,18 @@ impl Table {
         // SAFETY: the block has that many vectors, all zeros at first, which is
         // a valid vector; it stays as long as the table.
         Some(unsafe { &*vectors.add(vector as usize - start) })
+    }
+
+    /// One of the first vectors, which are nearly all that is ever triggered.
+    #[inline(always)]
+    pub fn get_first(&self, vector: u32) -> Option<&Vector> {
+        let [block, ..] = &self.blocks;
+        let vectors = block.load(Ordering::Acquire);
+        if vectors.is_null() || vector as usize >= FIRST {
+            return None;
+        }
+        // SAFETY: as above.
+        Some(unsafe { &*vectors.add(vector as usize) })
     }
 
     /// A vector, whose block is made if need be.

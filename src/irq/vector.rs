@@ -25,9 +25,12 @@ const MASKED: u64 = 1 << 48;
 const FUNCTION_MASKED: u64 = 1 << 49;
 /// An interrupt is waiting: the vector's bit of the pending bit array.
 const PENDING: u64 = 1 << 50;
+/// Signalling the eventfd takes more than a write.
+const BLOCKS: u64 = 1 << 51;
 /// How many signal the eventfd right now, in units of this.
 const USER: u64 = 1 << 52;
-const MOST_USERS: u64 = u64::MAX / USER;
+/// A word with as many as can be counted.
+const MOST_USERS: u64 = u64::MAX - (USER - 1);
 
 /// Why a vector is not signalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,14 +124,6 @@ impl Drop for Graveyard {
 #[repr(transparent)]
 pub struct Vector(AtomicU64);
 
-/// What triggering came to.
-enum Taken {
-    /// The caller is one of the node's users, until [`Vector::leave`].
-    Node(*mut Node),
-    /// It is kept.
-    Latched,
-}
-
 fn node_of(word: u64) -> *mut Node {
     ptr::with_exposed_provenance_mut((word & ADDRESS) as usize)
 }
@@ -150,6 +145,26 @@ impl Vector {
         self.0.load(Relaxed) & PENDING != 0
     }
 
+    /// The usual case of [`Policy::Signal`]: an eventfd that one only writes to,
+    /// and that nobody else signals right now. `None`: nothing was done, see [`trigger`](Self::trigger).
+    #[inline(always)]
+    pub fn trigger_usual(&self, graveyard: &Graveyard) -> Option<Result<()>> {
+        let word = self.0.load(Acquire);
+        // An address and nothing else.
+        if word.wrapping_sub(1) >= ADDRESS {
+            return None;
+        }
+        let taken = word + USER;
+        self.0.compare_exchange(word, taken, AcqRel, Relaxed).ok()?;
+        let node = node_of(word);
+        // SAFETY: a node stays while it has users.
+        let outcome = unsafe { &(*node).eventfd }.write();
+        if self.0.compare_exchange(taken, word, Release, Relaxed).is_err() {
+            self.leave(node, graveyard);
+        }
+        Some(outcome)
+    }
+
     /// Triggers it: `signal` is what one does with its eventfd.
     ///
     /// `ENOENT` if it has none and the policy is not to keep interrupts.
@@ -160,40 +175,36 @@ impl Vector {
         graveyard: &Graveyard,
         signal: impl FnOnce(&Eventfd) -> Result<()>,
     ) -> Result<()> {
-        match self.take(policy)? {
-            Taken::Latched => Ok(()),
-            Taken::Node(node) => {
-                // SAFETY: a node stays while it has users.
-                let outcome = signal(unsafe { &(*node).eventfd });
-                self.leave(node, graveyard);
-                outcome
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn take(&self, policy: Policy) -> Result<Taken> {
         let mut word = self.0.load(Acquire);
-        loop {
+        let taken = loop {
             let is_held_back =
                 word & ADDRESS == 0 || policy != Policy::Signal && word & (MASKED | FUNCTION_MASKED) != 0;
-            let (new, taken) = match (is_held_back, policy) {
+            let new = match (is_held_back, policy) {
                 (true, Policy::Signal) => return Err(Errno::ENOENT),
-                (true, _) => (word | PENDING, Taken::Latched),
+                (true, _) => word | PENDING,
                 // More threads than a process can have.
-                (false, _) if word / USER == MOST_USERS => return Err(Errno::EAGAIN),
-                (false, Policy::LatchAndMask) => ((word + USER) | MASKED, Taken::Node(node_of(word))),
-                (false, _) => (word + USER, Taken::Node(node_of(word))),
+                (false, _) if word >= MOST_USERS => return Err(Errno::EAGAIN),
+                (false, Policy::LatchAndMask) => (word + USER) | MASKED,
+                (false, _) => word + USER,
             };
             match self.0.compare_exchange_weak(word, new, AcqRel, Acquire) {
-                Ok(_) => return Ok(taken),
+                Ok(_) if is_held_back => return Ok(()),
+                Ok(_) => break new,
                 Err(now) => word = now,
             }
+        };
+        let node = node_of(taken);
+        // SAFETY: a node stays while it has users.
+        let outcome = signal(unsafe { &(*node).eventfd });
+        if self.0.compare_exchange(taken, taken - USER, Release, Relaxed).is_err() {
+            self.leave(node, graveyard);
         }
+        outcome
     }
 
-    /// The caller no longer uses the node that it took.
-    #[inline(always)]
+    /// The caller no longer uses the node that it took from the word.
+    #[cold]
+    #[inline(never)]
     fn leave(&self, node: *mut Node, graveyard: &Graveyard) {
         let mut word = self.0.load(Relaxed);
         while node_of(word) == node {
@@ -213,13 +224,15 @@ impl Vector {
     /// Gives it another eventfd, or none, and closes the one it had, unless
     /// somebody signals that right now, who will. Returns whether it had one.
     pub fn replace(&self, node: Option<Box<Node>>) -> bool {
+        let blocks = node.as_ref().is_some_and(|node| node.eventfd.blocks());
         let new = node.map_or(ptr::null_mut(), Box::into_raw);
         let address = new.expose_provenance() as u64;
         debug_assert_eq!(address & !ADDRESS, 0);
+        let place = address | if blocks { BLOCKS } else { 0 };
         let mut word = self.0.load(Relaxed);
         loop {
             let flags = word & (MASKED | FUNCTION_MASKED | PENDING);
-            match self.0.compare_exchange_weak(word, flags | address, AcqRel, Relaxed) {
+            match self.0.compare_exchange_weak(word, flags | place, AcqRel, Relaxed) {
                 Ok(_) => break,
                 Err(now) => word = now,
             }
@@ -276,114 +289,5 @@ impl Vector {
         if self.trigger(policy, graveyard, signal).is_err() {
             self.0.fetch_or(PENDING, AcqRel);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-    use std::os::fd::OwnedFd;
-
-    use nix::sys::eventfd::{EfdFlags, EventFd};
-
-    use super::*;
-    use crate::irq::aio::Aio;
-
-    fn node() -> Option<Box<Node>> {
-        let fd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        Some(Box::new(Node::new(Eventfd::new(OwnedFd::from(fd), &Aio::default()).unwrap())))
-    }
-
-    /// Triggers, and says whether the eventfd was signalled.
-    fn signalled(vector: &Vector, policy: Policy) -> Result<bool> {
-        let seen = Cell::new(false);
-        vector.trigger(policy, &Graveyard::default(), |_| {
-            seen.set(true);
-            Ok(())
-        })?;
-        Ok(seen.get())
-    }
-
-    fn delivered(vector: &Vector, policy: Policy) -> bool {
-        let seen = Cell::new(false);
-        vector.deliver(policy, &Graveyard::default(), |_| {
-            seen.set(true);
-            Ok(())
-        });
-        seen.get()
-    }
-
-    #[test]
-    fn without_an_eventfd_it_fails_or_is_kept() {
-        let vector = Vector::new();
-        assert_eq!(signalled(&vector, Policy::Signal), Err(Errno::ENOENT));
-        assert!(!vector.is_pending());
-        assert_eq!(signalled(&vector, Policy::Latch), Ok(false));
-        assert!(vector.is_pending() && !delivered(&vector, Policy::Latch));
-        assert!(!vector.replace(node()));
-        assert!(delivered(&vector, Policy::Latch) && !vector.is_pending());
-        assert!(!delivered(&vector, Policy::Latch));
-        assert!(vector.replace(None) && !vector.is_assigned());
-    }
-
-    #[test]
-    fn each_mask_holds_back_and_both_have_to_go() {
-        let vector = Vector::new();
-        vector.replace(node());
-        vector.mask(Mask::Vector);
-        vector.mask(Mask::Function);
-        assert_eq!(signalled(&vector, Policy::Latch), Ok(false));
-        assert_eq!(signalled(&vector, Policy::Signal), Ok(true));
-        vector.unmask(Mask::Function);
-        assert!(!delivered(&vector, Policy::Latch));
-        vector.unmask(Mask::Vector);
-        assert!(delivered(&vector, Policy::Latch));
-        vector.replace(None);
-    }
-
-    #[test]
-    fn an_interrupt_that_masks_is_followed_by_one_that_waits() {
-        let vector = Vector::new();
-        vector.replace(node());
-        assert_eq!(signalled(&vector, Policy::LatchAndMask), Ok(true));
-        assert_eq!(signalled(&vector, Policy::LatchAndMask), Ok(false));
-        assert_eq!(signalled(&vector, Policy::LatchAndMask), Ok(false));
-        vector.unmask(Mask::Vector);
-        assert!(delivered(&vector, Policy::LatchAndMask));
-        assert_eq!(signalled(&vector, Policy::LatchAndMask), Ok(false));
-        vector.clear_pending();
-        vector.unmask(Mask::Vector);
-        assert!(!delivered(&vector, Policy::LatchAndMask));
-        vector.replace(None);
-    }
-
-    #[test]
-    fn what_cannot_be_signalled_goes_on_waiting() {
-        let vector = Vector::new();
-        assert_eq!(signalled(&vector, Policy::Latch), Ok(false));
-        vector.replace(node());
-        vector.deliver(Policy::Latch, &Graveyard::default(), |_| Err(Errno::EAGAIN));
-        assert!(vector.is_pending());
-        vector.replace(None);
-    }
-
-    #[test]
-    fn an_eventfd_replaced_while_it_is_signalled_is_closed_by_who_signals() {
-        let (vector, graveyard) = (Vector::new(), Graveyard::default());
-        vector.replace(node());
-        let outcome = vector.trigger(Policy::Signal, &graveyard, |first| {
-            assert!(vector.replace(node()));
-            vector.trigger(Policy::Signal, &graveyard, |second| {
-                assert!(!ptr::eq(first, second));
-                assert!(vector.replace(None));
-                second.signal(&Aio::default())
-            })?;
-            first.signal(&Aio::default())
-        });
-        assert_eq!(outcome, Ok(()));
-        let buried = graveyard.0.load(Acquire);
-        assert!(!buried.is_null());
-        // SAFETY: what is in the graveyard stays until that is cleared.
-        assert_eq!(unsafe { &*buried }.eventfd.signal(&Aio::default()), Err(Errno::EBADF));
     }
 }

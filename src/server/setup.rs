@@ -65,7 +65,14 @@ impl<D: Device> Context<D> {
         self.migration.begin();
     }
 
-    /// See `vfu_irq_trigger`. Any thread may call this.
+    /// [`irq_trigger`](Self::irq_trigger) where it is a matter of one write to an
+    /// eventfd, and the context is sound. `None`: nothing was done. Cannot panic.
+    #[inline(always)]
+    pub fn irq_trigger_usual(&self, vector: u32) -> Option<Result<()>> {
+        if self.is_broken() { None } else { self.irqs.trigger_usual(vector) }
+    }
+
+    /// See `vfu_irq_trigger`. Any thread may call this, and a signal handler.
     pub fn irq_trigger(&self, vector: u32) -> Result<()> {
         self.irqs.trigger(vector)
     }

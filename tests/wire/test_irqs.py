@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import struct
+import tempfile
 import threading
 
 import pytest
@@ -428,17 +429,60 @@ def test_the_clients_own_end_of_the_connection_is_not_kept(dev):
     dev.client = dev.ctx.connect()
 
 
-def test_eventfd_like_descriptor_whose_write_fails_is_the_vectors_error(dev):
-    """An epoll descriptor has no file type either; it can't be written to."""
-    ep = select.epoll()
-    msg = dev.client.send(SET_IRQS, struct.pack("<IIIII", 20, EVENTFD_TRIGGER, MSIX, 0, 1), fds=[ep.fileno()])
+libc = c.CDLL(None, use_errno=True)
+LOOKALIKES = {
+    "timerfd": lambda: libc.timerfd_create(1, os.O_CLOEXEC),
+    "epoll": lambda: libc.epoll_create1(0),
+    "inotify": lambda: libc.inotify_init1(0),
+    "signalfd": lambda: libc.signalfd(-1, bytes(128), 0),
+    "pidfd": lambda: os.pidfd_open(os.getpid()),
+    "file of that name": lambda: file_of_that_name(),
+    "memfd of that name": lambda: os.memfd_create("anon_inode:[eventfd]"),
+}
+
+
+def file_of_that_name():
+    with tempfile.TemporaryDirectory() as folder:
+        return os.open(os.path.join(folder, "anon_inode:[eventfd]"), os.O_RDWR | os.O_CREAT, 0o600)
+
+
+def assigned(dev, fd):
+    """The errno of the reply to a SET_IRQS with this descriptor."""
+    dev.client.send(SET_IRQS, struct.pack("<IIIII", 20, EVENTFD_TRIGGER, MSIX, 0, 1), fds=[fd])
     assert dev.ctx.run() == 1
-    reply = dev.client.recv()
-    assert reply.msg_id == msg and reply.error in (0, EINVAL)
-    with pytest.raises(Failed):
-        dev.trigger(0)
+    return dev.client.recv().error
+
+
+@pytest.mark.parametrize("kind", LOOKALIKES)
+def test_descriptors_that_look_like_eventfds_are_refused(dev, kind):
+    fd = LOOKALIKES[kind]()
+    assert fd >= 0
+    dev.fds.append(fd)
+    before = open_fds()
+    assert assigned(dev, fd) == EINVAL
+    assert open_fds() == before
+    fails(ENOENT, dev.trigger, 0)
     alive(dev.client)
-    ep.close()
+
+
+def test_eventfds_are_told_where_proc_is_not_mounted(dev, tmp_path):
+    """In a process that sees no file system at all."""
+    fds = {name: make() for name, make in LOOKALIKES.items()} if os.geteuid() == 0 else pytest.skip("chroot")
+    dev.fds.extend(fds.values())
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.chroot(tmp_path)
+            os.chdir("/")
+            assert not os.path.exists("/proc")
+            refused = [assigned(dev, fd) for fd in fds.values()]
+            taken = [assigned(dev, dev.eventfd(0, flags)) for flags in (0, os.EFD_NONBLOCK)]
+            dev.trigger(0)
+            status = 0 if (set(refused), taken, value(dev.fds[-1])) == ({EINVAL}, [0, 0], 1) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # --- full counters ----------------------------------------------------------------------------
