@@ -21,6 +21,10 @@ LIMITS = {
     4: ("64 posted writes", ["recvmsg"]),
     5: ("idle call", ["recvmsg"]),
     6: ("region read of 32 KiB", ["recvmsg", "sendto"]),
+    7: ("map with a descriptor", ["recvmsg", "kcmp", "close", "mmap", "madvise", "sendto"]),
+    8: ("unmap of one", ["recvmsg", "munmap", "sendto"]),
+    9: ("map without", ["recvmsg", "sendto"]),
+    10: ("unmap of one without", ["recvmsg", "sendto"]),
 }
 MARK = re.compile(r"^(?:\d+ +)?getpriority\((?:-(\d+)|(\d+) /\*|(0x[0-9a-f]+))")
 CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
