@@ -4,6 +4,7 @@
 //! which is not ours to end. So everything that a request makes grow goes
 //! through here and fails with `ENOMEM` instead.
 
+use std::alloc::Layout;
 use std::collections::VecDeque;
 use std::{fmt, io};
 
@@ -38,12 +39,37 @@ pub fn collect<T>(elements: impl ExactSizeIterator<Item = T>) -> Result<Box<[T]>
     Ok(list.into_boxed_slice())
 }
 
+/// `count` words that are zero. They come so from the system where they can, and
+/// take no memory before they are written to.
+pub fn zeroed(count: usize) -> Result<Box<[u64]>> {
+    if count == 0 {
+        return Ok(Box::default());
+    }
+    let layout = Layout::array::<u64>(count).map_err(|_| Errno::ENOMEM)?;
+    // SAFETY: the layout's size is not zero.
+    let words = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<u64>();
+    if words.is_null() {
+        return Err(Errno::ENOMEM);
+    }
+    // SAFETY: of the layout of a boxed slice of so many words, which are zero, and
+    // nobody else has the pointer.
+    Ok(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(words, count)) })
+}
+
 /// A box.
 pub fn boxed<T>(value: T) -> Result<Box<T>> {
     let list = Box::into_raw(collect([value].into_iter())?);
     // SAFETY: a boxed slice of one element has the layout of that element, in
     // size and in alignment, and nobody else has the pointer.
     Ok(unsafe { Box::from_raw(list.cast::<T>()) })
+}
+
+/// A copy of a text.
+pub fn string(text: &str) -> Result<String> {
+    let mut copy = String::new();
+    copy.try_reserve_exact(text.len()).map_err(|_| Errno::ENOMEM)?;
+    copy.push_str(text);
+    Ok(copy)
 }
 
 /// Bytes to be written to, as text or not.
@@ -89,6 +115,15 @@ mod tests {
         assert_eq!(aligned.0, [7; 300]);
         assert_eq!(*boxed(()).unwrap(), ());
         assert_eq!(*boxed(String::from("text")).unwrap(), "text");
+    }
+
+    #[test]
+    fn words_that_are_zero() {
+        for count in [0, 1, 512, 1 << 20] {
+            assert_eq!(zeroed(count).unwrap()[..], vec![0; count][..]);
+        }
+        assert_eq!(zeroed(usize::MAX), Err(Errno::ENOMEM));
+        assert_eq!(zeroed(usize::MAX >> 5), Err(Errno::ENOMEM));
     }
 
     #[test]

@@ -119,42 +119,45 @@ impl Json {
         if let Json::Bool(b) = self { Some(*b) } else { None }
     }
 
-    /// The member with this name, converted; none for one of a wrong type, for
-    /// two of them, and for what is no object.
-    fn member<T>(&self, name: &str, convert: impl Fn(&Json) -> Option<T>) -> Option<Option<T>> {
+    /// The member with one of these names, of several the last, converted; none for
+    /// one of a wrong type, and for what is no object.
+    fn member<T>(&self, names: &[&str], convert: impl Fn(&Json) -> Option<T>) -> Option<Option<T>> {
         let Json::Object(members) = self else { return None };
-        let mut found = members.iter().filter(|member| member.0 == name);
-        match (found.next(), found.next()) {
-            (None, _) => Some(None),
-            (Some((_, value)), None) => convert(value).map(Some),
-            _ => None,
+        match members.iter().rfind(|member| names.contains(&&*member.0)) {
+            None => Some(None),
+            Some((_, value)) => convert(value).map(Some),
         }
     }
 }
 
 /// What the client said; none if it can't be used.
 fn judge(text: &Json) -> Option<ClientCapabilities> {
-    let said = text.member("capabilities", |members| {
-        let max_msg_fds = members.member("max_msg_fds", Json::integer)?.unwrap_or(1);
-        let max_data_xfer_size = members.member("max_data_xfer_size", Json::integer)?.unwrap_or(1 << 20);
-        let migration_pgsize = members.member("migration", |m| m.member("pgsize", Json::integer))?.flatten();
-        let twin_socket = members.member("twin_socket", |t| t.member("supported", Json::bool))?.flatten();
+    let said = text.member(&["capabilities"], |members| {
+        let max_msg_fds = members.member(&["max_msg_fds", "max_fds"], Json::integer)?;
+        let max_data_xfer_size = members.member(&["max_data_xfer_size"], Json::integer)?.unwrap_or(1 << 20);
+        let migration_pgsize =
+            members.member(&["migration"], |m| m.member(&["pgsize"], Json::integer))?.flatten();
+        let twin_socket =
+            members.member(&["twin_socket"], |t| t.member(&["supported"], Json::bool))?.flatten();
+        let fds = |unsaid| u32::try_from(max_msg_fds.unwrap_or(unsaid)).ok().filter(|n| *n <= 1024);
         Some(ClientCapabilities {
-            max_msg_fds: u32::try_from(max_msg_fds).ok().filter(|n| *n <= 1024)?,
+            max_msg_fds: fds(1)?,
+            max_io_fds: fds(8)?,
             max_data_xfer_size: usize::try_from(max_data_xfer_size).ok().filter(|n| *n != 0)?.min(1 << 20),
             migration_pgsize: migration_pgsize.filter(|n| *n != 0),
             twin_socket: twin_socket == Some(true),
-            pgsizes: members.member("pgsizes", Json::integer)?.is_some(),
-            max_dma_maps: members.member("max_dma_maps", Json::integer)?,
-            write_multiple: members.member("write_multiple", Json::bool)? == Some(true),
+            pgsizes: members.member(&["pgsizes"], Json::integer)?.is_some(),
+            max_dma_maps: members.member(&["max_dma_maps"], Json::integer)?,
+            write_multiple: members.member(&["write_multiple"], Json::bool)? == Some(true),
         })
     })?;
     Some(said.unwrap_or_default())
 }
 
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "capabilities",
     "max_msg_fds",
+    "max_fds",
     "max_data_xfer_size",
     "migration",
     "pgsize",

@@ -57,7 +57,7 @@ impl<D: Device> Context<D> {
     }
 
     fn begin(&self, socket: OwnedFd) -> Step {
-        match Connection::new(socket) {
+        match Connection::new(socket, wire::may_carry_fds) {
             Ok(connection) => {
                 *self.connection.borrow_mut() = Some(connection);
                 self.phase.set(Phase::Negotiating);
@@ -129,7 +129,7 @@ impl<D: Device> Context<D> {
 
     /// Judges the version message, answers it, and lets the client in.
     fn agree(&self, mut message: Box<Message>) -> Step {
-        let with_fds = !message.fds.is_empty() || message.fds_cut;
+        let with_fds = !message.fds.is_empty() || message.missing_fds.is_some();
         message.fds.clear();
         let mut reply = Reply::empty();
         let outcome = match with_fds {

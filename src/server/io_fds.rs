@@ -77,7 +77,7 @@ impl<D: Device> Context<D> {
             count: u32::try_from(entries.len()).map_err(|_| Errno::EINVAL)?,
         })?;
         if fits {
-            let most = self.client.get().max_msg_fds as usize;
+            let most = self.client.get().max_io_fds as usize;
             let mut fds = Vec::new();
             for entry in entries.iter().rev() {
                 let fd_index = fd_index(&mut fds, entry.fd, most)?;

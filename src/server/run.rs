@@ -221,7 +221,10 @@ impl<D: Device> Context<D> {
     /// executes it.
     fn handle(&self, message: Box<Message>) -> Turn {
         let header = message.header;
-        if message.fds_cut || !admissible(&header) {
+        if let Some(errno) = message.missing_fds {
+            return self.refuse(&header, errno);
+        }
+        if !admissible(&header) {
             return self.refuse(&header, Errno::EINVAL);
         }
         let command = Command::from_number(header.cmd);

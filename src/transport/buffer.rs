@@ -2,13 +2,22 @@
 
 use zerocopy::IntoBytes;
 
-use crate::wire::{Errno, Result, limits};
+use crate::memory;
+use crate::wire::{Result, limits};
+
+/// Size of the first buffers of a connection, in bytes: for most clients there
+/// are never others, and ten thousand of them cost a page or two each.
+pub const FIRST: usize = 4096;
 
 /// Size of the ordinary buffers, in bytes: what is received ahead at the most.
 /// Also what a message that is not large fits into.
 /// An access of 64 KiB is among those, with its header and its region access
-/// structure.
-pub const STANDARD: usize = (64 << 10) + limits::HEADER_SIZE + 16;
+/// structure, and with the part that only a [held](super::waiting) message needs.
+pub const STANDARD: usize = (64 << 10) + limits::HEADER_SIZE + 16 + MARGIN;
+
+/// Bytes at the end of a buffer that are received into only while a message is
+/// held: what says of the next one whether it may carry descriptors fits in there.
+pub const MARGIN: usize = 32;
 
 /// A fixed piece of heap memory, aligned to 8 bytes, that was zero once.
 #[derive(Debug, Default)]
@@ -19,11 +28,7 @@ pub struct Buffer {
 impl Buffer {
     /// A buffer of at least `size` bytes, or `ENOMEM`.
     pub fn new(size: usize) -> Result<Buffer> {
-        let count = size.div_ceil(size_of::<u64>());
-        let mut words = Vec::new();
-        words.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
-        words.resize(count, 0);
-        Ok(Buffer { words: words.into_boxed_slice() })
+        Ok(Buffer { words: memory::zeroed(size.div_ceil(size_of::<u64>()))? })
     }
 
     /// Size in bytes.

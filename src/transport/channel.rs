@@ -2,9 +2,10 @@
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use super::control;
 use super::pool::Pool;
 use super::process::Process;
-use super::receive::Receiver;
+use super::receive::{MayCarryFds, Receiver};
 use crate::wire::Result;
 
 /// How much unread data is taken out of a socket before it is closed.
@@ -20,8 +21,9 @@ pub struct Channel {
 }
 
 impl Channel {
-    pub fn new(socket: OwnedFd, pool: &mut Pool) -> Result<Channel> {
-        Ok(Channel { socket, receiver: Receiver::new(pool)?, maker: Process::current() })
+    pub fn new(socket: OwnedFd, pool: &mut Pool, may_carry_fds: MayCarryFds) -> Result<Channel> {
+        let receiver = Receiver::new(pool, may_carry_fds)?;
+        Ok(Channel { socket, receiver, maker: Process::current() })
     }
 
     pub fn socket(&self) -> RawFd {
@@ -35,17 +37,20 @@ impl Channel {
 }
 
 impl Drop for Channel {
-    /// A server that closes the socket while something lies unread resets the
-    /// peer (and QEMU then aborts), so that is taken out first; and nothing may
-    /// come any more that nobody would take out. In a child, the connection and
-    /// what lies in it are still the parent's.
+    /// In a child, the connection and what lies in it are still the parent's.
     fn drop(&mut self) {
-        if !self.maker.is_current() {
-            return;
+        if self.maker.is_current() {
+            close_gently(&self.socket);
         }
-        let socket = self.socket();
-        // SAFETY: no pointers. A failure leaves it to what comes in the meantime.
-        unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
-        self.receiver.drain(socket, DRAIN_MAX);
     }
+}
+
+/// What is to be done before a socket is closed. A server that closes it while
+/// something lies unread resets the peer (and QEMU then aborts), so that is taken
+/// out; and nothing may come any more that nobody would take out.
+pub fn close_gently(socket: &OwnedFd) {
+    let socket = socket.as_raw_fd();
+    // SAFETY: no pointers. A failure leaves it to what comes in the meantime.
+    unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
+    control::drain(socket, DRAIN_MAX);
 }

@@ -6,11 +6,12 @@ use std::os::fd::{OwnedFd, RawFd};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{UnixCredentials, getsockopt};
 
+use super::allowance::Allowance;
 use super::channel::Channel;
 use super::exchange::MessageIds;
 use super::message::{Message, Next};
 use super::pool::Pool;
-use super::receive::is_end;
+use super::receive::{MayCarryFds, is_end};
 use super::reply::Reply;
 use super::send::{Flushed, Sender};
 use crate::wire::{Errno, Header, Result};
@@ -51,27 +52,28 @@ pub struct Connection {
     pub(super) body: Option<u16>,
     /// Commands that arrived while the answer to one of ours was awaited.
     pub(super) queue: VecDeque<Box<Message>>,
-    pub(super) queued_bytes: usize,
-    pub(super) queued_fds: usize,
+    pub(super) allowance: Allowance,
     pub(super) pool: Pool,
+    may_carry_fds: MayCarryFds,
     lost: bool,
 }
 
 impl Connection {
-    /// A connection over a connected stream socket.
-    pub fn new(socket: OwnedFd) -> Result<Connection> {
+    /// A connection over a connected stream socket. `may_carry_fds` says of a
+    /// message whether it may come with descriptors.
+    pub fn new(socket: OwnedFd, may_carry_fds: MayCarryFds) -> Result<Connection> {
         let mut pool = Pool::default();
         Ok(Connection {
-            main: Channel::new(socket, &mut pool)?,
+            main: Channel::new(socket, &mut pool, may_carry_fds)?,
             twin: None,
             sender: Sender::default(),
             twin_sender: Sender::default(),
             unanswered: MessageIds::default(),
             body: None,
             queue: VecDeque::new(),
-            queued_bytes: 0,
-            queued_fds: 0,
+            allowance: Allowance::default(),
             pool,
+            may_carry_fds,
             lost: false,
         })
     }
@@ -88,7 +90,7 @@ impl Connection {
 
     /// From now on our commands go over `socket`.
     pub fn set_twin(&mut self, socket: OwnedFd) -> Result<()> {
-        self.twin = Some(Channel::new(socket, &mut self.pool)?);
+        self.twin = Some(Channel::new(socket, &mut self.pool, self.may_carry_fds)?);
         Ok(())
     }
 
@@ -125,14 +127,27 @@ impl Connection {
     /// Receives once, without waiting.
     #[inline(always)]
     pub fn receive(&mut self) -> Result<Received> {
-        if !self.main.receiver.has_room() {
+        if !self.main.receiver.is_hungry() {
             return Ok(Received::Nothing);
         }
         let socket = self.main.socket();
-        match self.main.receiver.receive(socket, libc::MSG_DONTWAIT)? {
-            true => Ok(Received::Something),
-            false => Ok(Received::Nothing),
+        if !self.main.receiver.receive(socket, libc::MSG_DONTWAIT)? {
+            return Ok(Received::Nothing);
         }
+        if self.main.receiver.is_outgrown() {
+            self.receive_rest()?;
+        }
+        Ok(Received::Something)
+    }
+
+    /// More came than the first buffer holds: goes on with a larger one.
+    #[cold]
+    fn receive_rest(&mut self) -> Result<()> {
+        self.main.receiver.grow(&mut self.pool)?;
+        if self.main.receiver.is_hungry() {
+            self.main.receiver.receive(self.main.socket(), libc::MSG_DONTWAIT)?;
+        }
+        Ok(())
     }
 
     /// Makes ready for a `recvmsg` by the caller; see
@@ -144,7 +159,12 @@ impl Connection {
     /// Takes over what that `recvmsg` brought.
     pub fn finish_receive(&mut self, outcome: Result<usize>) -> Result<()> {
         match outcome {
-            Ok(count) => self.main.receiver.finish(count),
+            Ok(count) => {
+                self.main.receiver.finish(count);
+                if self.main.receiver.is_outgrown() {
+                    self.main.receiver.grow(&mut self.pool)?;
+                }
+            }
             Err(errno) if is_end(errno) => self.main.receiver.fail(),
             Err(errno) => return Err(errno),
         }
@@ -178,8 +198,7 @@ impl Connection {
     /// `admit` judges the headers of the latter.
     pub fn next(&mut self, admit: impl Fn(&Header) -> bool) -> Result<Next> {
         if let Some(message) = self.queue.pop_front() {
-            self.queued_bytes = self.queued_bytes.saturating_sub(message.payload().len());
-            self.queued_fds = self.queued_fds.saturating_sub(message.fds.len());
+            self.allowance.give_back(message.cost());
             return Ok(Next::Message(message));
         }
         loop {

@@ -5,14 +5,17 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use crate::memory;
-use crate::wire::Result;
 use crate::wire::limits::SCM_MAX_FD;
+use crate::wire::{Errno, Result};
 
 /// Bytes of control data for the most descriptors that the kernel passes.
 const CONTROL_SIZE: usize = {
     // SAFETY: CMSG_SPACE only computes.
     unsafe { libc::CMSG_SPACE((SCM_MAX_FD * size_of::<RawFd>()) as u32) as usize }
 };
+
+/// How much is dropped at a time.
+const DRAIN_PIECE: usize = 16 << 10;
 
 /// Room for control data, aligned as a `cmsghdr` has to be.
 #[repr(C, align(8))]
@@ -41,6 +44,7 @@ impl Header {
     ///
     /// The pointer that comes back is for one `recvmsg`. It and the pieces
     /// must stay in place, and must not be looked at, until that has returned.
+    #[inline(always)]
     pub fn prepare(&mut self, first: libc::iovec, second: Option<libc::iovec>) -> *mut libc::msghdr {
         self.iov = [first, second.unwrap_or(piece(&[]))];
         self.header.msg_iov = self.iov.as_mut_ptr();
@@ -102,8 +106,6 @@ impl std::fmt::Debug for Header {
 ///
 /// `flags` are added to `MSG_NOSIGNAL`. Returns the number of bytes sent.
 pub fn send(socket: RawFd, pieces: &[libc::iovec], fds: &[RawFd], flags: libc::c_int) -> Result<usize> {
-    use crate::wire::Errno;
-
     let mut control = ControlBuffer([MaybeUninit::uninit(); CONTROL_SIZE]);
     // SAFETY: as in `Header::new`.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -134,10 +136,10 @@ pub fn send(socket: RawFd, pieces: &[libc::iovec], fds: &[RawFd], flags: libc::c
 }
 
 /// Sends bytes, and no descriptors, by the shortest way. As [`send`].
-pub fn send_bytes(socket: RawFd, bytes: &[u8], flags: libc::c_int) -> crate::wire::Result<usize> {
+pub fn send_bytes(socket: RawFd, bytes: &[u8], flags: libc::c_int) -> Result<usize> {
     // SAFETY: the bytes are valid for the call; the kernel only reads them.
     let sent = unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL | flags) };
-    usize::try_from(sent).map_err(|_| crate::wire::Errno::last())
+    usize::try_from(sent).map_err(|_| Errno::last())
 }
 
 /// A piece of memory, as an `iovec` wants it.
@@ -148,4 +150,22 @@ pub fn piece(bytes: &[u8]) -> libc::iovec {
 /// A piece of memory to be written to.
 pub fn piece_mut(bytes: &mut [u8]) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
+}
+
+/// Takes out of a socket what lies unread, up to `most` bytes, and drops it with
+/// its descriptors. Never waits.
+pub fn drain(socket: RawFd, most: usize) {
+    let mut room = [MaybeUninit::<u8>::uninit(); DRAIN_PIECE];
+    let mut taken = 0usize;
+    while taken < most {
+        // Without room for control data, the kernel closes the descriptors.
+        // SAFETY: room for as many bytes as it says.
+        let count = unsafe { libc::recv(socket, room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT) };
+        match usize::try_from(count) {
+            Ok(0) => break,
+            Ok(count) => taken = taken.saturating_add(count),
+            Err(_) if Errno::last() == Errno::EINTR => {}
+            Err(_) => break,
+        }
+    }
 }

@@ -19,14 +19,8 @@ use super::control;
 use super::message::{Message, Next};
 use super::send::Flushed;
 use crate::memory;
-use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO, MAX_WAITING_FDS};
+use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO};
 use crate::wire::{Errno, Header, HeaderFlags, MessageType, Result};
-
-/// Commands that may wait while the answer to one of ours is awaited; a client
-/// that sends more without answering is cut off.
-const QUEUE_MAX: usize = 4096;
-/// The same in bytes.
-const QUEUE_BYTES_MAX: usize = 16 << 20;
 
 /// Commands of ours that may be unanswered. Once there are so many, no further
 /// one is sent before the client has answered one.
@@ -269,7 +263,7 @@ impl Connection {
                 // SAFETY: the caller's promise; `len - left` bytes are taken.
                 unsafe { receiver.receive_body(socket, to.add(len.saturating_sub(left)), left, most) }
             }
-            _ if !receiver.has_room() => Ok(false),
+            _ if !receiver.is_hungry() => Ok(false),
             _ => receiver.receive_most(socket, most),
         };
         match outcome {
@@ -416,12 +410,7 @@ impl Connection {
     }
 
     fn enqueue(&mut self, mut message: Box<Message>) -> Result<(), Awaited> {
-        self.queued_bytes = self.queued_bytes.saturating_add(message.payload().len());
-        self.queued_fds = self.queued_fds.saturating_add(message.fds.len());
-        if self.queue.len() >= QUEUE_MAX
-            || self.queued_bytes > QUEUE_BYTES_MAX
-            || self.queued_fds > MAX_WAITING_FDS
-        {
+        if !self.allowance.take(message.cost()) {
             return Err(Awaited::Lost(Errno::ENOTCONN));
         }
         // What waits long should not hold a large buffer that is mostly unused.

@@ -6,8 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::channel::Channel;
-use super::pool::Pool;
+use super::channel::close_gently;
 use super::process::Process;
 use crate::wire::{Errno, Result};
 
@@ -100,7 +99,7 @@ impl Drop for Listener {
         // SAFETY: no pointers.
         if unsafe { libc::shutdown(self.socket(), libc::SHUT_RDWR) } == 0 {
             while let Ok(socket) = self.accept() {
-                drop(Channel::new(socket, &mut Pool::default()));
+                close_gently(&socket);
             }
         }
     }

@@ -2,8 +2,9 @@
 
 use std::os::fd::OwnedFd;
 
+use super::allowance::Cost;
 use super::buffer::Buffer;
-use crate::wire::Header;
+use crate::wire::{Errno, Header};
 
 /// A whole message. It owns its bytes and its descriptors: nothing that is
 /// received later moves or closes them.
@@ -13,8 +14,10 @@ pub struct Message {
     pub header: Header,
     /// Descriptors that came with it. They are closed when they are not taken.
     pub fds: Vec<OwnedFd>,
-    /// The kernel could not hand over all descriptors that were sent.
-    pub fds_cut: bool,
+    /// Some of the descriptors that were sent are missing: what it is refused
+    /// with. `EINVAL`: the kernel could not hand over all. `EMFILE`: they were
+    /// more than may wait.
+    pub missing_fds: Option<Errno>,
     pub(super) buffer: Buffer,
     pub(super) start: usize,
     pub(super) end: usize,
@@ -24,7 +27,7 @@ impl Message {
     /// A message that is still to be filled in.
     pub(super) fn new(buffer: Buffer) -> Message {
         let header = Header { msg_id: 0, cmd: 0, msg_size: 0, flags: 0, error_no: 0 };
-        Message { header, fds: Vec::new(), fds_cut: false, buffer, start: 0, end: 0 }
+        Message { header, fds: Vec::new(), missing_fds: None, buffer, start: 0, end: 0 }
     }
 
     /// What follows the header. It starts at a multiple of 8.
@@ -35,6 +38,11 @@ impl Message {
     /// What follows the header, for a callback that may write to it.
     pub fn payload_mut(&mut self) -> &mut [u8] {
         self.buffer.range_mut(self.start, self.end)
+    }
+
+    /// What it takes to let it wait.
+    pub(super) fn cost(&self) -> Cost {
+        Cost { commands: 1, bytes: self.payload().len(), fds: self.fds.len() }
     }
 
     /// Moves to a buffer of just its size, to wait. (If there is no memory for

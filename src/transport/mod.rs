@@ -8,6 +8,7 @@
 //! whatever a callback makes the connection do meanwhile cannot move the bytes
 //! that the callback looks at.
 
+mod allowance;
 mod buffer;
 mod channel;
 mod connection;
@@ -21,6 +22,7 @@ mod process;
 mod receive;
 mod reply;
 mod send;
+mod waiting;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! What waits for its next use, so that requests allocate nothing.
 
-use super::buffer::{Buffer, STANDARD};
+use super::buffer::{Buffer, FIRST, STANDARD};
 use super::message::Message;
 use crate::memory;
 use crate::wire::{Result, limits};
@@ -15,10 +15,11 @@ const LARGE: usize = limits::MAX_MESSAGE_SIZE + 64;
 /// meant for, this client alone.
 #[derive(Debug, Default)]
 pub struct Pool {
+    first: Vec<Buffer>,
     standard: Vec<Buffer>,
     large: Vec<Buffer>,
-    /// With a standard buffer each. They go through many hands, hence as
-    /// pointers.
+    /// With a first or a standard buffer each. They go through many hands, hence
+    /// as pointers.
     messages: [Option<Box<Message>>; KEEP_MESSAGES],
 }
 
@@ -35,7 +36,9 @@ const KEEP_MESSAGES: usize = 2;
 impl Pool {
     /// A buffer of at least `size` bytes; what it holds is of no meaning.
     pub fn take(&mut self, size: usize) -> Result<Buffer> {
-        let (kept, capacity) = if size <= STANDARD {
+        let (kept, capacity) = if size <= FIRST {
+            (&mut self.first, FIRST)
+        } else if size <= STANDARD {
             (&mut self.standard, STANDARD)
         } else if size <= LARGE {
             (&mut self.large, LARGE)
@@ -52,6 +55,7 @@ impl Pool {
     /// system, and so are those beyond the few that are kept.
     pub fn put(&mut self, buffer: Buffer) {
         let (kept, most) = match buffer.len() {
+            FIRST => (&mut self.first, KEEP_STANDARD),
             STANDARD => (&mut self.standard, KEEP_STANDARD),
             n if n == LARGE.next_multiple_of(size_of::<u64>()) => (&mut self.large, KEEP_LARGE),
             _ => return,
@@ -62,12 +66,12 @@ impl Pool {
         }
     }
 
-    /// A message to be filled in, with a standard buffer and no descriptors.
+    /// A message to be filled in, with a buffer of any size and no descriptors.
     #[inline(always)]
     pub fn take_message(&mut self) -> Result<Box<Message>> {
         match self.messages.iter_mut().find_map(Option::take) {
             Some(message) => Ok(message),
-            None => memory::boxed(Message::new(self.take(STANDARD)?)),
+            None => memory::boxed(Message::new(self.take(FIRST)?)),
         }
     }
 
@@ -75,9 +79,9 @@ impl Pool {
     #[inline(always)]
     pub fn put_message(&mut self, mut message: Box<Message>) {
         message.fds.clear();
-        if message.buffer.len() != STANDARD {
-            let Ok(standard) = self.take(STANDARD) else { return };
-            self.put(std::mem::replace(&mut message.buffer, standard));
+        if message.buffer.len() != STANDARD && message.buffer.len() != FIRST {
+            let Ok(first) = self.take(FIRST) else { return };
+            self.put(std::mem::replace(&mut message.buffer, first));
         }
         if let Some(place) = self.messages.iter_mut().find(|place| place.is_none()) {
             *place = Some(message);

@@ -1,37 +1,28 @@
 //! Receiving: bytes come in as many at a time as there are, messages go out
 //! one by one.
 //!
-//! Bytes are read into one standard buffer. A small message is copied out of
-//! it, so that the next ones can go on being read behind it; a middling one
-//! takes the whole buffer along if that moves fewer bytes; one that doesn't fit
-//! is collected in a buffer of its own, into which the kernel then writes
-//! directly.
-//!
-//! Descriptors belong to the message that holds the last byte of the read that
-//! they came with: the kernel ends a read behind the send that carried them.
+//! Bytes are read into one buffer, which is small until a message or a burst
+//! needs more. A small message is copied out of it, so that the next ones can go
+//! on being read behind it; a middling one takes the whole buffer along if that
+//! moves fewer bytes; one that doesn't fit is collected in a buffer of its own,
+//! into which the kernel then writes directly.
 
-use std::collections::VecDeque;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
-use super::buffer::{Buffer, STANDARD};
+use super::buffer::{Buffer, FIRST, MARGIN, STANDARD};
 use super::control::{self, Header as SocketHeader};
 use super::message::{Message, Next};
 use super::pool::Pool;
-use crate::memory;
-use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE, MAX_WAITING_FDS};
+use super::waiting::{Seen, Waiting};
+use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE};
 use crate::wire::{Errno, Header, Result, take};
 
 /// Messages up to this size are always copied: that costs next to nothing.
 const SMALL: usize = 256;
 
-/// Descriptors of one read.
-#[derive(Debug)]
-struct Batch {
-    /// Position in the stream of the last byte of that read.
-    at: u64,
-    fds: Vec<OwnedFd>,
-    cut: bool,
-}
+/// Says whether a message may carry descriptors, by its header and what there is
+/// of its payload. None: not enough of it is there.
+pub type MayCarryFds = fn(&Header, &[u8]) -> Option<bool>;
 
 /// A message that is too large for the buffer.
 #[derive(Debug)]
@@ -46,6 +37,10 @@ struct Large {
 impl Large {
     fn size(&self) -> usize {
         self.header.msg_size as usize
+    }
+
+    fn is_whole(&self) -> bool {
+        self.have >= self.size()
     }
 }
 
@@ -63,28 +58,28 @@ pub struct Receiver {
     skip: usize,
     /// Of these, how many the kernel may write where they are wanted.
     offered: usize,
-    /// Bytes received and bytes used since the connection began.
-    received: u64,
+    /// Position in the stream of the next byte to be used.
     used: u64,
-    batches: VecDeque<Batch>,
+    waiting: Waiting,
     /// The peer will send no more.
     ended: bool,
+    may_carry_fds: MayCarryFds,
     socket_header: Box<SocketHeader>,
 }
 
 impl Receiver {
-    pub fn new(pool: &mut Pool) -> Result<Receiver> {
+    pub fn new(pool: &mut Pool, may_carry_fds: MayCarryFds) -> Result<Receiver> {
         Ok(Receiver {
-            buffer: pool.take(STANDARD)?,
+            buffer: pool.take(FIRST)?,
             head: 0,
             tail: 0,
             large: None,
             skip: 0,
             offered: 0,
-            received: 0,
             used: 0,
-            batches: VecDeque::new(),
+            waiting: Waiting::default(),
             ended: false,
+            may_carry_fds,
             socket_header: SocketHeader::new()?,
         })
     }
@@ -116,8 +111,11 @@ impl Receiver {
 
     /// Whether a call of [`next`](Self::next) would give something.
     pub fn has_next(&self, admit: impl Fn(&Header) -> bool) -> bool {
+        if self.waiting.holds(self.used) {
+            return false;
+        }
         if let Some(large) = &self.large {
-            return large.have >= large.size();
+            return large.is_whole();
         }
         if self.head == self.tail || self.skip > 0 {
             return false;
@@ -132,18 +130,27 @@ impl Receiver {
         }
     }
 
-    /// Whether there is room to receive into. There always is, unless the
-    /// buffer is full of whole messages, or full behind a large one that is
-    /// whole. (Without room, nothing would be received, and that is how the
-    /// end looks.)
-    pub fn has_room(&self) -> bool {
-        let large_has_room = self.large.as_ref().is_some_and(|large| large.have < large.size());
-        !self.ended && (large_has_room || self.head > 0 || self.tail < self.buffer.len())
+    /// Whether to receive. Not if there is no room: the buffer is full of whole
+    /// messages, or full behind a large one that is whole. (Nothing would be
+    /// received, and that is how the end looks.) And not if descriptors wait for
+    /// messages that can be executed first: those that come would be added.
+    pub fn is_hungry(&self) -> bool {
+        let large_has_room = self.large.as_ref().is_some_and(|large| !large.is_whole());
+        let has_room = large_has_room || self.head > 0 || self.tail < self.end_of_room();
+        has_room && !self.ended && (self.waiting.is_empty() || !self.has_next(|_| true))
+    }
+
+    /// How far the buffer may be filled at the moment.
+    #[inline(always)]
+    fn end_of_room(&self) -> usize {
+        let margin = if self.waiting.is_open() { 0 } else { MARGIN };
+        self.buffer.len().saturating_sub(margin)
     }
 
     /// Makes ready for a `recvmsg` by somebody else, whose outcome
     /// [`finish`](Self::finish) is to be told. Until then, nothing else may be
     /// done with the receiver.
+    #[inline(always)]
     pub fn prepare(&mut self) -> *mut libc::msghdr {
         self.prepare_most(usize::MAX)
     }
@@ -153,29 +160,27 @@ impl Receiver {
         self.offered = 0;
         if self.head == self.tail {
             (self.head, self.tail) = (0, 0);
-        } else if self.head > 0 && self.tail == self.buffer.len() {
+        } else if self.head > 0 && self.tail >= self.end_of_room() {
             self.compact();
         }
-        let capacity = self.buffer.len();
-        let end = capacity.min(self.tail.saturating_add(most));
+        let end = self.end_of_room().min(self.tail.saturating_add(most));
         let rest = control::piece_mut(self.buffer.range_mut(self.tail, end));
         match &mut self.large {
+            None => self.socket_header.prepare(rest, None),
             Some(large) => {
                 let (from, to) =
                     (large.have.saturating_sub(HEADER_SIZE), large.size().saturating_sub(HEADER_SIZE));
                 let first = control::piece_mut(large.buffer.range_mut(from, to));
                 self.socket_header.prepare(first, Some(rest))
             }
-            None => self.socket_header.prepare(rest, None),
         }
     }
 
     /// Takes over what a `recvmsg` brought: `count` bytes, 0 for the end.
     #[inline(always)]
     pub fn finish(&mut self, count: usize) {
-        let is_plain = count > 0 && self.large.is_none() && self.skip == 0;
+        let is_plain = count > 0 && self.large.is_none() && self.skip == 0 && self.waiting.is_empty();
         if is_plain && self.socket_header.has_no_control() {
-            self.received = self.received.saturating_add(count as u64);
             self.tail = self.tail.saturating_add(count).min(self.buffer.len());
         } else {
             self.finish_with_care(count);
@@ -186,18 +191,9 @@ impl Receiver {
     #[inline(never)]
     fn finish_with_care(&mut self, count: usize) {
         let mut fds = Vec::new();
-        let mut cut = self.socket_header.collect(&mut fds);
-        let waiting: usize = self.batches.iter().map(|batch| batch.fds.len()).sum();
-        if waiting.saturating_add(fds.len()) > MAX_WAITING_FDS {
-            // A message that is never whole would take all that the process can open.
-            fds.clear();
-            cut = true;
-        }
-        if count == 0 {
-            self.ended = true;
-            return;
-        }
-        self.received = self.received.saturating_add(count as u64);
+        let is_cut = self.socket_header.collect(&mut fds);
+        self.ended |= count == 0;
+        let start = self.received();
         let mut rest = count;
         let taken = rest.min(self.offered);
         self.offered = 0;
@@ -210,16 +206,69 @@ impl Receiver {
             rest = rest.saturating_sub(part);
         }
         self.tail = self.tail.saturating_add(rest).min(self.buffer.len());
-        if !fds.is_empty() || cut {
-            let batch = Batch { at: self.received.saturating_sub(1), fds, cut };
-            if memory::push_back(&mut self.batches, batch).is_err() {
-                return self.give_up();
-            }
-        }
-        if taken > 0 {
-            drop(self.take_fds());
-        }
+        let read = (start, self.received());
         self.drop_skipped();
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let settled = waiting.settle(self.ended, self.seen());
+        let added = match fds.is_empty() && !is_cut {
+            true => Ok(()),
+            false => waiting.add(read, fds, is_cut.then_some(Errno::EINVAL), self.seen()),
+        };
+        let received = self.received();
+        if !waiting.is_empty()
+            && let Some(last) = self.seen().last().filter(|last| last.end > received)
+        {
+            waiting.limit_unfinished(last.at);
+        }
+        self.waiting = waiting;
+        if settled.and(added).is_err() {
+            self.give_up();
+        }
+    }
+
+    /// Position in the stream behind the last byte that has arrived.
+    fn received(&self) -> u64 {
+        let large = self.large.as_ref().map_or(0, |large| large.have);
+        let arrived = large.saturating_add(self.tail.saturating_sub(self.head));
+        self.used.saturating_add(arrived as u64)
+    }
+
+    /// The messages of which bytes have arrived, but for one that was refused.
+    fn seen(&self) -> impl Iterator<Item = Seen> {
+        let mut at = self.used;
+        let large = self.large.as_ref().map(|large| {
+            let end = at.saturating_add(large.size() as u64);
+            let arrived = large.buffer.range(0, large.have.saturating_sub(HEADER_SIZE));
+            let carries = (self.may_carry_fds)(&large.header, arrived).or(large.is_whole().then_some(false));
+            Seen { at: std::mem::replace(&mut at, end), end, carries }
+        });
+        let mut rest = match self.skip {
+            0 => self.buffer.range(self.head, self.tail),
+            _ => &[],
+        };
+        let buffered = std::iter::from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let start = at;
+            let (size, carries) = match take::<Header>(rest) {
+                Err(_) => (HEADER_SIZE, None),
+                Ok((header, arrived)) => match judge(&header) {
+                    // Nothing is known of what follows.
+                    Err(_) => (rest.len(), Some(false)),
+                    Ok(size) => {
+                        let payload = size.saturating_sub(HEADER_SIZE);
+                        let start = arrived.get(..payload.min(arrived.len())).unwrap_or_default();
+                        let is_whole = payload <= arrived.len();
+                        (size, (self.may_carry_fds)(&header, start).or(is_whole.then_some(false)))
+                    }
+                },
+            };
+            at = at.saturating_add(size as u64);
+            rest = rest.get(size..).unwrap_or_default();
+            Some(Seen { at: start, end: at, carries })
+        });
+        large.into_iter().chain(buffered)
     }
 
     /// Descriptors had to be dropped, and there is no telling whose: nothing of
@@ -227,12 +276,19 @@ impl Receiver {
     fn give_up(&mut self) {
         (self.head, self.tail) = (0, 0);
         self.large = None;
+        self.waiting.clear();
         self.ended = true;
     }
 
     /// The socket failed in a way that ends the connection.
     pub fn fail(&mut self) {
         self.ended = true;
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let settled = waiting.settle(true, self.seen());
+        self.waiting = waiting;
+        if settled.is_err() {
+            self.give_up();
+        }
     }
 
     /// Receives once: `Ok(true)` if bytes or the end came, `Ok(false)` if the
@@ -273,7 +329,8 @@ impl Receiver {
         (self.head, self.tail) = (0, 0);
         self.offered = len.min(self.skip);
         let first = libc::iovec { iov_base: to.cast(), iov_len: self.offered };
-        let rest = control::piece_mut(self.buffer.range_mut(0, most));
+        let end = self.end_of_room().min(most);
+        let rest = control::piece_mut(self.buffer.range_mut(0, end));
         let message = self.socket_header.prepare(first, Some(rest));
         // SAFETY: as in `receive`; the first piece is the caller's promise.
         unsafe { self.receive_prepared(socket, message, libc::MSG_DONTWAIT) }
@@ -303,18 +360,26 @@ impl Receiver {
 
     /// The next thing in the stream. `admit` judges headers whose size makes
     /// sense; what it refuses is dropped, body and descriptors.
+    #[inline(always)]
     pub fn next(&mut self, pool: &mut Pool, admit: impl Fn(&Header) -> bool) -> Result<Next> {
+        if self.head == self.tail && self.large.is_none() && self.tail < self.end_of_room() {
+            return Ok(Next::Nothing);
+        }
+        self.next_of_some(pool, admit)
+    }
+
+    fn next_of_some(&mut self, pool: &mut Pool, admit: impl Fn(&Header) -> bool) -> Result<Next> {
+        if self.waiting.holds(self.used) {
+            return Ok(Next::Nothing);
+        }
         if let Some(large) = &self.large {
-            if large.have < large.size() {
-                return Ok(Next::Nothing);
-            }
-            return self.take_large(pool);
+            return if large.is_whole() { self.take_large(pool) } else { Ok(Next::Nothing) };
         }
         if self.skip > 0 {
             return Ok(Next::Nothing);
         }
         let Some(header) = self.peek() else {
-            return Ok(Next::Nothing);
+            return self.make_room(HEADER_SIZE, pool);
         };
         let size = match judge(&header) {
             Err(_) => return Ok(Next::Unfollowable(header)),
@@ -322,6 +387,7 @@ impl Receiver {
         };
         if !admit(&header) {
             self.skip = size;
+            drop(self.waiting.take(self.used));
             self.drop_skipped();
             return Ok(Next::Refused(header));
         }
@@ -329,9 +395,23 @@ impl Receiver {
         if size <= have {
             return self.take_whole(header, size, pool).map(Next::Message);
         }
-        if size > self.buffer.len() {
+        if size > STANDARD - MARGIN {
             self.start_large(header, size, pool)?;
-        } else if self.head.saturating_add(size) > self.buffer.len() {
+            return Ok(Next::Nothing);
+        }
+        self.make_room(size, pool)
+    }
+
+    /// Makes room for the whole of the next message, which is `size` bytes, and
+    /// for more if as much came as there was room for.
+    fn make_room(&mut self, size: usize, pool: &mut Pool) -> Result<Next> {
+        let room = self.end_of_room();
+        if self.head.saturating_add(size) <= room && self.tail < room {
+            return Ok(Next::Nothing);
+        }
+        if self.buffer.len() < STANDARD {
+            self.grow(pool)?;
+        } else {
             self.compact();
         }
         Ok(Next::Nothing)
@@ -354,6 +434,7 @@ impl Receiver {
         let head = *self.buffer.range(from, self.tail).first_chunk::<N>()?;
         let taken = HEADER_SIZE.saturating_add(N);
         self.skip = size.checked_sub(taken)?;
+        drop(self.waiting.take(self.used));
         self.head = self.head.saturating_add(taken);
         self.used = self.used.saturating_add(taken as u64);
         Some(head)
@@ -378,8 +459,22 @@ impl Receiver {
         self.head = self.head.saturating_add(count);
         self.used = self.used.saturating_add(count as u64);
         self.skip = self.skip.saturating_sub(count);
-        drop(self.take_fds());
         count
+    }
+
+    /// Whether the first buffer is full: more may have come than it holds.
+    #[inline(always)]
+    pub fn is_outgrown(&self) -> bool {
+        self.tail >= self.end_of_room() && self.buffer.len() < STANDARD
+    }
+
+    /// Takes a buffer of ordinary size in place of the first one.
+    pub fn grow(&mut self, pool: &mut Pool) -> Result<()> {
+        let mut buffer = pool.take(STANDARD)?;
+        copy(&mut buffer, self.buffer.range(self.head, self.tail));
+        pool.put(std::mem::replace(&mut self.buffer, buffer));
+        (self.head, self.tail) = (0, self.tail.saturating_sub(self.head));
+        Ok(())
     }
 
     /// The next header, if the whole of it has arrived.
@@ -394,9 +489,8 @@ impl Receiver {
         let mut message = pool.take_message()?;
         message.header = header;
         let (start, end) = (self.head.saturating_add(HEADER_SIZE), self.head.saturating_add(size));
-        if size > SMALL && self.head.is_multiple_of(size_of::<u64>()) && self.tail.saturating_sub(end) < size
-        {
-            self.take_along(&mut message, start, end);
+        if size > SMALL {
+            self.take_middling(&mut message, start, end, pool)?;
         } else {
             copy(&mut message.buffer, self.buffer.range(start, end));
             (message.start, message.end) = (0, end.saturating_sub(start));
@@ -406,13 +500,33 @@ impl Receiver {
         Ok(message)
     }
 
-    /// Leaves bytes `start..end` where they are and gives the buffer to the
-    /// message, in exchange for its own: to move what follows is cheaper.
-    fn take_along(&mut self, message: &mut Message, start: usize, end: usize) {
-        std::mem::swap(&mut self.buffer, &mut message.buffer);
-        copy(&mut self.buffer, message.buffer.range(end, self.tail));
-        (self.head, self.tail) = (0, self.tail.saturating_sub(end));
-        (message.start, message.end) = (start, end);
+    /// Copies bytes `start..end`; or leaves them where they are and gives the
+    /// buffer to the message, in exchange for its own, if to move what follows is
+    /// cheaper.
+    fn take_middling(
+        &mut self,
+        message: &mut Message,
+        start: usize,
+        end: usize,
+        pool: &mut Pool,
+    ) -> Result<()> {
+        let size = end.saturating_sub(start);
+        if message.buffer.len() < self.buffer.len() {
+            let larger = pool.take(self.buffer.len())?;
+            pool.put(std::mem::replace(&mut message.buffer, larger));
+        }
+        let is_aligned = start.is_multiple_of(size_of::<u64>());
+        if is_aligned && self.tail.saturating_sub(end) < size {
+            std::mem::swap(&mut self.buffer, &mut message.buffer);
+            copy(&mut self.buffer, message.buffer.range(end, self.tail));
+            (self.head, self.tail) = (0, self.tail.saturating_sub(end));
+            (message.start, message.end) = (start, end);
+        } else {
+            copy(&mut message.buffer, self.buffer.range(start, end));
+            (message.start, message.end) = (0, size);
+            self.head = end;
+        }
+        Ok(())
     }
 
     /// From now on the message at `head` is collected in a buffer of its own.
@@ -439,33 +553,14 @@ impl Receiver {
         Ok(Next::Message(message))
     }
 
-    /// `size` bytes, which are this message, have been used: its descriptors
-    /// are those that came with them.
-    #[inline]
+    /// `size` bytes, which are this message, are used; its descriptors go with it.
+    #[inline(always)]
     fn hand_over(&mut self, message: &mut Message, size: usize) {
+        message.missing_fds = None;
+        if !self.waiting.is_empty() {
+            (message.fds, message.missing_fds) = self.waiting.take(self.used);
+        }
         self.used = self.used.saturating_add(size as u64);
-        message.fds_cut = false;
-        if !self.batches.is_empty() {
-            (message.fds, message.fds_cut) = self.take_fds();
-        }
-    }
-
-    /// Descriptors that belong to what has been used.
-    fn take_fds(&mut self) -> (Vec<OwnedFd>, bool) {
-        let (mut fds, mut cut) = (Vec::new(), false);
-        while self.batches.front().is_some_and(|batch| batch.at < self.used) {
-            if let Some(batch) = self.batches.pop_front() {
-                cut |= batch.cut;
-                if fds.is_empty() {
-                    fds = batch.fds;
-                } else if memory::reserve(&mut fds, batch.fds.len()).is_ok() {
-                    fds.extend(batch.fds);
-                } else {
-                    cut = true;
-                }
-            }
-        }
-        (fds, cut)
     }
 
     /// Drops what has arrived of a refused message, with its descriptors.
@@ -478,7 +573,6 @@ impl Receiver {
         self.skip = self.skip.saturating_sub(part);
         self.head = self.head.saturating_add(part);
         self.used = self.used.saturating_add(part as u64);
-        drop(self.take_fds());
     }
 
     /// Moves what is there to the start of the buffer.
@@ -488,26 +582,6 @@ impl Receiver {
             self.buffer.bytes_mut().copy_within(head..tail, 0);
             (self.head, self.tail) = (0, tail - head);
         }
-    }
-
-    /// Takes everything out of the socket, up to `most` bytes, and drops it
-    /// with its descriptors, so that closing does not reset the peer. Never
-    /// waits.
-    pub fn drain(&mut self, socket: RawFd, most: usize) {
-        let mut taken = 0usize;
-        while taken < most {
-            self.batches.clear();
-            self.large = None;
-            self.skip = 0;
-            (self.head, self.tail) = (0, 0);
-            match self.receive(socket, libc::MSG_DONTWAIT) {
-                Ok(true) if !self.ended => taken = taken.saturating_add(self.tail.max(1)),
-                Err(Errno::EINTR) => {}
-                _ => break,
-            }
-        }
-        self.batches.clear();
-        self.ended = true;
     }
 }
 

@@ -9,13 +9,15 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
+mod descriptors;
+
 use super::*;
 use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE};
 use crate::wire::{Errno, Header};
 
 fn pair() -> (Connection, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    (Connection::new(OwnedFd::from(ours)).unwrap(), theirs)
+    (Connection::new(OwnedFd::from(ours), crate::wire::may_carry_fds).unwrap(), theirs)
 }
 
 fn message(id: u16, cmd: u16, payload: &[u8]) -> Vec<u8> {
@@ -157,15 +159,17 @@ fn descriptors_of_a_pipelined_burst_come_with_their_messages() {
         send_with_fds(&peer, &message(i as u16, 2, &pattern(32, i)), &[file.as_raw_fd()]);
     }
     let mut seen = 0;
-    while connection.receive().unwrap() == Received::Something {}
-    while let Next::Message(mut message) = connection.next(|_| true).unwrap() {
-        assert_eq!(message.header.msg_id, seen);
-        assert_eq!(message.fds.len(), 1);
-        let mut byte = [0];
-        let file = File::from(message.fds.remove(0));
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 0).unwrap();
-        assert_eq!(u16::from(byte[0]), seen);
-        seen += 1;
+    while connection.receive().unwrap() == Received::Something {
+        assert_eq!(connection.receive().unwrap(), Received::Nothing, "not before these have been taken");
+        while let Next::Message(mut message) = connection.next(|_| true).unwrap() {
+            assert_eq!(message.header.msg_id, seen);
+            assert_eq!(message.fds.len(), 1);
+            let mut byte = [0];
+            let file = File::from(message.fds.remove(0));
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 0).unwrap();
+            assert_eq!(u16::from(byte[0]), seen);
+            seen += 1;
+        }
     }
     assert_eq!(seen, 10);
 }
@@ -226,6 +230,50 @@ fn replies_are_gathered_and_in_order_and_whole_whatever_their_size() {
     assert!(got == expected);
     assert_eq!(connection.flush(), Sent::All);
     assert!(!connection.has_unsent());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Over a socket that keeps sends apart: each is one of whole replies.
+    #[test]
+    fn no_reply_is_cut_in_two_sends(
+        sizes in prop::collection::vec((prop_oneof![0usize..64, 3000usize..5000, 20_000usize..30_000], any::<bool>()), 1..20),
+    ) {
+        let flags = nix::sys::socket::SockFlag::empty();
+        let (ours, theirs) = nix::sys::socket::socketpair(
+            nix::sys::socket::AddressFamily::Unix, nix::sys::socket::SockType::SeqPacket, None, flags).unwrap();
+        let mut connection = Connection::new(ours, crate::wire::may_carry_fds).unwrap();
+        let peer = File::from(theirs);
+        let file = File::open("/dev/null").unwrap();
+        let mut room = vec![0; 1 << 20];
+        let (mut asked, mut answered) = (0_u16, 0_u16);
+        for (i, (size, with_fd)) in sizes.iter().enumerate() {
+            let mut reply = Reply::empty();
+            connection.make_room(&mut reply, *size).unwrap();
+            reply.put_bytes(&pattern(*size, i)).unwrap();
+            if *with_fd {
+                reply.lend_fds(vec![file.as_raw_fd()]).unwrap();
+            }
+            connection.reply(&request(asked), &mut reply).unwrap();
+            asked += 1;
+            if !connection.should_flush() && usize::from(asked) < sizes.len() {
+                continue;
+            }
+            prop_assert_eq!(connection.flush(), Sent::All);
+            while answered < asked {
+                let count = (&peer).read(&mut room).unwrap();
+                let mut rest = &room[..count];
+                while !rest.is_empty() {
+                    let (header, _) = crate::wire::take::<Header>(rest).unwrap();
+                    prop_assert_eq!(header.msg_id, answered);
+                    answered += 1;
+                    prop_assert!(header.msg_size as usize <= rest.len(), "cut");
+                    rest = &rest[header.msg_size as usize..];
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -4,102 +4,212 @@
 //! skipped without being stored, so a large text costs no more memory than
 //! itself; nesting too deep for the parser is an error.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, MapAccess, Unexpected, Visitor};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::{Errno, Result, limits};
-use crate::memory::Bytes;
+use crate::memory::{self, Bytes};
 
-/// An integer. JSON numbers with a fraction or an exponent are none; one that
-/// fits 64 bits only without a sign counts as the largest one with a sign.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Integer(i64);
+/// The value of a member. Nothing is judged before the end of the text: of a
+/// member that is given twice the last counts, and the first may be anything.
+#[derive(Default)]
+enum Value<T = Scalar> {
+    #[default]
+    Absent,
+    /// A number without fraction and exponent; one that fits 64 bits only without
+    /// a sign counts as the largest one with a sign.
+    Integer(i64),
+    Bool(bool),
+    Object(T),
+    Other,
+}
 
-impl<'de> Deserialize<'de> for Integer {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Integer, D::Error> {
-        struct IntegerVisitor;
-        impl Visitor<'_> for IntegerVisitor {
-            type Value = Integer;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an integer")
-            }
-            fn visit_i64<E>(self, v: i64) -> Result<Integer, E> {
-                Ok(Integer(v))
-            }
-            fn visit_u64<E>(self, v: u64) -> Result<Integer, E> {
-                Ok(Integer(i64::try_from(v).unwrap_or(i64::MAX)))
-            }
-            fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<Integer, E> {
-                Err(E::invalid_type(Unexpected::Float(v), &self))
-            }
-        }
-        d.deserialize_any(IntegerVisitor)
+/// An object that is filled in member by member.
+trait Object: Default {
+    /// Reads the value of `name`, if that is a member; whether it is.
+    fn member<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error>;
+}
+
+/// For what is no object.
+#[derive(Default)]
+struct Scalar;
+
+impl Object for Scalar {
+    fn member<'de, A: MapAccess<'de>>(&mut self, _: &str, _: &mut A) -> Result<bool, A::Error> {
+        Ok(false)
     }
 }
 
-/// A JSON object, and nothing else: what serde derives for a struct would take
-/// an array of its members, too.
-struct Object<T>(T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Object<T>, D::Error> {
-        struct ObjectVisitor<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
-            type Value = Object<T>;
+impl<'de, T: Object> Deserialize<'de> for Value<T> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Value<T>, D::Error> {
+        struct ValueVisitor<T>(PhantomData<T>);
+        impl<'de, T: Object> Visitor<'de> for ValueVisitor<T> {
+            type Value = Value<T>;
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object")
+                f.write_str("a value")
             }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            fn visit_i64<E>(self, v: i64) -> Result<Value<T>, E> {
+                Ok(Value::Integer(v))
+            }
+            fn visit_u64<E>(self, v: u64) -> Result<Value<T>, E> {
+                Ok(Value::Integer(i64::try_from(v).unwrap_or(i64::MAX)))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Value<T>, E> {
+                Ok(Value::Other)
+            }
+            fn visit_bool<E>(self, v: bool) -> Result<Value<T>, E> {
+                Ok(Value::Bool(v))
+            }
+            fn visit_str<E>(self, _: &str) -> Result<Value<T>, E> {
+                Ok(Value::Other)
+            }
+            fn visit_unit<E>(self) -> Result<Value<T>, E> {
+                Ok(Value::Other)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value<T>, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Value::Other)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value<T>, A::Error> {
+                let mut object = T::default();
+                while let Some(Name(name)) = map.next_key()? {
+                    if !object.member(&name, &mut map)? {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(Value::Object(object))
             }
         }
-        d.deserialize_any(ObjectVisitor(PhantomData))
+        d.deserialize_any(ValueVisitor(PhantomData))
     }
 }
 
-/// A member that may be absent but not `null`.
-fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(d).map(Some)
+impl<T: Object> Value<T> {
+    fn integer(self) -> Result<Option<i64>> {
+        match self {
+            Value::Absent => Ok(None),
+            Value::Integer(n) => Ok(Some(n)),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Absent, it is false.
+    fn bool(self) -> Result<bool> {
+        match self {
+            Value::Absent => Ok(false),
+            Value::Bool(value) => Ok(value),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Absent, it is empty.
+    fn object(self) -> Result<T> {
+        match self {
+            Value::Absent => Ok(T::default()),
+            Value::Object(object) => Ok(object),
+            _ => Err(Errno::EINVAL),
+        }
+    }
 }
 
-#[derive(Deserialize)]
+/// The name of a member: borrowed, but for one with escapes in it.
+struct Name<'de>(Cow<'de, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Name<'de>, D::Error> {
+        struct NameVisitor;
+        impl<'de> Visitor<'de> for NameVisitor {
+            type Value = Name<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a name")
+            }
+            fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(v)))
+            }
+            fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<Name<'de>, E> {
+                let name = memory::string(v).map_err(|_| E::custom("no memory"))?;
+                Ok(Name(Cow::Owned(name)))
+            }
+        }
+        d.deserialize_str(NameVisitor)
+    }
+}
+
+#[derive(Default)]
 struct Text {
-    #[serde(default, deserialize_with = "present")]
-    capabilities: Option<Object<Members>>,
+    capabilities: Value<Capabilities>,
 }
 
-#[derive(Default, Deserialize)]
-struct Members {
-    #[serde(default, deserialize_with = "present")]
-    max_msg_fds: Option<Integer>,
-    #[serde(default, deserialize_with = "present")]
-    max_data_xfer_size: Option<Integer>,
-    #[serde(default, deserialize_with = "present")]
-    migration: Option<Object<Migration>>,
-    #[serde(default, deserialize_with = "present")]
-    twin_socket: Option<Object<TwinSocket>>,
-    #[serde(default, deserialize_with = "present")]
-    pgsizes: Option<Integer>,
-    #[serde(default, deserialize_with = "present")]
-    max_dma_maps: Option<Integer>,
-    #[serde(default, deserialize_with = "present")]
-    write_multiple: Option<bool>,
+impl Object for Text {
+    fn member<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        match name {
+            "capabilities" => self.capabilities = map.next_value()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
 }
 
-#[derive(Deserialize)]
+#[derive(Default)]
+struct Capabilities {
+    max_msg_fds: Value,
+    max_data_xfer_size: Value,
+    migration: Value<Migration>,
+    twin_socket: Value<TwinSocket>,
+    pgsizes: Value,
+    max_dma_maps: Value,
+    write_multiple: Value,
+}
+
+impl Object for Capabilities {
+    fn member<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        match name {
+            // `max_fds` is its name of before 2021.
+            "max_msg_fds" | "max_fds" => self.max_msg_fds = map.next_value()?,
+            "max_data_xfer_size" => self.max_data_xfer_size = map.next_value()?,
+            "migration" => self.migration = map.next_value()?,
+            "twin_socket" => self.twin_socket = map.next_value()?,
+            "pgsizes" => self.pgsizes = map.next_value()?,
+            "max_dma_maps" => self.max_dma_maps = map.next_value()?,
+            "write_multiple" => self.write_multiple = map.next_value()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+#[derive(Default)]
 struct Migration {
-    #[serde(default, deserialize_with = "present")]
-    pgsize: Option<Integer>,
+    pgsize: Value,
 }
 
-#[derive(Deserialize)]
+impl Object for Migration {
+    fn member<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        match name {
+            "pgsize" => self.pgsize = map.next_value()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+#[derive(Default)]
 struct TwinSocket {
-    #[serde(default, deserialize_with = "present")]
-    supported: Option<bool>,
+    supported: Value,
+}
+
+impl Object for TwinSocket {
+    fn member<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error> {
+        match name {
+            "supported" => self.supported = map.next_value()?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
 }
 
 /// What a client said of itself in its version message.
@@ -107,6 +217,9 @@ struct TwinSocket {
 pub struct ClientCapabilities {
     /// Descriptors it takes with one message.
     pub max_msg_fds: u32,
+    /// The same for `VFIO_USER_DEVICE_GET_REGION_IO_FDS`: more where it doesn't
+    /// say, since one alone is of little use there.
+    pub max_io_fds: u32,
     /// Largest data transfer it takes, in bytes; 1 to 1 048 576.
     pub max_data_xfer_size: usize,
     /// `migration.pgsize`, if it gave one that is not 0.
@@ -126,6 +239,7 @@ impl Default for ClientCapabilities {
     fn default() -> Self {
         ClientCapabilities {
             max_msg_fds: limits::DEFAULT_MAX_MSG_FDS,
+            max_io_fds: limits::DEFAULT_MAX_IO_FDS,
             max_data_xfer_size: limits::MAX_DATA_XFER_SIZE,
             migration_pgsize: None,
             twin_socket: false,
@@ -152,33 +266,29 @@ impl ClientCapabilities {
         }
         // The parser itself does not look into strings that it skips.
         let json = str::from_utf8(json).map_err(|_| Errno::EINVAL)?;
-        let Object(text): Object<Text> = serde_json::from_str(json).map_err(|_| Errno::EINVAL)?;
-        let members = text.capabilities.map_or_else(Members::default, |Object(m)| m);
-        members.judge()
+        let text: Value<Text> = serde_json::from_str(json).map_err(|_| Errno::EINVAL)?;
+        text.object()?.capabilities.object()?.judge()
     }
 }
 
-impl Members {
+impl Capabilities {
     fn judge(self) -> Result<ClientCapabilities> {
         let mut caps = ClientCapabilities {
-            migration_pgsize: self
-                .migration
-                .and_then(|Object(m)| m.pgsize)
-                .map(|Integer(n)| n)
-                .filter(|n| *n != 0),
-            twin_socket: self.twin_socket.and_then(|Object(t)| t.supported).unwrap_or(false),
-            pgsizes: self.pgsizes.is_some(),
-            max_dma_maps: self.max_dma_maps.map(|Integer(n)| n),
-            write_multiple: self.write_multiple.unwrap_or(false),
+            migration_pgsize: self.migration.object()?.pgsize.integer()?.filter(|n| *n != 0),
+            twin_socket: self.twin_socket.object()?.supported.bool()?,
+            pgsizes: self.pgsizes.integer()?.is_some(),
+            max_dma_maps: self.max_dma_maps.integer()?,
+            write_multiple: self.write_multiple.bool()?,
             ..ClientCapabilities::default()
         };
-        if let Some(Integer(n)) = self.max_msg_fds {
+        if let Some(n) = self.max_msg_fds.integer()? {
             if !(0..=limits::CLIENT_MAX_MSG_FDS).contains(&n) {
                 return Err(Errno::EINVAL);
             }
             caps.max_msg_fds = u32::try_from(n).map_err(|_| Errno::EINVAL)?;
+            caps.max_io_fds = caps.max_msg_fds;
         }
-        if let Some(Integer(n)) = self.max_data_xfer_size {
+        if let Some(n) = self.max_data_xfer_size.integer()? {
             let n = usize::try_from(n).map_err(|_| Errno::EINVAL)?;
             if n == 0 {
                 return Err(Errno::EINVAL);
@@ -260,6 +370,40 @@ impl ServerCapabilities {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(json: &str) -> Result<ClientCapabilities> {
+        ClientCapabilities::parse(format!("{json}\0").as_bytes())
+    }
+
+    #[test]
+    fn of_a_member_given_twice_the_last_counts() {
+        let of = |members: &str| parse(&format!(r#"{{"capabilities":{{{members}}}}}"#)).unwrap();
+        assert_eq!(of(r#""max_msg_fds":3,"max_msg_fds":5"#).max_msg_fds, 5);
+        assert_eq!(of(r#""max_fds":3,"max_msg_fds":5"#).max_msg_fds, 5);
+        assert_eq!(of(r#""max_msg_fds":5,"max_fds":3"#).max_msg_fds, 3);
+        assert_eq!(of(r#""max\u005ffds":7"#).max_msg_fds, 7);
+        assert_eq!(of(r#""max_msg_fds":1025,"max_msg_fds":5"#).max_msg_fds, 5);
+        assert_eq!(of(r#""migration":{"pgsize":1,"pgsize":4096}"#).migration_pgsize, Some(4096));
+        assert_eq!(of(r#""migration":{"pgsize":1},"migration":{}"#).migration_pgsize, None);
+        assert!(of(r#""twin_socket":{"supported":false,"supported":true}"#).twin_socket);
+        assert!(!of(r#""twin_socket":{"supported":true},"twin_socket":{"supported":false}"#).twin_socket);
+        let twice =
+            r#"{"capabilities":{"write_multiple":true,"max_fds":4},"capabilities":{"max_dma_maps":9}}"#;
+        let expected = ClientCapabilities { max_dma_maps: Some(9), ..ClientCapabilities::default() };
+        assert_eq!(parse(twice), Ok(expected));
+        // Also if the first one is no use at all.
+        assert_eq!(of(r#""max_fds":"4","max_fds":4"#).max_msg_fds, 4);
+        assert_eq!(of(r#""migration":{"pgsize":null},"migration":{}"#).migration_pgsize, None);
+        assert_eq!(parse(r#"{"capabilities":[],"capabilities":{}}"#), Ok(ClientCapabilities::default()));
+        for last in [
+            r#""max_fds":4,"max_fds":"4""#,
+            r#""migration":{},"migration":1"#,
+            r#""pgsizes":1,"pgsizes":1.0"#,
+        ] {
+            assert_eq!(parse(&format!(r#"{{"capabilities":{{{last}}}}}"#)), Err(Errno::EINVAL), "{last}");
+        }
+        assert_eq!(parse(r#"{"capabilities":{},"capabilities":[]}"#), Err(Errno::EINVAL));
+    }
 
     #[test]
     fn a_skipped_member_that_is_not_utf_8_is_einval() {

@@ -1,5 +1,7 @@
 //! Numbers of the commands.
 
+use super::{Header, IrqSet, MessageType};
+
 /// A command of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
@@ -59,5 +61,35 @@ impl Command {
             table
         };
         BY_NUMBER.get(usize::from(number)).copied().flatten()
+    }
+}
+
+/// Whether a message may come with descriptors; `start` is what there is of its
+/// payload. None: too little of it is there to tell.
+pub fn may_carry_fds(header: &Header, start: &[u8]) -> Option<bool> {
+    match Command::from_number(header.cmd) {
+        _ if header.message_type() != Some(MessageType::Command) => Some(false),
+        Some(Command::DmaMap) => Some(true),
+        Some(Command::DeviceSetIrqs) => IrqSet::may_carry_fds(start),
+        _ => Some(false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_messages_may_carry_descriptors() {
+        let eventfd = [20, 4];
+        let start = zerocopy::IntoBytes::as_bytes(&eventfd);
+        for cmd in 0..=u16::MAX {
+            let header = Header::command(1, cmd, 36);
+            let expected = cmd == 2 || cmd == 8;
+            assert_eq!(may_carry_fds(&header, start), Some(expected), "{cmd}");
+            assert_eq!(may_carry_fds(&header.reply(36), start), Some(false), "{cmd}");
+        }
+        assert_eq!(may_carry_fds(&Header::command(1, 2, 48), &[]), Some(true));
+        assert_eq!(may_carry_fds(&Header::command(1, 8, 36), &[]), None);
     }
 }

@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Errno, Result};
+use super::{Errno, Result, take};
 
 bitflags! {
     /// Flags of [`IrqInfo`].
@@ -86,6 +86,13 @@ pub enum IrqData {
 }
 
 impl IrqSet {
+    /// Whether a request whose payload begins with `start` comes with
+    /// descriptors. None: too little of it is there to tell.
+    pub fn may_carry_fds(start: &[u8]) -> Option<bool> {
+        let ([_argsz, flags], _) = take::<[u32; 2]>(start).ok()?;
+        Some(data_of(flags) == Ok(IrqData::Eventfd))
+    }
+
     /// The one action asked for; `EINVAL` for none or several.
     pub fn action(&self) -> Result<IrqAction> {
         let flags = IrqSetFlags::from_bits_retain(self.flags);
@@ -100,13 +107,37 @@ impl IrqSet {
 
     /// The one kind of data; `EINVAL` for none or several.
     pub fn data(&self) -> Result<IrqData> {
-        let flags = IrqSetFlags::from_bits_retain(self.flags);
-        let kinds = IrqSetFlags::DATA_NONE | IrqSetFlags::DATA_BOOL | IrqSetFlags::DATA_EVENTFD;
-        match flags & kinds {
-            IrqSetFlags::DATA_NONE => Ok(IrqData::None),
-            IrqSetFlags::DATA_BOOL => Ok(IrqData::Bool),
-            IrqSetFlags::DATA_EVENTFD => Ok(IrqData::Eventfd),
-            _ => Err(Errno::EINVAL),
+        data_of(self.flags)
+    }
+}
+
+fn data_of(flags: u32) -> Result<IrqData> {
+    let kinds = IrqSetFlags::DATA_NONE | IrqSetFlags::DATA_BOOL | IrqSetFlags::DATA_EVENTFD;
+    match IrqSetFlags::from_bits_retain(flags) & kinds {
+        IrqSetFlags::DATA_NONE => Ok(IrqData::None),
+        IrqSetFlags::DATA_BOOL => Ok(IrqData::Bool),
+        IrqSetFlags::DATA_EVENTFD => Ok(IrqData::Eventfd),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::IntoBytes;
+
+    #[test]
+    fn descriptors_come_with_eventfd_data_alone() {
+        for flags in 0..64_u32 {
+            let request = IrqSet { argsz: 20, flags, index: 0, start: 0, count: 1 };
+            let expected = request.data() == Ok(IrqData::Eventfd);
+            assert_eq!(IrqSet::may_carry_fds(request.as_bytes()), Some(expected));
+            assert_eq!(
+                IrqSet::may_carry_fds(&request.as_bytes()[..8]),
+                Some(expected),
+                "the flags are enough"
+            );
+            assert_eq!(IrqSet::may_carry_fds(&request.as_bytes()[..7]), None);
         }
     }
 }

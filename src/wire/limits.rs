@@ -20,6 +20,10 @@ pub const CLIENT_MAX_MSG_FDS: i64 = 1024;
 /// Descriptors a client takes with one message if it doesn't say.
 pub const DEFAULT_MAX_MSG_FDS: u32 = 1;
 
+/// Descriptors of ioeventfds that a client is sent with one message if it doesn't
+/// say.
+pub const DEFAULT_MAX_IO_FDS: u32 = 8;
+
 /// Largest `max_dma_maps` that is ever advertised: QEMU refuses more.
 pub const MAX_DMA_MAPS: u64 = 65535;
 
@@ -32,10 +36,6 @@ pub const MAX_ERRNO: u32 = 4096;
 
 /// Largest dirty bitmap in one reply, in bytes (the limit of VFIO).
 pub const MAX_BITMAP_SIZE: u64 = 256 << 20;
-
-/// Descriptors that may come with one message, in how many parts so ever; also
-/// those that wait with commands while the answer to one of ours is awaited.
-pub const MAX_WAITING_FDS: usize = 1024;
 
 /// Descriptors the kernel passes with one send at the most.
 pub const SCM_MAX_FD: usize = 253;

@@ -17,7 +17,7 @@ pub mod limits;
 mod migration;
 mod region;
 
-pub use command::Command;
+pub use command::{Command, may_carry_fds};
 pub use device::{DeviceFlags, DeviceInfo};
 pub use dma::{Bitmap, DmaAccess, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags};
 pub use errno::{Errno, Result};

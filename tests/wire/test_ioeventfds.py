@@ -314,7 +314,7 @@ def test_asking_again_gives_the_same(device, eventfds):
 
 # --- a client's limit of descriptors ------------------------------------------------------------
 
-@pytest.mark.parametrize("caps, most", [(None, 1), ({"max_msg_fds": 0}, 0), ({"max_msg_fds": 1}, 1),
+@pytest.mark.parametrize("caps, most", [(None, 6), ({"pgsizes": 4096}, 6), ({"max_msg_fds": 0}, 0), ({"max_msg_fds": 1}, 1),
                                         ({"max_msg_fds": 3}, 3), ({"max_msg_fds": 6}, 6),
                                         ({"max_msg_fds": 1024}, 6)])
 def test_no_more_descriptors_than_the_client_takes(eventfds, caps, most):
@@ -328,6 +328,17 @@ def test_no_more_descriptors_than_the_client_takes(eventfds, caps, most):
         assert [e[2] for e in entries] == [i if i < most else NO_FD for i in range(6)]
         assert len(client.fds) == most
         assert all(connected(got, fd) for got, fd in zip(client.fds, reversed(fds)))
+        close_all(client)
+        alive(client)
+
+
+def test_a_client_that_says_nothing_is_sent_eight(eventfds):
+    with Ctx() as ctx, ctx.connect() as client:
+        ctx.memory_region(BAR2, 0x1000)
+        for i, fd in enumerate(eventfds(12)):
+            create(ctx, BAR2, fd, 8 * i)
+        assert [e[2] for e in ask(client, BAR2)[2]] == [*range(8)] + [NO_FD] * 4
+        assert len(client.fds) == 8
         close_all(client)
         alive(client)
 

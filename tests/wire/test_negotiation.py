@@ -192,6 +192,35 @@ def test_numbers_out_of_range_are_refused(ctx, name, number):
     refused(ctx, message(7, VERSION, version_payload({name: number})), reply=(7, VERSION))
 
 
+TWICE = [
+    ('"capabilities": {"twin_socket": {"supported": true}}, "capabilities": {}', {}),
+    ('"capabilities": 1, "capabilities": {"write_multiple": true}', {"write_multiple": True}),
+    ('"capabilities": {"twin_socket": {"supported": true}, "twin_socket": {"supported": false}}', {}),
+    ('"capabilities": {"twin_socket": {"supported": true}, "twin_socket": {}}', {}),
+    ('"capabilities": {"twin_socket": {"supported": false, "supported": true}}',
+     {"twin_socket": {"supported": True, "fd_index": 0}}),
+    ('"capabilities": {"max_msg_fds": 1025, "max_msg_fds": 8}', {}),
+    ('"capabilities": {"max_dma_maps": null, "max_dma_maps": 7}', {"max_dma_maps": 7}),
+    ('"capabilities": {"migration": {"pgsize": 1}, "migration": {"pgsize": 2, "pgsize": %d}}' % PAGE, {}),
+]
+
+
+@pytest.mark.parametrize("text,answer", TWICE)
+def test_of_a_member_that_is_given_twice_the_last_counts(text, answer):
+    with Ctx(migration=True) as ctx:
+        with ctx.connect(version=version_payload(text=b"{%s}\0" % text.encode())) as client:
+            always = ("max_msg_fds", "max_data_xfer_size", "migration")
+            assert {name: value for name, value in client.server.items() if name not in always} == answer
+            alive(client)
+
+
+@pytest.mark.parametrize("members", ['"max_fds": 4, "max_fds": "4"', '"max_msg_fds": 4, "max_fds": 1025',
+                                     '"twin_socket": {}, "twin_socket": true'])
+def test_the_last_of_two_members_is_judged(ctx, members):
+    text = b'{"capabilities": {%s}}\0' % members.encode()
+    refused(ctx, message(7, VERSION, version_payload(text=text)), reply=(7, VERSION))
+
+
 @pytest.mark.parametrize("size", [1, PAGE - 1, PAGE + 1, 2 * PAGE, (1 << 32) + PAGE])
 def test_a_migration_page_size_that_is_not_the_hosts_is_refused(ctx, size):
     refused(ctx, message(7, VERSION, version_payload({"migration": {"pgsize": size}})), reply=(7, VERSION))
@@ -361,8 +390,9 @@ def test_a_client_that_takes_no_descriptors_sees_a_region_without_mmap():
     os.close(fd)
 
 
-@pytest.mark.parametrize("caps,sent", [({"max_msg_fds": 0}, 0), (None, 1), ({"max_msg_fds": 2}, 2),
-                                       ({"max_msg_fds": 8}, 3)])
+@pytest.mark.parametrize("caps,sent", [({"max_msg_fds": 0}, 0), (None, 3), ({"max_msg_fds": 2}, 2),
+                                       ({"max_msg_fds": 8}, 3), ({"max_fds": 2}, 2), ({"max_fds": 0}, 0),
+                                       ({"max_fds": 1, "max_msg_fds": 2}, 2), ({"max_msg_fds": 1, "max_fds": 2}, 2)])
 def test_io_fds_are_sent_up_to_the_clients_limit_and_the_rest_has_no_index(caps, sent):
     with Ctx() as ctx:
         ctx.memory_region(BAR0, 64)
