@@ -1,12 +1,14 @@
 //! Access to the client's memory.
 //!
-//! Translating, getting and putting an entry in the region that the thread used
-//! last takes a few nanoseconds, as long as it would take to set up the guard
-//! against panics. So these functions first try the short way, on which nothing
-//! can panic, outside of it, and otherwise go on in a function of their own.
+//! Translating, getting and putting an entry takes a few nanoseconds, as long as
+//! it would take to set up the guard against panics. So these functions first try
+//! the short ways, on which nothing can panic, outside of it: the region that the
+//! thread used last, then one look without a lock. Otherwise, and for every error,
+//! they go on in functions of their own.
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
+use std::ptr;
 
 use libc::{iovec, size_t};
 
@@ -18,6 +20,11 @@ use crate::dma::Translation;
 use crate::server::{SglAccess, Step};
 use crate::transport::Data;
 use crate::wire::Errno;
+
+/// An element of an array that C code may have anywhere: to refuse one at an odd
+/// address takes longer than to fill it in.
+#[repr(C, packed)]
+struct Unaligned(iovec);
 
 /// Says that the device uses DMA. Without this call the library disregards what
 /// memory the client offers.
@@ -97,18 +104,75 @@ pub unsafe extern "C-unwind" fn vfu_addr_to_sgl(
     max_nr_sgs: size_t,
     prot: c_int,
 ) -> c_int {
+    // What else there may be in it is of no interest. (So it need not be kept.)
+    let prot = prot & (libc::PROT_READ | libc::PROT_WRITE);
     // SAFETY: C's promises: the handle is NULL or a live context, sgl an array
     // of max_nr_sgs that is the caller's alone.
     unsafe {
-        if let Ok(ctx) = cast::context(vfu_ctx)
-            && max_nr_sgs > 0
+        if max_nr_sgs > 0
+            && len > 0
             && !sgl.is_null()
-            && let Some(entry) = ctx.recent_entry(dma_addr.addr() as u64, len as u64, prot)
+            && let Ok(ctx) = cast::context(vfu_ctx)
         {
-            sgl.write(entry);
-            return 1;
+            if let Some(entry) = ctx.recent_entry(dma_addr.addr() as u64, len as u64, prot) {
+                sgl.write(entry);
+                return 1;
+            }
+            return addr_to_one(ctx, dma_addr, len, sgl, max_nr_sgs, prot);
         }
         addr_to_sgl(vfu_ctx, dma_addr, len, sgl, max_nr_sgs, prot)
+    }
+}
+
+/// The same in another region than the one used last, without the guard.
+///
+/// # Safety
+///
+/// As C promises for that, and nothing is NULL or 0.
+#[inline(never)]
+unsafe extern "C-unwind" fn addr_to_one(
+    ctx: &vfu_ctx_t,
+    dma_addr: vfu_dma_addr_t,
+    len: size_t,
+    sgl: *mut dma_sg_t,
+    max_nr_sgs: size_t,
+    prot: c_int,
+) -> c_int {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match ctx.one_entry(dma_addr.addr() as u64, len as u64, prot) {
+            Some(entry) => {
+                sgl.write(entry);
+                1
+            }
+            None => addr_to_several(ctx, dma_addr, len, sgl, max_nr_sgs, prot),
+        }
+    }
+}
+
+/// The same in several regions, without the guard.
+///
+/// # Safety
+///
+/// As for [`addr_to_one`].
+#[inline(never)]
+unsafe extern "C-unwind" fn addr_to_several(
+    ctx: &vfu_ctx_t,
+    dma_addr: vfu_dma_addr_t,
+    len: size_t,
+    sgl: *mut dma_sg_t,
+    max_nr_sgs: size_t,
+    prot: c_int,
+) -> c_int {
+    // SAFETY: the caller's promises; the numbers are below max_nr_sgs.
+    unsafe {
+        let put = |number, entry| sgl.add(number).write(entry);
+        if let Some(count) = ctx.entries_at_once(dma_addr.addr() as u64, len as u64, prot, max_nr_sgs, put)
+            && let Ok(count) = c_int::try_from(count)
+        {
+            return count;
+        }
+        addr_to_sgl(ptr::from_ref(ctx).cast_mut(), dma_addr, len, sgl, max_nr_sgs, prot)
     }
 }
 
@@ -189,14 +253,49 @@ pub unsafe extern "C-unwind" fn vfu_sgl_get(
     // SAFETY: C's promises: the handle is NULL or a live context, sgl and iov
     // arrays of cnt.
     unsafe {
-        if let Ok(ctx) = cast::context(vfu_ctx)
-            && cnt == 1
+        if cnt != 1 {
+            return sgl_get_several(vfu_ctx, sgl, iov, cnt, flags);
+        }
+        if flags == 0
+            && let Ok(ctx) = cast::context(vfu_ctx)
             && !iov.is_null()
-            && iov.is_aligned()
             && let Ok(entry) = cast::reference(sgl)
-            && let Some(memory) = ctx.recent_memory(entry, flags)
+            && let Some(memory) = ctx.memory_of(entry)
         {
-            iov.write(memory);
+            iov.write_unaligned(memory);
+            return 0;
+        }
+        sgl_get(vfu_ctx, sgl, iov, cnt, flags)
+    }
+}
+
+/// The same for several entries, without the guard.
+///
+/// # Safety
+///
+/// As C promises for that.
+#[inline(never)]
+unsafe extern "C-unwind" fn sgl_get_several(
+    vfu_ctx: *mut vfu_ctx_t,
+    sgl: *mut dma_sg_t,
+    iov: *mut iovec,
+    cnt: size_t,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        if flags == 0
+            && let Ok(ctx) = cast::context(vfu_ctx)
+            && let Ok(entries) = cast::array(sgl, cnt)
+            && let Ok(iov) = cast::array_mut(iov.cast::<MaybeUninit<Unaligned>>(), cnt)
+            && entries.iter().zip(iov).all(|(entry, iov)| match ctx.memory_of(entry) {
+                Some(memory) => {
+                    iov.write(Unaligned(memory));
+                    true
+                }
+                None => false,
+            })
+        {
             return 0;
         }
         sgl_get(vfu_ctx, sgl, iov, cnt, flags)
@@ -220,8 +319,13 @@ unsafe extern "C-unwind" fn sgl_get(
     unsafe {
         guard::enter_lean(vfu_ctx, "vfu_sgl_get", |ctx| {
             let sgl = cast::array(sgl, cnt)?;
-            let iov = cast::array_mut(iov.cast::<MaybeUninit<iovec>>(), cnt)?;
-            ctx.sgl_get(sgl, iov, flags).map(|()| 0)
+            let iov = cast::array_mut(iov.cast::<MaybeUninit<Unaligned>>(), cnt)?;
+            let put = |number: usize, memory| {
+                if let Some(iov) = iov.get_mut(number) {
+                    iov.write(Unaligned(memory));
+                }
+            };
+            ctx.sgl_get(sgl, flags, put).map(|()| 0)
         })
     }
 }
@@ -244,26 +348,49 @@ pub unsafe extern "C-unwind" fn vfu_sgl_put(
     iov: *mut iovec,
     cnt: size_t,
 ) {
-    // The addresses say nothing that the entries do not.
-    let _ = iov;
     // SAFETY: C's promises: the handle is NULL or a live context, sgl an array of cnt.
-    unsafe { mark_unless_needless(vfu_ctx, "vfu_sgl_put", sgl, cnt) };
+    unsafe {
+        if !needs_no_marks(vfu_ctx, sgl, cnt) {
+            sgl_put(vfu_ctx, sgl, iov, cnt);
+        }
+    }
 }
 
-/// Marks the pages of entries, by the short way if there is nothing to mark.
+/// The short way of [`vfu_sgl_put`] and [`vfu_sgl_mark_dirty`]: whether there is
+/// nothing to mark (any more).
 ///
 /// # Safety
 ///
 /// As for [`mark`].
 #[inline(always)]
-unsafe fn mark_unless_needless(vfu_ctx: *mut vfu_ctx_t, name: &'static str, sgl: *mut dma_sg_t, cnt: size_t) {
+unsafe fn needs_no_marks(vfu_ctx: *mut vfu_ctx_t, sgl: *mut dma_sg_t, cnt: size_t) -> bool {
     // SAFETY: the caller's promises.
     unsafe {
         match cast::context(vfu_ctx) {
-            Ok(ctx) if ctx.needs_no_marks() && !sgl.is_null() => {}
-            _ => mark(vfu_ctx, name, sgl, cnt),
+            Ok(ctx) if !sgl.is_null() => {
+                ctx.needs_no_marks(|| if cnt == 1 { cast::reference(sgl).ok() } else { None })
+            }
+            _ => false,
         }
     }
+}
+
+/// The whole of [`vfu_sgl_put`], with its arguments where they are.
+///
+/// # Safety
+///
+/// As for [`mark`].
+#[inline(never)]
+unsafe extern "C-unwind" fn sgl_put(
+    vfu_ctx: *mut vfu_ctx_t,
+    sgl: *mut dma_sg_t,
+    iov: *mut iovec,
+    cnt: size_t,
+) {
+    // The addresses say nothing that the entries do not.
+    let _ = iov;
+    // SAFETY: the caller's promises.
+    unsafe { mark(vfu_ctx, "vfu_sgl_put", sgl, cnt) };
 }
 
 /// The whole of [`vfu_sgl_put`] and [`vfu_sgl_mark_dirty`].
@@ -295,7 +422,11 @@ unsafe fn mark(vfu_ctx: *mut vfu_ctx_t, name: &'static str, sgl: *mut dma_sg_t, 
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_sgl_mark_dirty(vfu_ctx: *mut vfu_ctx_t, sgl: *mut dma_sg_t, cnt: size_t) {
     // SAFETY: C's promises: the handle is NULL or a live context, sgl an array of cnt.
-    unsafe { mark_unless_needless(vfu_ctx, "vfu_sgl_mark_dirty", sgl, cnt) };
+    unsafe {
+        if !needs_no_marks(vfu_ctx, sgl, cnt) {
+            mark(vfu_ctx, "vfu_sgl_mark_dirty", sgl, cnt);
+        }
+    }
 }
 
 /// Reads memory of the client.

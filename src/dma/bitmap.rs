@@ -28,6 +28,7 @@ const MAX_RESERVED: u64 = 1 << 40;
 /// One bitmap, of 2^class words.
 pub(super) struct Block {
     words: *const AtomicU64,
+    count: usize,
     class: u32,
     /// A bit for each group that may have bits set. Empty if there is one
     /// group only.
@@ -68,13 +69,31 @@ impl Block {
         let groups = (1_usize << class).div_ceil(GROUP_WORDS);
         let notes = if groups > 1 { groups.div_ceil(64) } else { 0 };
         let summary = memory::collect((0..notes).map(|_| AtomicU64::new(0)))?;
-        Ok(Block { words, class, summary })
+        Ok(Block { words, count: 1 << class, class, summary })
     }
 
     #[inline]
     pub(super) fn words(&self) -> &[AtomicU64] {
         // SAFETY: by the contract of `new`.
-        unsafe { slice::from_raw_parts(self.words, 1 << self.class) }
+        unsafe { slice::from_raw_parts(self.words, self.count) }
+    }
+
+    /// Whether a bit is set; any number may be asked for.
+    #[inline(always)]
+    pub(super) fn has(&self, bit: u64) -> bool {
+        let word = self.words().get((bit / 64) as usize);
+        word.is_some_and(|word| word.load(Relaxed) >> (bit % 64) & 1 != 0)
+    }
+
+    /// Whether it has been said that a group may have bits set, and no harvest
+    /// took note of that yet.
+    #[inline(always)]
+    pub(super) fn is_noted(&self, group: u64) -> bool {
+        if self.summary.is_empty() {
+            return true;
+        }
+        let word = self.summary.get((group / 64) as usize);
+        word.is_some_and(|word| word.load(SeqCst) >> (group % 64) & 1 != 0)
     }
 
     /// Says that a group may have bits set.

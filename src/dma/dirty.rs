@@ -5,13 +5,15 @@
 //! reads and clears words plainly, but says before and after which group of
 //! words it is at, and those who set bits look whether that changed meanwhile.
 //! If it did, or if it is their group, their bits may have been overwritten:
-//! they set them again, this time with the harvester locked out.
+//! they set them again, this time with the harvester locked out. So the harvest is
+//! a seqlock the other way round, in which those that write to memory do the
+//! reading.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::bitmap::{Block, Blocks, GROUP_BITS};
 use super::sizes::{GROUP_WORDS, LINE_WORDS};
-use super::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, fence};
+use super::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, full_fence};
 
 /// What harvester and setters tell each other; in cache lines of its own.
 #[repr(align(128))]
@@ -24,9 +26,12 @@ struct Progress {
     lock: Mutex<()>,
 }
 
+/// The page shift of an address space that is not to be used any more.
+pub(super) const CLOSED: u32 = u32::MAX;
+
 /// The dirty bitmaps of an address space.
 pub(super) struct Dirty {
-    /// 0 if nothing is logged, else the logging page size's shift.
+    /// 0 if nothing is logged, else the logging page size's shift, or `CLOSED`.
     page_shift: AtomicU32,
     progress: Progress,
     pub(super) blocks: Blocks,
@@ -50,7 +55,7 @@ impl Dirty {
         }
     }
 
-    /// Log2 of the logging page size, 0 if nothing is logged.
+    /// Log2 of the logging page size, 0 if nothing is logged, [`CLOSED`].
     #[inline]
     pub(super) fn page_shift(&self) -> u32 {
         self.page_shift.load(Acquire)
@@ -73,6 +78,20 @@ impl Dirty {
             }
             from = end + 1;
         }
+    }
+
+    /// Whether a bit is set and no harvest can have taken it yet: then it stands
+    /// for all that the calling thread wrote to guest memory so far, as if it had
+    /// been set now. False says nothing.
+    #[inline(always)]
+    pub(super) fn is_set(&self, block: &Block, bit: u64) -> bool {
+        let before = self.progress.sequence.load(Acquire);
+        if before & 1 == 1 || !block.has(bit) || !block.is_noted(bit / GROUP_BITS) {
+            return false;
+        }
+        // As in `set_bits`.
+        full_fence();
+        self.progress.sequence.load(Relaxed) == before
     }
 
     fn set_in_group(&self, handle: u32, block: &Block, first: u64, last: u64) {
@@ -158,10 +177,10 @@ impl Progress {
         let sequence = self.sequence.load(Relaxed).wrapping_add(1);
         self.group.store(group, Release);
         self.sequence.store(sequence, Release);
-        // One of two fences comes first, this or that of `set_bits`. Either the
-        // words that are read next have the bits of the setter, and what it
-        // wrote can be seen, or the setter sees that number.
-        fence(SeqCst);
+        // A Dekker fence: one of two comes first, this or that of `set_bits`.
+        // Either the words that are read next have the bits of the setter, and
+        // what it wrote can be seen, or the setter sees that number.
+        full_fence();
         Harvest { progress: self, _lock: lock, sequence }
     }
 }
@@ -191,7 +210,7 @@ fn set_bits(block: &Block, first: u64, last: u64) {
             set_in_word(tail, mask(0, last));
         }
     }
-    fence(SeqCst);
+    full_fence();
 }
 
 /// Sets bits of a word, unless they are set: so threads that write to the same

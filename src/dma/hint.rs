@@ -10,16 +10,24 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::sizes::LANES_LOG2;
 use super::slots::Slot;
-use super::sync::{AtomicPtr, thread_pointer};
+use super::sync::{AtomicPtr, OnceLock, thread_pointer};
+use crate::memory;
+use crate::wire::Result;
 
-/// One per thread, alone in its cache line.
-#[repr(align(64))]
+/// One per thread. Those that are next to each other share a cache line; but
+/// there are so many that few are.
 pub(super) struct Lane(AtomicPtr<Slot>);
 
 /// The hints of one address space. Hints only ever name slots of that space,
 /// which live as long as it does, or `_nowhere`.
 pub(super) struct Hints {
-    lanes: [Lane; 1 << LANES_LOG2],
+    /// Null where there are no hints (yet, or any longer).
+    lanes: AtomicPtr<Lane>,
+    made: OnceLock<Made>,
+}
+
+struct Made {
+    lanes: Box<[Lane]>,
     /// A slot that never holds a region. (No `Box`, which would claim to be the
     /// only way to it.)
     _nowhere: Arc<Slot>,
@@ -27,18 +35,42 @@ pub(super) struct Hints {
 
 impl Hints {
     pub(super) fn new() -> Hints {
-        let nowhere = Arc::new(Slot::new(0));
+        Hints { lanes: AtomicPtr::new(ptr::null_mut()), made: OnceLock::new() }
+    }
+
+    /// Makes lanes, if there never were any; the caller excludes others that
+    /// do. `ENOMEM` if there is no room.
+    pub(super) fn begin(&self) -> Result<()> {
+        if self.made.get().is_some() {
+            return Ok(());
+        }
+        let nowhere = Arc::new(Slot::vacant());
         let hint = Arc::as_ptr(&nowhere).cast_mut();
-        Hints { lanes: std::array::from_fn(|_| Lane(AtomicPtr::new(hint))), _nowhere: nowhere }
+        let lanes = memory::collect((0..1 << LANES_LOG2).map(|_: usize| Lane(AtomicPtr::new(hint))))?;
+        let _ = self.made.set(Made { lanes, _nowhere: nowhere });
+        if let Some(made) = self.made.get() {
+            self.lanes.store(made.lanes.as_ptr().cast_mut(), Release);
+        }
+        Ok(())
+    }
+
+    /// From here on there are no hints.
+    pub(super) fn end(&self) {
+        self.lanes.store(ptr::null_mut(), Relaxed);
     }
 
     /// The calling thread's lane.
     #[inline(always)]
-    pub(super) fn lane(&self) -> &Lane {
+    pub(super) fn lane(&self) -> Option<&Lane> {
+        let lanes = self.lanes.load(Acquire);
+        if lanes.is_null() {
+            return None;
+        }
         // Thread pointers are as far apart as stacks are large; the
         // multiplication spreads all such distances evenly (Fibonacci hashing).
         let hash = (thread_pointer() as u32).wrapping_mul(0x9e37_79b1) >> (32 - LANES_LOG2);
-        &self.lanes[hash as usize]
+        // SAFETY: there are 2^LANES_LOG2 of them, until `self` goes.
+        Some(unsafe { &*lanes.add(hash as usize) })
     }
 }
 
@@ -56,7 +88,7 @@ impl Lane {
     }
 
     /// Notes the slot used last.
-    #[inline]
+    #[inline(always)]
     pub(super) fn set(&self, slot: &Slot) {
         let slot = ptr::from_ref(slot).cast_mut();
         // Lanes that are shared after all should at least not be written for

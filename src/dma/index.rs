@@ -1,10 +1,10 @@
-//! The regions in the order of their addresses: a sorted array of leaves, each
-//! a sorted array of region starts.
+//! The regions in the order of their addresses: a B+-tree of two levels, a sorted
+//! array of leaves, each a sorted array of region starts.
 //!
-//! Readers take no lock. What they read is atomic, its memory stays until the
-//! index goes, and whatever they read of a half-made change is bounded by
-//! lengths of arrays; so the worst a change does to them is to lead them
-//! astray. They see that from the sequence number and look again.
+//! Readers take no lock: the whole is a seqlock. What they read is atomic, its
+//! memory stays until the index goes, and whatever they read of a half-made change
+//! is bounded by lengths of arrays; so the worst a change does to them is to lead
+//! them astray. They see that from the sequence number and look again.
 
 use std::ptr;
 use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
@@ -18,11 +18,13 @@ use crate::wire::{Errno, Result};
 /// What follows the last start of a leaf.
 const UNUSED: u64 = u64::MAX;
 
-/// Region starts, ascending, with their slots.
+/// Region starts, ascending, with their slots: a B+-tree leaf. A search for one
+/// region touches neither the length nor the rest of a cache line of slots.
+#[repr(C, align(64))]
 struct Leaf {
-    len: AtomicUsize,
     starts: [AtomicU64; LEAF_CAPACITY],
     slots: [AtomicPtr<Slot>; LEAF_CAPACITY],
+    len: AtomicUsize,
 }
 
 /// The leaves in order: the first start of each (a leaf is never empty).
@@ -52,6 +54,14 @@ pub(super) struct Index {
     /// Null until the first region comes.
     top: AtomicPtr<Top>,
     writer: Mutex<Writer>,
+}
+
+/// A place in the index, from where it goes up region by region.
+pub(super) struct Cursor<'a> {
+    top: &'a Top,
+    position: usize,
+    leaf: &'a Leaf,
+    entry: usize,
 }
 
 /// A change of the index in progress.
@@ -92,9 +102,9 @@ impl Writer {
 impl Leaf {
     fn new() -> Leaf {
         Leaf {
-            len: AtomicUsize::new(0),
             starts: std::array::from_fn(|_| AtomicU64::new(UNUSED)),
             slots: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            len: AtomicUsize::new(0),
         }
     }
 
@@ -124,8 +134,8 @@ impl Leaf {
             quarter /= 4;
         }
         count += is_up_to(count);
-        // Unless the address is the last of all, no unused entry was counted.
-        count.min(self.len())
+        // No unused entry was counted.
+        if address == UNUSED { count.min(self.len()) } else { count }
     }
 
     fn insert(&self, at: usize, start: u64, slot: *mut Slot) {
@@ -224,6 +234,30 @@ impl Top {
     }
 }
 
+impl<'a> Cursor<'a> {
+    /// The region's slot. None beyond the last region, or if a change is being
+    /// made.
+    #[inline(always)]
+    pub(super) fn slot(&self) -> Option<&'a Slot> {
+        // SAFETY: null, or a slot that `insert` was given.
+        unsafe { self.leaf.slots.get(self.entry)?.load(Acquire).as_ref() }
+    }
+
+    /// Goes on to the next region; None if there is none.
+    #[inline(always)]
+    pub(super) fn advance(&mut self) -> Option<()> {
+        self.entry = self.entry.wrapping_add(1);
+        if self.entry >= self.leaf.len() {
+            self.position = self.position.wrapping_add(1);
+            if self.position >= self.top.len() {
+                return None;
+            }
+            (self.leaf, self.entry) = (self.top.leaf(self.position)?, 0);
+        }
+        Some(())
+    }
+}
+
 impl Index {
     pub(super) fn new() -> Index {
         Index {
@@ -280,38 +314,38 @@ impl Index {
         }
     }
 
-    /// Looks for the region around `address` while others may be changing the
-    /// index. What `look` finds in a slot is believed; if it finds nothing, the
-    /// search is repeated until no change can be the reason.
+    /// The region with the greatest start up to `address`, and those above it; to
+    /// be used within [`Index::read`] or when nobody changes the index.
     #[inline(always)]
-    pub(super) fn find<R>(&self, address: u64, look: impl Fn(&Slot) -> Option<R>) -> Option<(&Slot, R)> {
-        let before = self.sequence.load(Acquire);
-        if let Some(slot) = self.up_to(address)
-            && let Some(found) = look(slot)
-        {
-            return Some((slot, found));
-        }
-        if self.is_unchanged(before) { None } else { self.find_again(address, look) }
+    pub(super) fn cursor(&self, address: u64) -> Option<Cursor<'_>> {
+        let top = self.top()?;
+        let (position, entry, leaf) = top.place(address)?;
+        Some(Cursor { top, position, leaf, entry })
     }
 
-    #[cold]
-    fn find_again<R>(&self, address: u64, look: impl Fn(&Slot) -> Option<R>) -> Option<(&Slot, R)> {
-        let find = || {
-            let slot = self.up_to(address)?;
-            Some((slot, look(slot)?))
-        };
+    /// What `look` finds, unless the index was changed meanwhile. As slots are
+    /// filled before they are inserted, and emptied after they are removed, those
+    /// that `look` found did not change either.
+    #[inline(always)]
+    pub(super) fn try_read<R>(&self, look: impl FnOnce() -> R) -> Option<R> {
+        let before = self.sequence.load(Acquire);
+        let found = look();
+        self.is_unchanged(before).then_some(found)
+    }
+
+    /// The same, again and again until nobody changes the index meanwhile.
+    pub(super) fn read<R>(&self, mut look: impl FnMut() -> R) -> R {
         for _ in 0..PATIENCE {
-            spin_loop();
-            let before = self.sequence.load(Acquire);
-            let found = find();
-            if found.is_some() || self.is_unchanged(before) {
+            if let Some(found) = self.try_read(&mut look) {
                 return found;
             }
+            spin_loop();
         }
         let _no_change = self.writer.lock();
-        find()
+        look()
     }
 
+    #[inline(always)]
     fn is_unchanged(&self, before: u64) -> bool {
         fence(Acquire);
         before & 1 == 0 && self.sequence.load(Relaxed) == before

@@ -99,17 +99,18 @@ impl AddressSpace {
         }
     }
 
-    /// Whether logging is active, so that entries have to be marked.
+    /// Log2 of the page size of logging, 0 if it isn't active and nothing has to
+    /// be marked.
     #[inline(always)]
-    pub fn is_logging(&self) -> bool {
-        self.dirty.page_shift() != 0
+    pub fn page_shift(&self) -> u32 {
+        self.dirty.page_shift()
     }
 
     fn stop(&self, state: &mut State) {
         self.dirty.set_page_shift(0);
         state.logging = None;
         self.for_each_region(|region, slot| {
-            slot.set_block(0);
+            slot.set_block(0, None);
             state.pool.give_back(&self.dirty.blocks, region.block);
         });
     }
@@ -119,7 +120,7 @@ impl AddressSpace {
         self.for_each_region(|region, slot| {
             if result.is_ok() {
                 match self.block_for(state, &region) {
-                    Ok(block) => slot.set_block(block),
+                    Ok(block) => slot.set_block(block, self.dirty.blocks.get(block)),
                     Err(e) => result = Err(e),
                 }
             }

@@ -8,8 +8,9 @@
 //! which name a slot and its generation (`sgl`). Dirty pages are bits in
 //! bitmaps of the regions (`bitmap`, `dirty`), reported at any page size
 //! (`logging`, `report`). Descriptors are shared by all address spaces of the
-//! process (`file`, `mapping`); what is asked of them does not wait (`facts`). What threads share is made of `sync`, in numbers of
-//! `sizes`.
+//! process (`file`, `mapping`); what is asked of them does not wait (`facts`). What
+//! threads share is made of `sync`, in numbers of `sizes` and memory of `zeroed`,
+//! from the first region on: a space without any is small.
 //!
 //! Nothing here knows of sockets: what is reached by messages is told apart
 //! ([`SgRange::access`]) and left to the caller.
@@ -30,6 +31,7 @@ mod sizes;
 mod slots;
 mod space;
 mod sync;
+mod zeroed;
 
 #[cfg(test)]
 mod tests;

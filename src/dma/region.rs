@@ -87,11 +87,6 @@ impl Attributes {
             _ => Access::FileIo,
         }
     }
-
-    #[inline]
-    pub(super) fn allows(self, wanted: Prot) -> bool {
-        wanted.bits() & !self.0 == 0
-    }
 }
 
 /// A region as one thread saw it at one moment.

@@ -1,14 +1,14 @@
 //! Scatter-gather entries: the 40 opaque bytes that C code holds.
 //!
-//! An entry names its region's slot and the generation that the slot had, so
-//! that one that outlived its region, or was never filled in, is found out.
+//! An entry names its region's slot and the generation that the slot had (it is a
+//! generational index), so that one that outlived its region, or was never filled
+//! in, is found out.
 
 use std::ffi::c_void;
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
-use super::hint::Lane;
 use super::region::{Access, Prot, RegionId, Snapshot};
 use super::slots::Slot;
 use super::space::AddressSpace;
@@ -52,16 +52,11 @@ impl SgEntry {
         Some(SgEntry::made(tag, handle, start, offset, length, prot))
     }
 
-    /// An entry for bytes of a region, from this address on.
-    fn of(region: &Snapshot, iova: u64, length: u64, prot: Prot) -> SgEntry {
-        let offset = iova.wrapping_sub(region.start);
-        SgEntry::made(region.tag, region.handle, region.start, offset, length, prot)
-    }
-
     #[inline(always)]
     fn made(tag: u64, handle: u32, start: u64, offset: u64, length: u64, prot: Prot) -> SgEntry {
         let writeable = u64::from(prot.bits() >> 1);
-        SgEntry { iova: start, region: handle.into(), length, offset, tail: (tag | writeable).to_le() }
+        let tail = tag.wrapping_sub(0xff).wrapping_add(writeable);
+        SgEntry { iova: start, region: handle.into(), length, offset, tail: tail.to_le() }
     }
 
     /// Where its bytes are, if the region in this slot is the one it is of, and
@@ -95,7 +90,7 @@ impl SgEntry {
 
     #[inline]
     fn tag(&self) -> u64 {
-        u64::from_le(self.tail) & !0xff
+        u64::from_le(self.tail) | 0xff
     }
 }
 
@@ -125,7 +120,8 @@ pub struct SgRange {
 
 impl AddressSpace {
     /// Splits `length` bytes from `iova` on into entries, one per region, in
-    /// order, and gives them to `put` with their numbers, `max` at the most.
+    /// order, and gives them to `put` with their numbers, `max` at the most; again
+    /// from the first on if regions come or go meanwhile.
     /// `WRITE` in `prot` makes them writeable. Length 0 needs none.
     ///
     /// # Errors
@@ -140,29 +136,54 @@ impl AddressSpace {
         max: usize,
         mut put: impl FnMut(usize, SgEntry),
     ) -> Result<Translation> {
+        let one = || self.translate_recent(iova, length, prot);
         if max > 0
-            && let Some(entry) = self.translate_recent(iova, length, prot)
+            && length > 0
+            && let Some(entry) = one().or_else(|| self.translate_one(iova, length, prot))
         {
             put(0, entry);
             return Ok(Translation::Filled(1));
         }
-        self.search(self.hints.lane(), iova, length, prot, max, put)
-    }
-
-    /// The slot that this thread used last.
-    #[inline(always)]
-    fn recent(&self) -> &Slot {
-        // SAFETY: only `find` sets lanes, to slots of this space, which go
-        // when it goes.
-        unsafe { self.hints.lane().get() }
+        self.index.read(|| self.walk(iova, length, prot, max, &mut put))
     }
 
     /// The entry for these bytes, if they all are in the region that this
     /// thread used last, which allows `prot`. The short way to what
-    /// [`AddressSpace::translate_with`] finds.
+    /// [`AddressSpace::translate_with`] finds. At least one byte. Cannot panic.
     #[inline(always)]
     pub fn translate_recent(&self, iova: u64, length: u64, prot: Prot) -> Option<SgEntry> {
-        SgEntry::new(self.recent(), iova, length, prot)
+        // SAFETY: lanes are only set to slots of this space, which go when it
+        // goes.
+        SgEntry::new(unsafe { self.hints.lane()?.get() }, iova, length, prot)
+    }
+
+    /// The entry for these bytes, if they all are in one region, which allows
+    /// `prot`, and is the next hint. At least one byte. Cannot panic.
+    #[inline(always)]
+    pub fn translate_one(&self, iova: u64, length: u64, prot: Prot) -> Option<SgEntry> {
+        let slot = self.index.up_to(iova)?;
+        let entry = SgEntry::new(slot, iova, length, prot)?;
+        if let Some(lane) = self.hints.lane() {
+            lane.set(slot);
+        }
+        Some(entry)
+    }
+
+    /// What [`AddressSpace::translate_with`] finds with one look: how many entries
+    /// were filled in. None says nothing. Cannot panic.
+    #[inline(always)]
+    pub fn translate_at_once(
+        &self,
+        iova: u64,
+        length: u64,
+        prot: Prot,
+        max: usize,
+        mut put: impl FnMut(usize, SgEntry),
+    ) -> Option<usize> {
+        match self.index.try_read(|| self.walk(iova, length, prot, max, &mut put))? {
+            Ok(Translation::Filled(count)) => Some(count),
+            _ => None,
+        }
     }
 
     /// As [`AddressSpace::translate_with`], into memory that need not be
@@ -181,66 +202,44 @@ impl AddressSpace {
         })
     }
 
-    #[inline(never)]
-    fn search(
-        &self,
-        lane: &Lane,
-        iova: u64,
-        length: u64,
-        prot: Prot,
-        max: usize,
-        mut put: impl FnMut(usize, SgEntry),
-    ) -> Result<Translation> {
-        // Nearly always, one region is enough.
-        if max > 0
-            && let Some(entry) = self.find(lane, iova, |slot| SgEntry::new(slot, iova, length, prot))
-        {
-            put(0, entry);
-            return Ok(Translation::Filled(1));
-        }
-        self.walk(lane, iova, length, prot, max, &mut put)
-    }
-
-    /// Goes from region to region.
-    #[cold]
+    /// Goes from region to region; for [`Index::read`](super::index::Index::read).
+    #[inline(always)]
     fn walk(
         &self,
-        lane: &Lane,
         iova: u64,
         length: u64,
         prot: Prot,
         max: usize,
-        put: &mut dyn FnMut(usize, SgEntry),
+        put: &mut impl FnMut(usize, SgEntry),
     ) -> Result<Translation> {
-        let Some(more) = length.checked_sub(1) else { return Ok(Translation::Filled(0)) };
-        let last = iova.checked_add(more).ok_or(Errno::ENOENT)?;
-        let (mut from, mut count) = (iova, 0);
+        let Some(mut more) = length.checked_sub(1) else { return Ok(Translation::Filled(0)) };
+        iova.checked_add(more).ok_or(Errno::ENOENT)?;
+        let mut regions = self.index.cursor(iova).ok_or(Errno::ENOENT)?;
+        let (mut from, mut count) = (iova, 0_usize);
         loop {
-            let around = |slot: &Slot| slot.snapshot().filter(|region| region.offset_of(from).is_some());
-            let region = self.find(lane, from, around).ok_or(Errno::ENOENT)?;
-            let end = region.last().min(last);
+            let slot = regions.slot().ok_or(Errno::ENOENT)?;
+            let (tag, handle, start, size, is_allowed) = slot.parts(prot);
+            let offset = from.wrapping_sub(start);
+            if offset >= size {
+                return Err(Errno::ENOENT);
+            }
+            let room = size.wrapping_sub(offset);
+            let length = if more < room { more.wrapping_add(1) } else { room };
             if count < max {
-                if !region.attributes.allows(prot) {
+                if !is_allowed {
                     return Err(Errno::EACCES);
                 }
-                put(count, SgEntry::of(&region, from, end - from + 1, prot));
+                put(count, SgEntry::made(tag, handle, start, offset, length, prot));
             }
-            count += 1;
-            if end == last {
+            count = count.wrapping_add(1);
+            if more < room {
                 break;
             }
-            from = end + 1;
+            // More bytes than there is room for, so no sum wraps.
+            (from, more) = (from.wrapping_add(room), more.wrapping_sub(room));
+            regions.advance().ok_or(Errno::ENOENT)?;
         }
         Ok(if count <= max { Translation::Filled(count) } else { Translation::TooSmall(count) })
-    }
-
-    /// What `look` finds in the slot of the region around `iova`, which is the
-    /// next hint.
-    #[inline(always)]
-    fn find<R>(&self, lane: &Lane, iova: u64, look: impl Fn(&Slot) -> Option<R>) -> Option<R> {
-        let (slot, found) = self.index.find(iova, look)?;
-        lane.set(slot);
-        Some(found)
     }
 
     /// The region of an entry, if the entry is good.
@@ -272,29 +271,17 @@ impl AddressSpace {
     /// mapped.
     #[inline]
     pub fn get(&self, entry: &SgEntry) -> Result<libc::iovec> {
-        match self.get_recent(entry) {
+        match self.try_get(entry) {
             Some(found) => Ok(found),
-            None => self.get_any(entry),
+            // Not mapped, or not good.
+            None => Err(if self.resolve(entry).is_some() { Errno::EFAULT } else { Errno::EINVAL }),
         }
     }
 
-    /// What [`AddressSpace::get`] returns, if the entry is of the region that
-    /// this thread used last.
+    /// What [`AddressSpace::get`] returns, if that is no error. Cannot panic.
     #[inline(always)]
-    pub fn get_recent(&self, entry: &SgEntry) -> Option<libc::iovec> {
-        // No two regions have the same tag, so that need not even be the slot
-        // that the entry names.
-        entry.get_from(self.recent())
-    }
-
-    #[inline(never)]
-    fn get_any(&self, entry: &SgEntry) -> Result<libc::iovec> {
-        let slot = self.slots.get(entry.region).ok_or(Errno::EINVAL)?;
-        if let Some(found) = entry.get_from(slot) {
-            return Ok(found);
-        }
-        // Not mapped, or not good.
-        Err(if self.resolve(entry).is_some() { Errno::EFAULT } else { Errno::EINVAL })
+    pub fn try_get(&self, entry: &SgEntry) -> Option<libc::iovec> {
+        self.slots.with(entry.region, |slot| entry.get_from(slot))
     }
 
     /// Whether an entry can be used with [`AddressSpace::get`].
@@ -310,6 +297,21 @@ impl AddressSpace {
         if page_shift != 0 && entry.is_writeable() {
             self.mark(entry, page_shift);
         }
+    }
+
+    /// Whether [`AddressSpace::mark_dirty`] has nothing (more) to do while this
+    /// is [`AddressSpace::page_shift`], as far as one look tells. Cannot panic.
+    #[inline(always)]
+    pub fn is_marked(&self, entry: &SgEntry, page_shift: u32) -> bool {
+        if !entry.is_writeable() {
+            return true;
+        }
+        let Some(bitmap) = self.slots.with(entry.region, |slot| slot.bitmap(entry.tag())) else {
+            return false;
+        };
+        let page = entry.offset >> page_shift;
+        let last = entry.offset.wrapping_add(entry.length).wrapping_sub(1);
+        last >> page_shift == page && self.dirty.is_set(bitmap, page)
     }
 
     #[inline(never)]

@@ -1,13 +1,9 @@
 //! How much of everything there is at once. The models in `tests/loom` have
 //! smaller numbers, so that few steps lead through every branch.
 
-/// Log2 of how many threads can each have a hint of their own.
-pub(super) const LANES_LOG2: u32 = 8;
-
-/// Slots that are made at once.
-pub(super) const CHUNK_SLOTS: usize = 1 << 10;
-/// Chunks, and so four million regions, at the most.
-pub(super) const CHUNKS: usize = 1 << 12;
+/// Log2 of how many threads can each have a hint of their own. The hints of so
+/// many take up one page.
+pub(super) const LANES_LOG2: u32 = 9;
 
 /// Regions in a leaf of the index: a power of four.
 pub(super) const LEAF_CAPACITY: usize = 256;

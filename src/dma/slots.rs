@@ -1,13 +1,18 @@
-//! The slots that regions live in, from where other threads read them.
+//! The slots that regions live in, from where other threads read them: a
+//! generational arena, each slot of which is a seqlock with the generation as its
+//! sequence number.
 
 use std::cell::UnsafeCell;
+use std::ptr;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use super::bitmap::Block;
 use super::chunked::Chunked;
 use super::file::SharedFile;
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, Snapshot};
-use super::sizes::{CHUNK_SLOTS, CHUNKS};
-use super::sync::{AtomicU32, AtomicU64, AtomicUsize, Mutex, OnceLock, fence};
+use super::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Mutex, fence};
+use super::zeroed::Zeroed;
+use crate::memory;
 use crate::wire::{Errno, Result};
 
 /// The lowest handle of a slot is 2 to this.
@@ -24,8 +29,7 @@ thread_local! {
 /// together and to the region that was meant.
 #[repr(C, align(64))]
 pub(super) struct Slot {
-    /// The region's generation, times 256, so that it fits beside a byte in an
-    /// [`super::SgEntry`]; [`Slot::VACANT`] when there is no region.
+    /// See [`tag`]; [`Slot::VACANT`] when there is no region.
     tag: AtomicU64,
     start: AtomicU64,
     /// 0 when there is no region.
@@ -36,8 +40,17 @@ pub(super) struct Slot {
     attributes: AtomicU32,
     /// Bits of `Prot` that the region doesn't allow.
     denied: AtomicU32,
+    /// The region's dirty bitmap: its handle, 0 if it has none, and itself.
     block: AtomicU32,
-    handle: u32,
+    handle: AtomicU32,
+    bitmap: AtomicPtr<Block>,
+}
+
+/// What tells the region of this generation from all others: seven bytes, so that
+/// they fit beside a byte of something else in an [`super::SgEntry`], and a last
+/// one that is not zero, so that memory that was never written to is no tag.
+pub(super) const fn tag(generation: u64) -> u64 {
+    generation << 8 | 0xff
 }
 
 /// What threads don't read along with a slot.
@@ -55,10 +68,10 @@ unsafe impl Sync for Cold {}
 unsafe impl Send for Cold {}
 
 impl Slot {
-    /// No entry's tag: the low byte of those is clear.
-    const VACANT: u64 = 1;
+    /// No region's tag.
+    const VACANT: u64 = 0;
 
-    pub(super) fn new(handle: u32) -> Slot {
+    pub(super) fn vacant() -> Slot {
         Slot {
             tag: AtomicU64::new(Slot::VACANT),
             start: AtomicU64::new(0),
@@ -68,11 +81,12 @@ impl Slot {
             attributes: AtomicU32::new(0),
             denied: AtomicU32::new(0),
             block: AtomicU32::new(0),
-            handle,
+            handle: AtomicU32::new(0),
+            bitmap: AtomicPtr::new(ptr::null_mut()),
         }
     }
 
-    fn publish(&self, region: &Snapshot) {
+    fn publish(&self, region: &Snapshot, bitmap: Option<&Block>) {
         // Pairs with the fence of `is_still`: who sees one of the stores below
         // also sees that the old tag has gone.
         fence(Release);
@@ -83,7 +97,8 @@ impl Slot {
         self.mapped.store(if is_mapped { region.size } else { 0 }, Relaxed);
         self.attributes.store(region.attributes.0, Relaxed);
         self.denied.store((!region.attributes.prot()).bits(), Relaxed);
-        self.block.store(region.block, Relaxed);
+        self.handle.store(region.handle, Relaxed);
+        self.set_block(region.block, bitmap);
         self.tag.store(region.tag, Release);
     }
 
@@ -109,7 +124,7 @@ impl Slot {
     pub(super) fn region(&self, tag: u64) -> Option<Snapshot> {
         let region = Snapshot {
             tag,
-            handle: self.handle,
+            handle: self.handle.load(Relaxed),
             attributes: Attributes(self.attributes.load(Relaxed)),
             start: self.start.load(Relaxed),
             size: self.size.load(Relaxed),
@@ -119,33 +134,63 @@ impl Slot {
         self.is_still(tag).then_some(region)
     }
 
-    /// What an entry for these bytes has to hold, if they all are in the region
+    /// What an entry for these bytes (at least one) has to hold, if they all are in the region
     /// that is here now, which allows `prot`: tag, handle, region's start,
     /// offset. (If the region is just being removed, the tag may be that of a
     /// stale entry.)
     #[inline(always)]
     pub(super) fn covers(&self, iova: u64, length: u64, prot: Prot) -> Option<(u64, u32, u64, u64)> {
         let tag = self.tag.load(Acquire);
-        let start = self.start.load(Relaxed);
+        if self.denied.load(Relaxed) & prot.bits() != 0 {
+            return None;
+        }
+        let offset = iova.wrapping_sub(self.start.load(Relaxed));
         let size = self.size.load(Relaxed);
+        if offset >= size {
+            return None;
+        }
+        // Loading this again takes less than keeping it.
+        let start = self.start.load(Relaxed);
+        if size.wrapping_sub(offset) < length || !self.is_still(tag) {
+            return None;
+        }
+        // The handle never changes.
+        Some((tag, self.handle.load(Relaxed), start, offset))
+    }
+
+    /// The region that is here now and its rights, for who makes sure by other
+    /// means that it is, and has been all the time: tag, handle, start, size, and
+    /// whether it allows `prot`.
+    #[inline(always)]
+    pub(super) fn parts(&self, prot: Prot) -> (u64, u32, u64, u64, bool) {
         let is_allowed = self.denied.load(Relaxed) & prot.bits() == 0;
-        let offset = iova.wrapping_sub(start);
-        // Length 0 wraps, and is too much for any region.
-        let covers = offset < size && length.wrapping_sub(1) < size.wrapping_sub(offset);
-        (covers && is_allowed && self.is_still(tag)).then_some((tag, self.handle, start, offset))
+        let (start, size) = (self.start.load(Relaxed), self.size.load(Relaxed));
+        (self.tag.load(Acquire), self.handle.load(Relaxed), start, size, is_allowed)
+    }
+
+    /// The dirty bitmap of the region of this tag, if that is (still) here and
+    /// has one.
+    #[inline(always)]
+    pub(super) fn bitmap(&self, tag: u64) -> Option<&Block> {
+        let bitmap = self.bitmap.load(Acquire);
+        if bitmap.is_null() || !self.is_still(tag) {
+            return None;
+        }
+        // SAFETY: a block of this address space, all of which live as long as it,
+        // and the slot with it.
+        Some(unsafe { &*bitmap })
     }
 
     /// The address of bytes in the region of this tag, if that is (still) here,
     /// mapped, and large enough.
     #[inline(always)]
     pub(super) fn address(&self, tag: u64, offset: u64, length: u64) -> Option<usize> {
-        let mapped = self.mapped.load(Relaxed);
-        let vaddr = self.vaddr.load(Relaxed);
-        if offset.checked_add(length)? > mapped || !self.is_still(tag) {
+        if offset.checked_add(length)? > self.mapped.load(Relaxed) {
             return None;
         }
         // No sum wraps: the region is mapped.
-        Some(vaddr.wrapping_add(offset as usize))
+        let address = self.vaddr.load(Relaxed).wrapping_add(offset as usize);
+        self.is_still(tag).then_some(address)
     }
 
     #[inline(always)]
@@ -154,40 +199,70 @@ impl Slot {
         self.tag.load(Relaxed) == tag
     }
 
-    /// Gives the region a dirty bitmap, or takes it away (0).
-    pub(super) fn set_block(&self, block: u32) {
-        self.block.store(block, Relaxed);
+    /// Gives the region a dirty bitmap, or takes it away (0 and none). The block
+    /// lives as long as the slot.
+    pub(super) fn set_block(&self, handle: u32, bitmap: Option<&Block>) {
+        self.block.store(handle, Relaxed);
+        self.bitmap.store(bitmap.map_or(ptr::null_mut(), |block| ptr::from_ref(block).cast_mut()), Release);
     }
 }
 
-/// All slots that ever were, by handle.
+/// All slots that ever were, by handle, in memory that is made as it is needed:
+/// chunk k holds the slots whose handles have bit k as their highest.
 pub(super) struct Slots {
-    hot: Box<[OnceLock<Box<[Slot]>>]>,
+    /// Where the slot of handle 0 would be if each chunk had all from there on;
+    /// null if there is no such chunk (yet).
+    chunks: [AtomicPtr<Slot>; 64],
+    owned: Mutex<Vec<Zeroed<Slot>>>,
     cold: Chunked<Cold, HANDLE_BASE>,
 }
 
 impl Slots {
     pub(super) fn new() -> Slots {
-        let hot = std::iter::repeat_with(OnceLock::new).take(CHUNKS).collect();
-        Slots { hot, cold: Chunked::new() }
+        Slots {
+            chunks: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
+            owned: Mutex::new(Vec::new()),
+            cold: Chunked::new(),
+        }
+    }
+
+    /// The chunk that a handle is in.
+    #[inline(always)]
+    fn chunk(&self, handle: u64) -> &AtomicPtr<Slot> {
+        // There is no chunk for 1, nor for 0.
+        &self.chunks[(handle | 1).ilog2() as usize]
     }
 
     /// The slot of a handle; any number may be asked for.
     #[inline(always)]
     pub(super) fn get(&self, handle: u64) -> Option<&Slot> {
-        let chunk = self.hot.get((handle / CHUNK_SLOTS as u64) as usize)?.get()?;
-        chunk.get((handle % CHUNK_SLOTS as u64) as usize)
+        self.with(handle, Some)
     }
 
+    /// What `look` finds in the slot of a handle. (Takes less than a look into
+    /// what `get` returns.)
+    #[inline(always)]
+    pub(super) fn with<'a, R>(&'a self, handle: u64, look: impl FnOnce(&'a Slot) -> Option<R>) -> Option<R> {
+        let origin = self.chunk(handle).load(Acquire);
+        if origin.is_null() {
+            return None;
+        }
+        // SAFETY: the chunk has slots for all handles with this highest bit,
+        // which live as long as `self`.
+        look(unsafe { &*origin.wrapping_add(handle as usize) })
+    }
+
+    /// The caller excludes other writers.
     fn get_or_make(&self, handle: u32) -> Result<(&Slot, &Cold)> {
-        let first = handle - handle % CHUNK_SLOTS as u32;
-        let chunk = self.hot.get(first as usize / CHUNK_SLOTS).ok_or(Errno::ENOMEM)?;
-        if chunk.get().is_none() {
-            let mut slots = Vec::new();
-            slots.try_reserve_exact(CHUNK_SLOTS).map_err(|_| Errno::ENOMEM)?;
-            slots.extend((first..).take(CHUNK_SLOTS).map(Slot::new));
-            // Whoever came first wins; the slots are alike.
-            let _ = chunk.set(slots.into_boxed_slice());
+        let chunk = self.chunk(handle.into());
+        if chunk.load(Relaxed).is_null() {
+            let first = 1_usize << (handle | 1).ilog2();
+            let mut owned = self.owned.lock();
+            memory::reserve(&mut owned, 1)?;
+            // SAFETY: a vacant slot is zeroes.
+            let made = unsafe { Zeroed::new(first, Slot::vacant) }?;
+            chunk.store(made.as_ptr().wrapping_sub(first), Release);
+            owned.push(made);
         }
         let make =
             |_| Cold { info: UnsafeCell::new(DmaInfo::EMPTY), backing: Mutex::new(Backing::default()) };
@@ -197,13 +272,19 @@ impl Slots {
 
     /// Puts a region into the vacant slot of its handle; the caller excludes
     /// other writers. `ENOMEM` if there is no memory for the slot.
-    pub(super) fn publish(&self, region: &Snapshot, info: DmaInfo, backing: Backing) -> Result<&Slot> {
+    pub(super) fn publish(
+        &self,
+        region: &Snapshot,
+        bitmap: Option<&Block>,
+        info: DmaInfo,
+        backing: Backing,
+    ) -> Result<&Slot> {
         let (slot, cold) = self.get_or_make(region.handle)?;
         // SAFETY: the slot is vacant, so no region's callbacks can hold the
         // pointer any more, and other writers are excluded.
         unsafe { cold.info.get().write(info) };
         *cold.backing.lock() = backing;
-        slot.publish(region);
+        slot.publish(region, bitmap);
         Ok(slot)
     }
 

@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::bitmap::Pool;
 use super::chunked::Handles;
-use super::dirty::Dirty;
+use super::dirty::{CLOSED, Dirty};
 use super::file::{Recent, SharedFile};
 use super::hint::Hints;
 use super::index::Index;
 use super::logging::Logging;
 use super::mapping::{host_page_size, map_file};
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, RegionId, Snapshot};
-use super::slots::{HANDLE_BASE, Slot, Slots};
+use super::slots::{HANDLE_BASE, Slot, Slots, tag};
 use super::sync::{AtomicU64, Mutex};
 use crate::wire::{Errno, Result};
 
@@ -109,6 +109,13 @@ impl AddressSpace {
         }
     }
 
+    /// From here on, [`AddressSpace::translate_recent`] finds nothing, and
+    /// [`AddressSpace::page_shift`] is not 0. Nothing else may be called.
+    pub fn close(&self) {
+        self.hints.end();
+        self.dirty.set_page_shift(CLOSED);
+    }
+
     /// Sets how many regions there may be. Those that there are stay.
     pub fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Relaxed);
@@ -153,8 +160,9 @@ impl AddressSpace {
             return Err(Errno::EINVAL);
         }
         let new = NewRegion::make(request, &mut state.recent)?;
+        self.hints.begin()?;
         let handle = state.handles.take()?;
-        let tag = GENERATION.fetch_add(1, Relaxed) << 8;
+        let tag = tag(GENERATION.fetch_add(1, Relaxed));
         let attributes = Attributes::new(prot, access);
         let mut region = Snapshot { tag, handle, attributes, start: iova, size, vaddr: new.vaddr, block: 0 };
         let beyond_file = new.beyond_file;
@@ -170,7 +178,8 @@ impl AddressSpace {
     fn add(&self, state: &mut State, region: &mut Snapshot, new: NewRegion) -> Result<()> {
         region.block = self.block_for(state, region)?;
         let info = new.info(region)?;
-        let slot = self.slots.publish(region, info, new.backing)?;
+        let bitmap = self.dirty.blocks.get(region.block);
+        let slot = self.slots.publish(region, bitmap, info, new.backing)?;
         if let Err(e) = self.index.insert(region.start, slot) {
             drop(self.slots.retire(region.handle));
             return Err(e);

@@ -123,6 +123,8 @@ impl<D: Device> Context<D> {
     /// A bug of ours has hit this context.
     pub fn mark_broken(&self) {
         self.condition.fetch_or(BROKEN, Ordering::Relaxed);
+        // So that the shortest ways needn't look whether it has.
+        self.dma.close();
     }
 
     /// Whether the device may get memory without a word: see [`GETTABLE`]. Not

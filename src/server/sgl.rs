@@ -19,8 +19,7 @@ impl<D: Device> Context<D> {
         if !self.dma_is_ready() {
             return Err(Errno::EINVAL);
         }
-        let prot = Prot::from_bits_truncate(prot.unsigned_abs());
-        self.dma.translate(addr, len, prot, out)
+        self.dma.translate(addr, len, rights(prot), out)
     }
 
     /// What C's DMA callbacks are told of a region; good until it is removed.
@@ -30,43 +29,74 @@ impl<D: Device> Context<D> {
 
     /// The short way to what [`addr_to_sgl`](Context::addr_to_sgl) does: the
     /// entry, if one is enough and its region is the one that the thread used
-    /// last. None says nothing. Cannot panic.
+    /// last. `len` is not 0. None says nothing. Cannot panic, nor can the next two.
     #[inline(always)]
     pub fn recent_entry(&self, addr: u64, len: u64, prot: c_int) -> Option<SgEntry> {
-        // There is no such region before DMA has been set up.
-        if self.is_broken() {
+        // There is no such region before DMA has been set up, nor in a broken
+        // context.
+        self.dma.translate_recent(addr, len, rights(prot))
+    }
+
+    /// The next: the entry, if one is enough. `len` is not 0.
+    #[inline(always)]
+    pub fn one_entry(&self, addr: u64, len: u64, prot: c_int) -> Option<SgEntry> {
+        if self.is_broken() { None } else { self.dma.translate_one(addr, len, rights(prot)) }
+    }
+
+    /// The next: what one look into the table finds; how many entries were given
+    /// to `put`.
+    #[inline(always)]
+    pub fn entries_at_once(
+        &self,
+        addr: u64,
+        len: u64,
+        prot: c_int,
+        max: usize,
+        put: impl FnMut(usize, SgEntry),
+    ) -> Option<usize> {
+        if self.is_broken() || !self.dma_is_ready() {
             return None;
         }
-        self.dma.translate_recent(addr, len, Prot::from_bits(prot.cast_unsigned())?)
+        self.dma.translate_at_once(addr, len, rights(prot), max, put)
     }
 
     /// The short way to what [`sgl_get`](Context::sgl_get) does for one entry.
     /// None says nothing. Cannot panic.
     #[inline(always)]
-    pub fn recent_memory(&self, entry: &SgEntry, flags: c_int) -> Option<libc::iovec> {
-        if flags != 0 || !self.is_gettable() {
-            return None;
-        }
-        self.dma.get_recent(entry)
+    pub fn memory_of(&self, entry: &SgEntry) -> Option<libc::iovec> {
+        if self.is_gettable() { self.dma.try_get(entry) } else { None }
     }
 
-    /// Whether [`sgl_mark_dirty`](Context::sgl_mark_dirty) has nothing to do.
+    /// Whether [`sgl_mark_dirty`](Context::sgl_mark_dirty) has nothing (more) to
+    /// do, as far as one look tells. `entry` returns the only entry, if there is
+    /// one only. Cannot panic.
     #[inline(always)]
-    pub fn needs_no_marks(&self) -> bool {
-        !self.is_broken() && !self.dma.is_logging()
+    pub fn needs_no_marks<'a>(&self, entry: impl FnOnce() -> Option<&'a SgEntry>) -> bool {
+        match self.dma.page_shift() {
+            0 => true,
+            page_shift => match entry() {
+                Some(entry) => !self.is_broken() && self.dma.is_marked(entry, page_shift),
+                None => false,
+            },
+        }
     }
 
-    /// See `vfu_sgl_get`; `iov` must have room for as many as there are
-    /// entries. Any thread may call this.
-    pub fn sgl_get(&self, sgl: &[SgEntry], iov: &mut [MaybeUninit<libc::iovec>], flags: c_int) -> Result<()> {
+    /// See `vfu_sgl_get`; `put` is given what to put where. Any thread may call
+    /// this.
+    pub fn sgl_get(
+        &self,
+        sgl: &[SgEntry],
+        flags: c_int,
+        mut put: impl FnMut(usize, libc::iovec),
+    ) -> Result<()> {
         if flags != 0 || self.is_broken() || !self.dma_is_ready() {
             return Err(Errno::EINVAL);
         }
         if !self.is_gettable() {
             self.warn_of_unmaps();
         }
-        for (entry, iov) in sgl.iter().zip(iov) {
-            iov.write(self.dma.get(entry)?);
+        for (number, entry) in sgl.iter().enumerate() {
+            put(number, self.dma.get(entry)?);
         }
         Ok(())
     }
@@ -82,4 +112,10 @@ impl<D: Device> Context<D> {
     pub fn sg_is_mappable(&self, entry: &SgEntry) -> bool {
         self.dma.is_mappable(entry)
     }
+}
+
+/// What the device wants to do, of what C calls `prot`.
+#[inline(always)]
+fn rights(prot: c_int) -> Prot {
+    Prot::from_bits_truncate(prot.cast_unsigned())
 }

@@ -1,5 +1,5 @@
-//! The modules of the library's `src/dma`, but `sync` and `sizes`, which are
-//! here.
+//! The modules of the library's `src/dma`, but `sizes`, `sync` and `zeroed`,
+//! which are here.
 
 #[path = "../../../src/dma/bitmap.rs"]
 mod bitmap;
@@ -31,6 +31,7 @@ mod slots;
 #[path = "../../../src/dma/space.rs"]
 mod space;
 mod sync;
+mod zeroed;
 
 #[cfg(test)]
 mod models;

@@ -2,9 +2,6 @@
 
 pub(super) const LANES_LOG2: u32 = 1;
 
-pub(super) const CHUNK_SLOTS: usize = 1 << 7;
-pub(super) const CHUNKS: usize = 1;
-
 pub(super) const LEAF_CAPACITY: usize = 4;
 pub(super) const TOP_CAPACITY: usize = 1;
 pub(super) const PATIENCE: u32 = 1;

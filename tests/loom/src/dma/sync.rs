@@ -5,7 +5,7 @@ pub(super) use loom::sync::MutexGuard;
 pub(super) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, fence};
 
 use loom::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::Ordering::{Acquire, Release, SeqCst};
 
 /// A lock that can't be poisoned.
 pub(super) struct Mutex<T>(loom::sync::Mutex<T>);
@@ -41,6 +41,10 @@ impl<T> OnceLock<T> {
         self.is_set.store(true, Release);
         Ok(())
     }
+}
+
+pub(super) fn full_fence() {
+    fence(SeqCst);
 }
 
 /// All threads share a lane of the hints.

@@ -36,10 +36,13 @@ impl Logged {
         Logged { dirty, words, memory: [AtomicUsize::new(0), AtomicUsize::new(0)] }
     }
 
-    /// Writes to guest memory, then marks it.
+    /// Writes to guest memory, then marks it, by the short way if it can be.
     fn write(&self, marker: usize, bits: Bits) {
         self.memory[marker].store(1, Relaxed);
-        self.dirty.set(BLOCK, bits.0, bits.1);
+        let block = self.dirty.blocks.get(BLOCK).unwrap();
+        if bits.0 != bits.1 || !self.dirty.is_set(block, bits.0) {
+            self.dirty.set(BLOCK, bits.0, bits.1);
+        }
     }
 
     /// What is found, by words.
@@ -173,6 +176,12 @@ fn a_span_over_two_groups() {
 #[test]
 fn a_group_that_is_noted() {
     Model { before: Some((3, 3)), ..Model::new([Some((3, 3)), Some((70, 70))], 3) }.run();
+}
+
+/// Of two groups, so that the short way looks at the note, too.
+#[test]
+fn a_bit_that_is_set_and_noted() {
+    Model { preemptions: 3, before: Some((3, 3)), ..Model::new([Some((3, 3)), None], 3) }.run();
 }
 
 /// The harvest takes some bits of the group and leaves others, for which the
