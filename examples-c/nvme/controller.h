@@ -165,6 +165,7 @@ bool is_stopped(const struct controller *ctrl);
 bool work(struct controller *ctrl);
 
 /* registers.c */
+void say_that_memory_is_not_shared(struct controller *ctrl);
 void reset_controller(struct controller *ctrl);
 ssize_t bar0_access(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offset, bool is_write);
 ssize_t msix_access(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offset, bool is_write);

@@ -32,6 +32,13 @@ reset_controller(struct controller *ctrl)
     count_active(ctrl);
 }
 
+void
+say_that_memory_is_not_shared(struct controller *ctrl)
+{
+    vfu_log(ctrl->ctx, LOG_ERR, "the guest's memory is not shared with this process: the"
+            " controller can't work (QEMU: -object memory-backend-memfd,share=on,...)");
+}
+
 static void
 enable_controller(struct controller *ctrl)
 {
@@ -52,8 +59,7 @@ enable_controller(struct controller *ctrl)
         || !is_guest_memory(ctrl, state->acq, (acqs + 1) * sizeof(struct nvme_completion),
                             PROT_WRITE)) {
         if (errno == EFAULT) {
-            vfu_log(ctrl->ctx, LOG_ERR, "the guest's memory is not shared with this process: the"
-                    " controller can't work (QEMU: -object memory-backend-memfd,share=on,...)");
+            say_that_memory_is_not_shared(ctrl);
         }
         fail(ctrl, "the admin queues can't be accessed");
         return;

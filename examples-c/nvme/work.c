@@ -4,6 +4,7 @@
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
+#include <string.h>
 #include <sys/mman.h>
 
 #include "controller.h"
@@ -43,6 +44,7 @@ execute(struct controller *ctrl, unsigned sqid, const struct nvme_command *cmd)
 static bool
 process_sq(struct controller *ctrl, unsigned sqid)
 {
+    static const struct nvme_command nothing;
     struct nvme_state_sq *sq = &ctrl->state.sqs[sqid];
     struct nvme_command commands[BATCH];
     size_t n;
@@ -63,6 +65,16 @@ process_sq(struct controller *ctrl, unsigned sqid)
     if (!access_guest(ctrl, sq->base + sq->head * sizeof(*commands), commands,
                       n * sizeof(*commands), PROT_READ)) {
         fail(ctrl, "a submission queue can't be read");
+        return false;
+    }
+    /*
+     * A VMM that has mapped the memory's file for itself alone gives us the file, too, and
+     * what its guest writes is not in it. No driver sends zeroes: it would delete the
+     * admin queue.
+     */
+    if (sqid == 0 && memcmp(&commands[0], &nothing, sizeof(nothing)) == 0) {
+        say_that_memory_is_not_shared(ctrl);
+        fail(ctrl, "an admin command of zeroes");
         return false;
     }
     for (size_t i = 0; i < n && is_working(ctrl); i++) {

@@ -13,6 +13,8 @@ from parts import CACHE, TOP, Unavailable, emulator, fetch, initramfs, kernel, p
 
 # Bounds only what would otherwise hang; a guest under TCG on a busy machine is slow.
 PATIENCE = 180
+# The kernel uses the IOMMU for all devices, and takes back at once what is not used any more.
+TRANSLATED = " intel_iommu=on iommu.passthrough=0 iommu.strict=1"
 # The vfio-user message that opens a connection: id, command, size, flags, error, and version 0.2.
 VERSION = struct.pack("<HHIIIHH", 1, 1, 20, 0, 0, 0, 2)
 
@@ -22,22 +24,27 @@ VERSION = struct.pack("<HHIIIHH", 1, 1, 20, 0, 0, 0, 2)
 class Guest:
     """QEMU with a guest that waits for commands; as a context, it is gone at the end, however that comes."""
 
-    def __init__(self, root, image, devices=(), memory="512M", accelerator=None):
+    def __init__(self, root, image, devices=(), memory="512M", accelerator=None, iommu=False, shared=True):
+        """With iommu, the guest gives its devices addresses of their own, page by page; shared: it can share its
+        memory with them."""
         self.folder = tempfile.TemporaryDirectory()
         serial, qmp = f"{self.folder.name}/serial", f"{self.folder.name}/qmp"
         self.text = ""
         self.sockets = []
         accelerator = accelerator or best_accelerator(root)
         command = emulator(root) + [
-            "-machine", "pc,memory-backend=m", "-accel", accelerator,
+            "-machine", "q35,memory-backend=m,kernel-irqchip=split" if iommu else "pc,memory-backend=m", "-accel", accelerator,
             # What a newer processor can do costs time to emulate.
             "-cpu", "max" if accelerator == "kvm" else "qemu64",
-            "-m", memory, "-object", f"memory-backend-memfd,id=m,size={memory},share=on",
+            "-m", memory, "-object", f"memory-backend-memfd,id=m,size={memory},share=on" if shared else f"memory-backend-ram,id=m,size={memory}",
             "-kernel", str(kernel(root)), "-initrd", str(image),
-            "-append", "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0", "-nodefaults", "-display", "none",
+            "-append", "console=ttyS0 quiet panic=-1 mitigations=off init_on_alloc=0" + (TRANSLATED if iommu else ""), "-nodefaults", "-display", "none",
             "-chardev", f"socket,id=s,path={serial},server=on,wait=on", "-serial", "chardev:s",
             "-qmp", f"unix:{qmp},server=on,wait=off",
         ]
+        if iommu:
+            # Which has to come before the devices; caching-mode tells QEMU of what the guest maps.
+            command += ["-device", "intel-iommu,caching-mode=on,intremap=on"]
         for number, device in enumerate(devices):
             command += ["-device", json.dumps(vfio_user(f"d{number}", device))]
         self.log = open(f"{self.folder.name}/log", "w+")
@@ -206,7 +213,9 @@ class Server:
     def __init__(self, program, *options):
         self.folder = tempfile.TemporaryDirectory()
         self.path = f"{self.folder.name}/s"
-        self.process = subprocess.Popen([str(program), *options, self.path])
+        self.log = f"{self.folder.name}/log"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen([str(program), *options, self.path], stderr=log)
         while not self.listens():
             if self.process.poll() is not None:
                 raise RuntimeError(f"{program} has ended")
@@ -217,6 +226,12 @@ class Server:
         accepts = "00010000"  # the flag __SO_ACCEPTCON
         sockets = [line.split() for line in open("/proc/net/unix")]
         return any(words[3] == accepts and words[-1] == self.path for words in sockets)
+
+    def says(self, words):
+        """It has said that, to standard error."""
+        with open(self.log) as log:
+            said = log.read()
+        assert words in said, said
 
     def holds(self):
         """Its descriptors and mappings, once it has seen that the last client is gone: when it has taken the

@@ -127,6 +127,37 @@ def test_a_file_system_survives(root, image, serve, disk, doorbells, tmp_path):
     inspect(root, disk, before, tmp_path)
 
 
+@pytest.mark.parametrize("doorbells", [[], ["--poll-doorbells"]], ids=["trapped", "polled"])
+def test_a_file_system_behind_an_iommu(root, image, serve, disk, doorbells, tmp_path):
+    """Each page that the guest gives the disk is a region of its own, queues and data alike, and comes and goes; at
+    the guest's reset all of them go."""
+    server = serve(disk, *doorbells)
+    with Guest(root, image, [server.path], iommu=True) as guest:
+        guest.appears("/dev/nvme0n1")
+        assert "translated" in guest.does("dmesg | grep -i 'default domain type'").lower()
+        guest.does(f"mkfs.ext4 -q /dev/nvme0n1 && {MOUNT}")
+        before = write_files(guest)
+        read_back(guest, before)
+        for _ in range(2):
+            no_complaint(guest)
+            guest.reset()
+            guest.appears("/dev/nvme0n1")
+            guest.does(MOUNT)
+            read_back(guest, before)
+        guest.does("umount /mnt")
+        power_off(guest)
+    inspect(root, disk, before, tmp_path)
+
+
+def test_a_guest_whose_memory_is_not_shared_is_told_at_once(root, image, serve, disk):
+    server = serve(disk)
+    with Guest(root, image, [server.path], shared=False) as guest:
+        guest.does("for i in $(seq 600); do dmesg | grep 'CSTS=0x2' && exit 0; usleep 100000; done; dmesg; exit 1")
+        assert not re.search(r"nvme.*timeout", guest.does("dmesg"))
+        assert guest.power_off() == 0
+    server.says("share=on")
+
+
 def test_a_disk_that_is_not_to_be_written(root, image, serve, disk, tmp_path):
     content = os.urandom(3 << 20)
     (tmp_path / "files").mkdir()

@@ -142,6 +142,17 @@ def test_admin_queues_that_are_nowhere(attach, doorbells):
     d.identify(1)
 
 
+def test_memory_whose_file_is_not_what_the_guest_has(attach):
+    """share=off: the client gives its file, and has its own copy of it. All that we see are zeroes."""
+    d = attach()
+    d.put(d.queues[0].sq, bytes(64))
+    d.write_doorbell(0, 1)
+    d.settle()
+    assert d.csts() == RDY | CFS
+    with open(d.device.log) as log:
+        assert sum("share=on" in line for line in log) == 1
+
+
 @pytest.mark.parametrize("what", ["sq", "cq", "both"])
 def test_admin_queues_in_memory_that_is_not_shared(attach, what):
     """A machine without share=on: the guest is told at once, and the user what to do."""
