@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use zerocopy::IntoBytes;
 
-use super::buffer::{Buffer, STANDARD};
+use super::buffer::{Buffer, FIRST, STANDARD};
 use super::control;
 use super::pool::Pool;
 use super::reply::Reply;
@@ -176,7 +176,7 @@ impl Sender {
     fn gather(&mut self, header: &Header, payload: &[u8], pool: &mut Pool) -> Result<()> {
         let count = HEADER_SIZE.saturating_add(payload.len());
         if self.last.buffer.len().saturating_sub(self.last.len) < count {
-            self.close_last(pool)?;
+            self.make_room(count, pool)?;
         }
         let space = self.last.space(count).ok_or(Errno::ENOMEM)?;
         let (head, body) = space.split_at_mut_checked(HEADER_SIZE).ok_or(Errno::ENOMEM)?;
@@ -190,13 +190,22 @@ impl Sender {
     /// From here on, replies are gathered in another buffer.
     #[cold]
     fn close_last(&mut self, pool: &mut Pool) -> Result<()> {
-        let next = Gathered { buffer: pool.take(STANDARD)?, len: 0 };
-        if self.last.len > 0 {
-            self.segments.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
-            self.segments.push_back(Segment::Gathered(std::mem::replace(&mut self.last, next)));
-        } else {
-            self.last = next;
+        let next = Gathered { buffer: pool.take(self.last.buffer.len())?, len: 0 };
+        memory::push_back(&mut self.segments, Segment::Gathered(std::mem::replace(&mut self.last, next)))
+    }
+
+    /// Makes room for `count` bytes more where replies are gathered. The first
+    /// buffer is small; what has more than that goes on in one of ordinary size.
+    #[cold]
+    fn make_room(&mut self, count: usize, pool: &mut Pool) -> Result<()> {
+        let Gathered { buffer, len } = &mut self.last;
+        if buffer.len() >= STANDARD && *len > 0 {
+            return self.close_last(pool);
         }
+        let size = if buffer.is_empty() && count <= FIRST { FIRST } else { STANDARD };
+        let mut larger = pool.take(size)?;
+        larger.range_mut(0, *len).copy_from_slice(buffer.range(0, *len));
+        pool.put(std::mem::replace(buffer, larger));
         Ok(())
     }
 
@@ -296,7 +305,7 @@ impl Sender {
             return false;
         };
         let (header, len) = (request.error_reply(errno), *len);
-        let Ok(mut buffer) = pool.take(STANDARD) else {
+        let Ok(mut buffer) = pool.take(FIRST) else {
             return false;
         };
         buffer.range_mut(0, HEADER_SIZE).copy_from_slice(header.as_bytes());
