@@ -402,6 +402,23 @@ impl Irqs {
         Ok(())
     }
 
+    /// Bytes of the pending bit array of MSI-X. `EINVAL` beyond its end, which is
+    /// that of a quadword.
+    pub fn read_pba(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let end = u64::from(self.count(IrqType::Msix)).div_ceil(64) * 8;
+        if offset.checked_add(bytes.len() as u64).is_none_or(|behind| behind > end) {
+            return Err(Errno::EINVAL);
+        }
+        for (byte, at) in bytes.iter_mut().zip(offset..) {
+            let first = u32::try_from(at * 8).unwrap_or(u32::MAX);
+            let pending = (first..first.saturating_add(8))
+                .zip(0..8)
+                .filter(|(vector, _)| self.is_pending(IrqType::Msix, *vector) == Ok(true));
+            *byte = pending.fold(0, |bits, (_, bit)| bits | 1 << bit);
+        }
+        Ok(())
+    }
+
     /// Forgets all interrupts that wait: the device has been reset.
     pub fn clear_all_pending(&self) {
         if self.is_latching() {

@@ -32,7 +32,16 @@ pub use space::ConfigSpace;
 
 use chain::Chain;
 
+use crate::irq::IrqType;
 use crate::wire::{Errno, Result};
+
+/// `PCI_CAP_ID_MSI`, and the enable bit of its message control.
+const CAP_ID_MSI: i32 = 0x05;
+const MSI_ENABLE: u16 = 1;
+/// `PCI_CAP_ID_MSIX`, and the bits of its message control.
+const CAP_ID_MSIX: i32 = 0x11;
+const MSIX_ENABLE: u16 = 1 << 15;
+const MSIX_FUNCTION_MASK: u16 = 1 << 14;
 
 /// Size in bytes of a conventional configuration space.
 pub const CONFIG_SIZE: usize = 256;
@@ -180,6 +189,23 @@ impl Pci {
         }
         self.realized = true;
         Ok(())
+    }
+
+    /// The type of interrupt that the capabilities of MSI-X and MSI enable, and
+    /// whether the function mask of MSI-X is set.
+    pub fn interrupt_state(&self) -> (Option<IrqType>, bool) {
+        let control = |id: i32| {
+            let at = self.find_capability(false, id).ok()?;
+            self.space.as_ref()?.read_u16(at.checked_add(2)?).ok()
+        };
+        let msix = control(CAP_ID_MSIX).unwrap_or(0);
+        let msi = control(CAP_ID_MSI).unwrap_or(0);
+        let enabled = match (msix & MSIX_ENABLE != 0, msi & MSI_ENABLE != 0) {
+            (true, _) => Some(IrqType::Msix),
+            (false, true) => Some(IrqType::Msi),
+            (false, false) => None,
+        };
+        (enabled, msix & MSIX_FUNCTION_MASK != 0)
     }
 
     /// Says whether the device has an interrupt line: INTA#, or none.

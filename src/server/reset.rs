@@ -10,6 +10,8 @@ impl<D: Device> Context<D> {
     /// reset leaves that alone.
     pub(super) fn reset_device(&self, kind: ResetType) -> Result<()> {
         self.device.reset(self, kind)?;
+        self.irqs.clear_all_pending();
+        self.update_irqs();
         if kind == ResetType::Device {
             self.migration.reset();
         }

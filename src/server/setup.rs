@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::log::log;
 use super::regions::{RegionConfig, RegionFlags};
 use super::{Context, Device};
-use crate::irq::IrqType;
+use crate::irq::{IrqType, Irqs};
 use crate::pci::PciType;
 use crate::wire::{Errno, Result};
 
@@ -23,6 +23,8 @@ impl<D: Device> Context<D> {
         regions.set_config_size(size);
         pci.realize(&regions.bars(), self.irqs.count(IrqType::Intx))?;
         self.irqs.make_ready()?;
+        drop(pci);
+        self.update_irqs();
         self.realized.set(true);
         Ok(())
     }
@@ -63,6 +65,25 @@ impl<D: Device> Context<D> {
     /// The device can migrate, from now on: it runs.
     pub fn setup_migration(&self) {
         self.migration.begin();
+    }
+
+    /// See `vfux_setup_pending_irqs`.
+    pub fn setup_pending_irqs(&self) -> Result<()> {
+        self.irqs.latch()
+    }
+
+    /// The interrupts, for any thread.
+    pub fn irqs(&self) -> &Irqs {
+        &self.irqs
+    }
+
+    /// Tells the interrupts what configuration space says of them, where that
+    /// matters.
+    pub(super) fn update_irqs(&self) {
+        if self.irqs.is_latching() {
+            let (enabled, masked) = self.pci.borrow().interrupt_state();
+            self.irqs.set_function_state(enabled, masked);
+        }
     }
 
     /// [`irq_trigger`](Self::irq_trigger) where it is a matter of one write to an

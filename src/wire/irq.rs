@@ -11,6 +11,10 @@ bitflags! {
     pub struct IrqInfoFlags: u32 {
         /// `VFIO_IRQ_INFO_EVENTFD`
         const EVENTFD = 1;
+        /// `VFIO_IRQ_INFO_MASKABLE`
+        const MASKABLE = 1 << 1;
+        /// `VFIO_IRQ_INFO_AUTOMASKED`
+        const AUTOMASKED = 1 << 2;
     }
 
     /// Flags of [`IrqSet`].

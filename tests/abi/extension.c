@@ -24,11 +24,20 @@
 int main(int argc, char **argv)
 {
 	vfux_credentials_t credentials;
+	char bytes[8];
 	vfu_ctx_t *ctx;
 
 	if (argc != 2 || (ctx = vfu_create_ctx(VFU_TRANS_SOCK, argv[1], 0, NULL, VFU_DEV_TYPE_PCI)) == NULL)
 		return 1;
 
+	FAILS(vfux_setup_pending_irqs(NULL), EINVAL);
+	FAILS(vfux_irq_trigger(NULL, VFU_DEV_REQ_IRQ, 0), EINVAL);
+	FAILS(vfux_irq_trigger(ctx, VFU_DEV_NUM_IRQS, 0), EINVAL);
+	FAILS(vfux_irq_clear_pending(NULL, VFU_DEV_MSIX_IRQ, 0), EINVAL);
+	FAILS(vfux_irq_clear_pending(ctx, VFU_DEV_NUM_IRQS, 0), EINVAL);
+	FAILS(vfux_read_pba(NULL, bytes, sizeof(bytes), 0), EINVAL);
+	FAILS(vfux_read_pba(ctx, NULL, sizeof(bytes), 0), EINVAL);
+	FAILS(vfux_read_pba(ctx, bytes, sizeof(bytes), 0), EINVAL);
 	FAILS(vfux_get_client_credentials(NULL, &credentials), EINVAL);
 	FAILS(vfux_get_client_credentials(ctx, NULL), EINVAL);
 	FAILS(vfux_get_client_credentials(ctx, &credentials), ENOTCONN);

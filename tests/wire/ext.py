@@ -9,3 +9,7 @@ class credentials(c.Structure):
 
 
 _declare("vfux_get_client_credentials", c.c_int, P, P)
+_declare("vfux_setup_pending_irqs", c.c_int, P)
+_declare("vfux_irq_trigger", c.c_int, P, c.c_uint, c.c_uint32)
+_declare("vfux_irq_clear_pending", c.c_int, P, c.c_uint, c.c_uint32)
+_declare("vfux_read_pba", c.c_ssize_t, P, P, c.c_size_t, c.c_uint64)

@@ -4,5 +4,7 @@
 //! one day collides with them; their symbols have a version node of their own.
 
 mod client;
+mod irq;
 
 pub use client::*;
+pub use irq::*;

@@ -88,13 +88,17 @@ impl<D: Device> Context<D> {
         if (request.argsz as usize) < size {
             return Err(Errno::EINVAL);
         }
-        let count = self.irqs.count(IrqType::from_index(request.index)?);
+        let kind = IrqType::from_index(request.index)?;
+        let mut flags = IrqInfoFlags::EVENTFD;
+        if kind == IrqType::Intx && self.irqs.is_latching() {
+            flags |= IrqInfoFlags::MASKABLE | IrqInfoFlags::AUTOMASKED;
+        }
         self.make_room(reply, size)?;
         reply.put(&IrqInfo {
             argsz: size as u32,
-            flags: IrqInfoFlags::EVENTFD.bits(),
+            flags: flags.bits(),
             index: request.index,
-            count,
+            count: self.irqs.count(kind),
         })
     }
 }

@@ -19,7 +19,7 @@ impl<D: Device> Context<D> {
                 let mask = action == IrqAction::Mask;
                 match data {
                     IrqData::Bool => self.mask_runs(kind, message, start, mask),
-                    _ => self.device.irq_state(self, kind, start, count, mask),
+                    _ => self.mask(kind, start, count, mask),
                 }
             }
             (IrqAction::Trigger, IrqData::None) if count == 0 => self.irqs.close(kind),
@@ -39,13 +39,19 @@ impl<D: Device> Context<D> {
         Ok(())
     }
 
+    /// The device is told before what waited is delivered.
+    fn mask(&self, kind: IrqType, start: u32, count: u32, mask: bool) {
+        self.device.irq_state(self, kind, start, count, mask);
+        self.irqs.set_masked(kind, start, count, mask);
+    }
+
     /// One call of the device for each run of bytes that are not zero.
     fn mask_runs(&self, kind: IrqType, message: &Message, start: u32, mask: bool) {
         let mut vector = start;
         for run in booleans(message).chunk_by(|a, b| (*a != 0) == (*b != 0)) {
             let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
             if run.first().is_some_and(|byte| *byte != 0) {
-                self.device.irq_state(self, kind, vector, count, mask);
+                self.mask(kind, vector, count, mask);
             }
             vector = vector.saturating_add(count);
         }

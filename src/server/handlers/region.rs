@@ -146,7 +146,11 @@ impl<D: Device> Context<D> {
         );
         if index as usize == regions::CONFIG && !region.flags.contains(RegionFlags::ALWAYS_CB) {
             let offset = usize::try_from(offset).map_err(|_| Errno::EINVAL)?;
-            return self.access_config(region.has_callback, buffer, offset, is_write).map(|()| buffer.len());
+            let outcome = self.access_config(region.has_callback, buffer, offset, is_write);
+            if is_write {
+                self.update_irqs();
+            }
+            return outcome.map(|()| buffer.len());
         }
         if !region.has_callback {
             return Err(Errno::EINVAL);
