@@ -7,11 +7,11 @@
 //! in the wish to wait for something; the wait happens out here, and its outcome
 //! goes into the next step.
 
-use std::ffi::{c_int, c_short};
+use std::ffi::{c_int, c_short, c_void};
 use std::mem::needs_drop;
 use std::ptr;
 
-use libc::{msghdr, nfds_t, pollfd, sockaddr, socklen_t, ssize_t};
+use libc::{msghdr, nfds_t, pollfd, size_t, sockaddr, socklen_t, ssize_t};
 
 use super::guard::{self, Answer, Failure};
 use super::vfu_ctx_t;
@@ -23,6 +23,7 @@ const _: () = assert!(!needs_drop::<Event>() && !needs_drop::<Step>() && !needs_
 unsafe extern "C-unwind" {
     fn accept4(socket: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
     fn recvmsg(socket: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t;
+    fn send(socket: c_int, bytes: *const c_void, len: size_t, flags: c_int) -> ssize_t;
     fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int;
 }
 
@@ -80,6 +81,8 @@ unsafe fn perform(wait: Wait) -> Event {
         },
         // SAFETY: the caller's promise.
         Wait::Receive { fd, message } => unsafe { recvmsg(fd, message, libc::MSG_CMSG_CLOEXEC) },
+        // SAFETY: the caller's promise.
+        Wait::Send { fd, bytes, len } => unsafe { send(fd, bytes.cast(), len, libc::MSG_NOSIGNAL) },
         Wait::Ready(sockets) => return Event::Ready(ready(sockets)),
     };
     Event::Done(usize::try_from(result).map_err(|_| Errno::last()))

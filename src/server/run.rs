@@ -13,7 +13,7 @@ use super::loss::Ask;
 use super::quiesce::Pending;
 use super::step::{Event, Step, Wait};
 use super::{Context, Device};
-use crate::transport::{Message, Next, Received, Reply, Sent};
+use crate::transport::{Connection, Message, Next, Received, Reply, Sent};
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Command, Errno, Header, MessageType, Result};
 
@@ -80,6 +80,7 @@ impl<D: Device> Context<D> {
         let _busy = self.enter();
         let step = match event {
             Event::Start => self.run_start(),
+            Event::Done(outcome) if self.is_sending() => self.run_sent(outcome),
             Event::Done(outcome) => self.run_received(outcome),
             Event::Ready(Ok(_)) => self.run_ready(),
             // What is unsent is kept.
@@ -105,7 +106,7 @@ impl<D: Device> Context<D> {
             return self.lose_and_report();
         }
         self.last_errno.set(None);
-        match self.flush() {
+        match self.flush_small() {
             Sent::Lost => self.lose_in_call(0),
             Sent::Stuck => self.wait_writable(),
             Sent::All if self.nonblocking => match self.receive() {
@@ -117,9 +118,28 @@ impl<D: Device> Context<D> {
         }
     }
 
+    fn is_sending(&self) -> bool {
+        self.with_connection(|connection| connection.is_sending()).unwrap_or(false)
+    }
+
+    /// A blocking context has sent a large reply, or a part of it.
+    fn run_sent(&self, outcome: Result<usize>) -> Step {
+        let is_all = self.with_connection(|connection| connection.finish_send(outcome.unwrap_or(0)));
+        if let Err(Errno::EINTR) = outcome {
+            return Step::Fail(Errno::EINTR);
+        }
+        match (self.flush(), is_all) {
+            (Sent::Lost, _) => self.lose_in_call(0),
+            (Sent::All, _) => self.execute_all(),
+            (Sent::Stuck, Some(true)) => self.wait_writable(),
+            // The call would have waited for room: a signal ended it.
+            (Sent::Stuck, _) => Step::Fail(Errno::EINTR),
+        }
+    }
+
     /// A blocking context has waited for a socket to be ready.
     fn run_ready(&self) -> Step {
-        match self.flush() {
+        match self.flush_small() {
             Sent::Lost => self.lose_in_call(0),
             Sent::Stuck => self.wait_writable(),
             Sent::All => match self.receive() {
@@ -176,7 +196,7 @@ impl<D: Device> Context<D> {
                 self.with_connection(|connection| (connection.should_flush(), connection.is_drained()));
             let (full, is_drained) = state.unwrap_or((false, false));
             if full {
-                match self.flush() {
+                match self.flush_small() {
                     Sent::All => {}
                     Sent::Stuck => return End::Stuck,
                     Sent::Lost => return End::Lost,
@@ -190,7 +210,7 @@ impl<D: Device> Context<D> {
                 break End::Enough;
             }
         };
-        match (self.flush(), end) {
+        match (self.flush_small(), end) {
             (Sent::Lost, End::Drained | End::Enough | End::Stuck) => End::Lost,
             (Sent::Stuck, End::Drained | End::Enough) => End::Stuck,
             (_, end) => end,
@@ -283,6 +303,16 @@ impl<D: Device> Context<D> {
         sent
     }
 
+    /// The same, but a blocking context leaves what takes waiting anyway to
+    /// [`wait_writable`](Self::wait_writable).
+    fn flush_small(&self) -> Sent {
+        let is_large = |connection: &mut Connection| connection.has_large_unsent() && !connection.lost();
+        match !self.nonblocking && !self.is_sending() && self.with_connection(is_large).unwrap_or(false) {
+            true => Sent::Stuck,
+            false => self.flush(),
+        }
+    }
+
     /// Receives what is there; whether there is anything to do then.
     fn receive(&self) -> Result<bool> {
         let received = self.with_connection(|connection| {
@@ -304,10 +334,19 @@ impl<D: Device> Context<D> {
     }
 
     fn wait_writable(&self) -> Step {
-        match self.with_connection(|connection| connection.socket()) {
-            Some(fd) if !self.nonblocking => wait_ready((fd, libc::POLLOUT), None),
-            _ => self.executed(0),
+        if self.nonblocking {
+            return self.executed(0);
         }
+        let wait = self.with_connection(|connection| {
+            let fd = connection.socket();
+            if connection.has_large_unsent()
+                && let Some(bytes) = connection.prepare_send()
+            {
+                return Step::Wait(Wait::Send { fd, bytes: bytes.as_ptr(), len: bytes.len() });
+            }
+            wait_ready((fd, libc::POLLOUT), None)
+        });
+        wait.unwrap_or(Step::Fail(Errno::ENOTCONN))
     }
 
     fn wait_readable(&self) -> Step {

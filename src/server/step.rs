@@ -56,6 +56,16 @@ pub enum Wait {
         /// It and what it points to stay valid until the next step.
         message: *mut libc::msghdr,
     },
+    /// `send` of so many bytes with `MSG_NOSIGNAL`; they stay valid until the next
+    /// step. The outcome is how many were sent: with a signal, perhaps not all.
+    Send {
+        /// The socket.
+        fd: RawFd,
+        /// The first of the bytes.
+        bytes: *const u8,
+        /// How many.
+        len: usize,
+    },
     /// `poll` until one of two sockets is ready for what is said with it, or has
     /// lost its peer. A descriptor of -1 is none.
     Ready([libc::pollfd; 2]),

@@ -56,6 +56,8 @@ pub struct Connection {
     pub(super) pool: Pool,
     may_carry_fds: MayCarryFds,
     lost: bool,
+    /// The caller sends, and nobody knows how far it is.
+    sending: bool,
 }
 
 impl Connection {
@@ -75,6 +77,7 @@ impl Connection {
             pool,
             may_carry_fds,
             lost: false,
+            sending: false,
         })
     }
 
@@ -265,6 +268,34 @@ impl Connection {
         self.sender.is_full()
     }
 
+    /// Whether all that waits is one piece that is better sent by a call that
+    /// waits.
+    #[inline(always)]
+    pub fn has_large_unsent(&self) -> bool {
+        self.sender.large_piece().is_some()
+    }
+
+    /// That piece, for one `send` by the caller that waits, and whose outcome
+    /// [`finish_send`](Self::finish_send) is to be told. If it is not (the thread
+    /// was cancelled), nobody knows what the client got: the connection is lost.
+    pub fn prepare_send(&mut self) -> Option<&[u8]> {
+        self.sending = true;
+        self.sender.large_piece()
+    }
+
+    /// Whether the caller is to tell what came of its `send`.
+    pub fn is_sending(&self) -> bool {
+        self.sending
+    }
+
+    /// Takes over how much that `send` has sent; whether it was all.
+    pub fn finish_send(&mut self, count: usize) -> bool {
+        let is_all = self.sender.large_piece().is_some_and(|piece| piece.len() == count);
+        self.sending = false;
+        self.sender.finish_piece(count, &mut self.pool);
+        is_all
+    }
+
     /// Sends what waits, as far as the socket takes it without waiting.
     #[inline(always)]
     pub fn flush(&mut self) -> Sent {
@@ -276,6 +307,10 @@ impl Connection {
     }
 
     fn send_waiting(&mut self) -> Sent {
+        if self.sending {
+            self.lost = true;
+            return Sent::Lost;
+        }
         match self.sender.flush(self.main.socket(), &mut self.pool) {
             Flushed::All => Sent::All,
             Flushed::Stuck => Sent::Stuck,

@@ -20,6 +20,9 @@ const COPY_MAX: usize = 4096;
 /// Once so many bytes wait they are sent, further requests or not.
 const GATHER_MAX: usize = STANDARD;
 
+/// A piece that is longer than a socket takes at once.
+const LARGE_PIECE: usize = 128 << 10;
+
 /// How many pieces one send takes.
 const PIECES: usize = 8;
 
@@ -242,6 +245,22 @@ impl Sender {
             }
             Some(_) => None,
         }
+    }
+
+    /// All that waits, if it is one piece without descriptors, and so long that to
+    /// send it takes waiting.
+    #[inline(always)]
+    pub fn large_piece(&self) -> Option<&[u8]> {
+        match self.waiting > LARGE_PIECE {
+            true => self.only_bytes(),
+            false => None,
+        }
+    }
+
+    /// Somebody else has sent `count` bytes of the large piece.
+    pub fn finish_piece(&mut self, count: usize, pool: &mut Pool) {
+        self.advance(count, pool);
+        self.full = !self.is_empty();
     }
 
     /// One send: of what is first up to a reply with descriptors, which have to

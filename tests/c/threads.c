@@ -207,6 +207,11 @@ cancel(enum wait wait, bool asynchronous)
     CHECK_EQ(pthread_cancel(thread), 0);
     CHECK_EQ(pthread_join(thread, &result), 0);
     CHECK(result == PTHREAD_CANCELED);
+    if (wait == FOR_ROOM) {
+        /* Nobody knows what the client got. */
+        CHECK_EQ(vfu_run_ctx(waiter.ctx), -1);
+        CHECK_EQ(errno, ENOTCONN);
+    }
     vfu_destroy_ctx(waiter.ctx); /* nothing is locked */
     if (client != -1) {
         static char rest[BAR_SIZE];
