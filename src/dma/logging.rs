@@ -153,13 +153,20 @@ impl AddressSpace {
     /// active or the page size is no power of two; `ENOTSUP` if `iova` is no
     /// multiple of the logging page size from the start of its region.
     pub fn report(&self, iova: u64, length: u64, page_size: u64, bitmap: &mut [u8]) -> Result<()> {
-        let size = bitmap_size(length, page_size)?;
-        if bitmap.len() as u64 != size {
+        if bitmap.len() as u64 != bitmap_size(length, page_size)? {
             return Err(Errno::EINVAL);
         }
+        self.check_report(iova, length, page_size)?;
+        self.report_part(iova, length, page_size, bitmap)
+    }
+
+    /// Whether [`report`](Self::report) would succeed, with a bitmap of the right
+    /// size.
+    pub fn check_report(&self, iova: u64, length: u64, page_size: u64) -> Result<()> {
+        bitmap_size(length, page_size)?;
         let state = self.state.lock();
         let last = iova.checked_add(length - 1).ok_or(Errno::ENOENT)?;
-        let end_region = self.check_mapped(iova, last)?;
+        self.check_mapped(iova, last)?;
         let logging = state.logging.as_ref().ok_or(Errno::EINVAL)?;
         if !page_size.is_power_of_two() {
             return Err(Errno::EINVAL);
@@ -168,10 +175,22 @@ impl AddressSpace {
         if (iova - region.start) & ((1 << logging.page_shift) - 1) != 0 {
             return Err(Errno::ENOTSUP);
         }
-        let bits = u128::from(size) * 8;
-        let covered = u128::from(iova) + (bits << page_size.ilog2()) - 1;
+        Ok(())
+    }
+
+    /// Moves the dirty bits of a part of what was checked: it starts a multiple of
+    /// 64 reported pages after the start, and is as long, or goes to the end. The
+    /// parts make up the whole, bit by bit.
+    pub fn report_part(&self, iova: u64, length: u64, page_size: u64, bitmap: &mut [u8]) -> Result<()> {
+        let state = self.state.lock();
+        let last = iova.checked_add(length.saturating_sub(1)).ok_or(Errno::ENOENT)?;
+        let end_region = self.check_mapped(iova, last)?;
+        let logging = state.logging.as_ref().ok_or(Errno::EINVAL)?;
+        let page_shift = page_size.checked_ilog2().ok_or(Errno::EINVAL)?;
+        let bits = bitmap.len() as u128 * 8;
+        let covered = u128::from(iova) + (bits << page_shift) - 1;
         let covered_last = u64::try_from(covered).unwrap_or(u64::MAX).min(end_region.last());
-        let mut reply = Reply::new(bitmap, iova, page_size.ilog2());
+        let mut reply = Reply::new(bitmap, iova, page_shift);
         let mut buffer = [0; GROUP_WORDS];
         let mut from = iova;
         while let Some(region) = self.region_around(from) {

@@ -141,7 +141,7 @@ impl<D: Device> Context<D> {
         match (self.answer_version(&header, outcome.map(|()| &mut reply)), outcome) {
             (_, Err(errno)) => self.end_negotiation(errno),
             (Sent::Lost, Ok(())) => self.end_negotiation(Errno::ECONNRESET),
-            (Sent::All | Sent::Stuck, Ok(())) => {
+            (Sent::All | Sent::More | Sent::Stuck, Ok(())) => {
                 if let Some(errno) = self.with_connection(|c| c.take_replaced()).flatten() {
                     // That is what the client was told.
                     return self.end_negotiation(errno);

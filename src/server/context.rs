@@ -20,7 +20,7 @@ use crate::migration::Session;
 use crate::pci::Pci;
 use crate::transport::{Connection, Listener, Poller};
 use crate::wire::capabilities::ClientCapabilities;
-use crate::wire::{Errno, Result};
+use crate::wire::{Errno, LoggingReport, Result};
 
 /// `vfu_sgl_get` has nothing to say before it gives memory: the device is told
 /// when regions go, or its author that it isn't.
@@ -74,6 +74,8 @@ pub struct Context<D> {
     pub(super) busy: Cell<bool>,
     /// The client was lost, and no call has said so yet.
     pub(super) loss_unreported: Cell<bool>,
+    /// What is still to be reported of a report whose reply is being sent.
+    pub(super) report_rest: Cell<LoggingReport>,
     /// The errno sent last by the call in progress.
     pub(super) last_errno: Cell<Option<Errno>>,
 }
@@ -104,6 +106,7 @@ impl<D: Device> Context<D> {
             pending: RefCell::new(None),
             busy: Cell::new(false),
             loss_unreported: Cell::new(false),
+            report_rest: Cell::new(LoggingReport { iova: 0, length: 0, page_size: 0 }),
             last_errno: Cell::new(None),
         }))
     }

@@ -25,6 +25,9 @@ const BATCH: usize = 256;
 /// may be as much as 10 ms late: with any of Linux' ticks less than 10 ms.
 const BATCH_TIME: i64 = 8_000_000;
 
+/// How many parts of one long reply are made and sent in a row.
+const MAX_PARTS: usize = 4;
+
 /// What became of one message.
 enum Turn {
     /// There was none.
@@ -108,7 +111,7 @@ impl<D: Device> Context<D> {
         self.last_errno.set(None);
         match self.flush_small() {
             Sent::Lost => self.lose_in_call(0),
-            Sent::Stuck => self.wait_writable(),
+            Sent::Stuck | Sent::More => self.wait_writable(),
             Sent::All if self.nonblocking => match self.receive() {
                 Ok(true) => self.execute_batch(),
                 Ok(false) => self.executed(0),
@@ -131,9 +134,9 @@ impl<D: Device> Context<D> {
         match (self.flush(), is_all) {
             (Sent::Lost, _) => self.lose_in_call(0),
             (Sent::All, _) => self.execute_all(),
-            (Sent::Stuck, Some(true)) => self.wait_writable(),
+            (Sent::Stuck | Sent::More, Some(true)) => self.wait_writable(),
             // The call would have waited for room: a signal ended it.
-            (Sent::Stuck, _) => Step::Fail(Errno::EINTR),
+            (Sent::Stuck | Sent::More, _) => Step::Fail(Errno::EINTR),
         }
     }
 
@@ -141,7 +144,7 @@ impl<D: Device> Context<D> {
     fn run_ready(&self) -> Step {
         match self.flush_small() {
             Sent::Lost => self.lose_in_call(0),
-            Sent::Stuck => self.wait_writable(),
+            Sent::Stuck | Sent::More => self.wait_writable(),
             Sent::All => match self.receive() {
                 Ok(_) | Err(Errno::EINTR) => self.execute_all(),
                 Err(errno) => Step::Fail(errno),
@@ -198,7 +201,7 @@ impl<D: Device> Context<D> {
             if full {
                 match self.flush_small() {
                     Sent::All => {}
-                    Sent::Stuck => return End::Stuck,
+                    Sent::Stuck | Sent::More => return End::Stuck,
                     Sent::Lost => return End::Lost,
                 }
             }
@@ -212,7 +215,7 @@ impl<D: Device> Context<D> {
         };
         match (self.flush_small(), end) {
             (Sent::Lost, End::Drained | End::Enough | End::Stuck) => End::Lost,
-            (Sent::Stuck, End::Drained | End::Enough) => End::Stuck,
+            (Sent::Stuck | Sent::More, End::Drained | End::Enough) => End::Stuck,
             (_, end) => end,
         }
     }
@@ -294,13 +297,31 @@ impl<D: Device> Context<D> {
 
     /// Sends what waits, as far as that goes without waiting.
     pub(super) fn flush(&self) -> Sent {
-        let outcome = self.with_connection(|connection| (connection.flush(), connection.take_replaced()));
+        let outcome = self
+            .with_connection(|connection| (self.flush_connection(connection), connection.take_replaced()));
         let (sent, replaced) = outcome.unwrap_or((Sent::Lost, None));
         if let Some(errno) = replaced {
             // The client was told so in place of its reply.
             self.last_errno.set(Some(errno));
         }
         sent
+    }
+
+    /// Sends what waits, and goes on with a reply that is made as it is sent.
+    pub(super) fn flush_connection(&self, connection: &mut Connection) -> Sent {
+        for _ in 0..MAX_PARTS {
+            match connection.flush() {
+                Sent::More if self.report_more(connection).is_err() => {
+                    // What was begun cannot be ended.
+                    connection.set_lost();
+                    return Sent::Lost;
+                }
+                Sent::More => {}
+                sent => return sent,
+            }
+        }
+        // More of it when others have had their turn.
+        Sent::Stuck
     }
 
     /// The same, but a blocking context leaves what takes waiting anyway to

@@ -184,7 +184,7 @@ impl<D: Device> Context<D> {
     unsafe fn go_on(&self, transfer: &mut Transfer, ready: Option<[i16; 2]>) -> Result<Option<Wait>> {
         let outcome = self.with_connection(|connection| {
             // SAFETY: the caller's promise.
-            unsafe { transfer.advance(connection, ready) }
+            unsafe { transfer.advance(self, connection, ready) }
         });
         match outcome.unwrap_or(Err(Awaited::Failed(Errno::ENOTCONN))) {
             Ok(wait) => Ok(wait),
@@ -205,8 +205,9 @@ impl Transfer {
     /// # Safety
     ///
     /// As for [`Context::sgl_step`].
-    unsafe fn advance(
+    unsafe fn advance<D: Device>(
         &mut self,
+        context: &Context<D>,
         connection: &mut Connection,
         ready: Option<[i16; 2]>,
     ) -> Result<Option<Wait>, Awaited> {
@@ -220,7 +221,7 @@ impl Transfer {
         }
         loop {
             // SAFETY: the caller's promise.
-            let blocked = unsafe { self.ask(connection) }?;
+            let blocked = unsafe { self.ask(context, connection) }?;
             // SAFETY: the caller's promise.
             while let Some(answer) = unsafe { connection.take_answer(self.awaited()) }? {
                 self.take(answer, connection)?;
@@ -250,12 +251,20 @@ impl Transfer {
     /// # Safety
     ///
     /// As for [`Context::sgl_step`].
-    unsafe fn ask(&mut self, connection: &mut Connection) -> Result<bool, Awaited> {
+    unsafe fn ask<D: Device>(
+        &mut self,
+        context: &Context<D>,
+        connection: &mut Connection,
+    ) -> Result<bool, Awaited> {
         loop {
-            match connection.flush_for_command() {
+            let sent = match context.flush_connection(connection) {
+                Sent::All => connection.flush_twin(),
+                sent => sent,
+            };
+            match sent {
                 Sent::All if !self.wants_to_ask(connection) => return Ok(false),
                 Sent::All => {}
-                Sent::Stuck => return Ok(true),
+                Sent::Stuck | Sent::More => return Ok(true),
                 Sent::Lost => return Err(Awaited::Lost(Errno::ENOTCONN)),
             }
             let command = self.next_command(connection);

@@ -30,6 +30,8 @@ pub enum Received {
 pub enum Sent {
     /// All are sent.
     All,
+    /// All that is there is sent; bytes of the last reply are to be added.
+    More,
     /// The socket takes no more at the moment.
     Stuck,
     /// The connection is lost.
@@ -296,6 +298,19 @@ impl Connection {
         is_all
     }
 
+    /// Bytes of the last reply that are still to be added.
+    pub fn more(&self) -> usize {
+        self.sender.more()
+    }
+
+    /// Adds the next bytes of the last reply, when the others are sent: so many,
+    /// written by `fill`.
+    pub fn push_more(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        let mut buffer = self.pool.take(len)?;
+        fill(buffer.range_mut(0, len))?;
+        self.sender.push_more(buffer, len)
+    }
+
     /// Sends what waits, as far as the socket takes it without waiting.
     #[inline(always)]
     pub fn flush(&mut self) -> Sent {
@@ -313,6 +328,7 @@ impl Connection {
         }
         match self.sender.flush(self.main.socket(), &mut self.pool) {
             Flushed::All => Sent::All,
+            Flushed::More => Sent::More,
             Flushed::Stuck => Sent::Stuck,
             Flushed::Lost => {
                 self.lost = true;

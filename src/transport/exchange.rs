@@ -166,20 +166,13 @@ impl Connection {
         !self.unanswered.is_full()
     }
 
-    /// Sends what must go out before a command, as far as that goes without
-    /// waiting: the replies, which the client may want before it answers, and
-    /// the rest of a command that was begun.
-    pub fn flush_for_command(&mut self) -> Sent {
-        match self.flush() {
-            Sent::All => self.flush_twin(),
-            sent => sent,
-        }
-    }
-
-    fn flush_twin(&mut self) -> Sent {
+    /// Sends the rest of a command that was begun on the twin socket, as far as
+    /// that goes without waiting. It, and all replies, which the client may want
+    /// before it answers, must be sent before a command is.
+    pub fn flush_twin(&mut self) -> Sent {
         let Some(twin) = &self.twin else { return Sent::All };
         match self.twin_sender.flush(twin.socket(), &mut self.pool) {
-            Flushed::All => Sent::All,
+            Flushed::All | Flushed::More => Sent::All,
             Flushed::Stuck => Sent::Stuck,
             Flushed::Lost => {
                 self.set_lost();
@@ -190,7 +183,7 @@ impl Connection {
 
     /// Sends a command, when nothing waits to be sent. False if the socket takes
     /// nothing at the moment. If it takes a part, the rest is kept, and goes out
-    /// with [`flush_for_command`](Self::flush_for_command).
+    /// with the replies or with [`flush_twin`](Self::flush_twin).
     ///
     /// # Safety
     ///

@@ -20,6 +20,8 @@ pub struct Reply {
     body: Body,
     /// Bytes of payload.
     len: usize,
+    /// Bytes of payload that follow later.
+    more: usize,
     fds: Option<Box<Fds>>,
 }
 
@@ -42,7 +44,7 @@ impl Reply {
     /// A reply without payload, and with room for a small one.
     #[inline(always)]
     pub fn empty() -> Reply {
-        Reply { body: Body::Inline([0; INLINE / size_of::<u64>()]), len: 0, fds: None }
+        Reply { body: Body::Inline([0; INLINE / size_of::<u64>()]), len: 0, more: 0, fds: None }
     }
 
     /// Whether a payload of this size needs no buffer.
@@ -128,7 +130,19 @@ impl Reply {
 
     /// Size of the whole message.
     pub fn message_size(&self) -> usize {
-        HEADER_SIZE.saturating_add(self.len)
+        HEADER_SIZE.saturating_add(self.len).saturating_add(self.more)
+    }
+
+    /// Says that so many bytes of payload follow later, when what is there is
+    /// sent: see [`Connection::push_more`](super::Connection::push_more). It has
+    /// no small payload.
+    pub fn announce(&mut self, more: usize) {
+        self.more = more;
+    }
+
+    /// Bytes of payload that follow later.
+    pub fn more(&self) -> usize {
+        self.more
     }
 
     /// The payload, if it needs no buffer.
@@ -147,7 +161,7 @@ impl Reply {
             buffer.range_mut(HEADER_SIZE, HEADER_SIZE + INLINE).copy_from_slice(words.as_bytes());
             self.body = Body::Buffer(buffer);
         }
-        let size = self.message_size();
+        let size = HEADER_SIZE.saturating_add(self.len);
         let Body::Buffer(buffer) = &mut self.body else { return Err(Errno::ENOMEM) };
         buffer.range_mut(0, HEADER_SIZE).copy_from_slice(header.as_bytes());
         Ok(buffer.range(0, size))

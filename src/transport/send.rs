@@ -83,6 +83,8 @@ impl Segment {
 pub enum Flushed {
     /// Nothing is left.
     All,
+    /// Nothing is left of what is there, but bytes of the last reply are to come.
+    More,
     /// The socket takes no more at the moment.
     Stuck,
     /// The peer is gone, or what was begun cannot be ended.
@@ -100,6 +102,8 @@ pub struct Sender {
     sent: usize,
     /// Bytes that wait.
     waiting: usize,
+    /// Bytes of the last reply that are still to be added.
+    more: usize,
     /// What waits should go out now: because it is much, or because the last
     /// reply has descriptors and nobody knows yet whether the kernel passes
     /// them.
@@ -111,7 +115,20 @@ pub struct Sender {
 impl Sender {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.waiting == 0
+        self.waiting == 0 && self.more == 0
+    }
+
+    /// Bytes of the last reply that are still to be added.
+    pub fn more(&self) -> usize {
+        self.more
+    }
+
+    /// Adds the next `len` bytes of the last reply, once the others are sent.
+    pub fn push_more(&mut self, buffer: Buffer, len: usize) -> Result<()> {
+        memory::push_back(&mut self.segments, Segment::Gathered(Gathered { buffer, len }))?;
+        self.waiting = self.waiting.saturating_add(len);
+        self.more = self.more.saturating_sub(len);
+        Ok(())
     }
 
     /// Whether what waits should go out now.
@@ -146,14 +163,18 @@ impl Sender {
             reply.recycle(pool);
             return Ok(());
         }
+        if self.more > 0 {
+            return Err(Errno::EBUSY);
+        }
         if self.last.len > 0 {
             self.close_last(pool)?;
         }
         let len = reply.seal(&header, pool)?.len();
+        self.more = reply.more();
         let with_fds = reply.has_fds();
         memory::push_back(&mut self.segments, Segment::Single { reply, request: *request, len })?;
         self.waiting = self.waiting.saturating_add(len);
-        self.full = with_fds || self.waiting >= GATHER_MAX;
+        self.full = with_fds || self.waiting >= GATHER_MAX || self.more > 0;
         Ok(())
     }
 
@@ -178,6 +199,10 @@ impl Sender {
     #[inline(always)]
     fn gather(&mut self, header: &Header, payload: &[u8], pool: &mut Pool) -> Result<()> {
         let count = HEADER_SIZE.saturating_add(payload.len());
+        if self.more > 0 {
+            // It would stand in the middle of the last reply.
+            return Err(Errno::EBUSY);
+        }
         if self.last.buffer.len().saturating_sub(self.last.len) < count {
             self.make_room(count, pool)?;
         }
@@ -215,7 +240,7 @@ impl Sender {
     /// Sends what waits, as far as the socket takes it without waiting. Goes
     /// on after a signal.
     pub fn flush(&mut self, socket: RawFd, pool: &mut Pool) -> Flushed {
-        while !self.is_empty() {
+        while self.waiting > 0 {
             let outcome = match self.only_bytes() {
                 Some(bytes) => control::send_bytes(socket, bytes, libc::MSG_DONTWAIT),
                 None => self.send_some(socket),
@@ -230,6 +255,9 @@ impl Sender {
                     }
                 }
             }
+        }
+        if self.more > 0 {
+            return Flushed::More;
         }
         self.full = false;
         Flushed::All
@@ -330,6 +358,7 @@ impl Sender {
         buffer.range_mut(0, HEADER_SIZE).copy_from_slice(header.as_bytes());
         let answer = Gathered { buffer, len: HEADER_SIZE };
         self.waiting = self.waiting.saturating_sub(len).saturating_add(HEADER_SIZE);
+        self.more = 0;
         let unsent = self.segments.pop_front();
         self.segments.push_front(Segment::Gathered(answer));
         if let Some(unsent) = unsent {

@@ -3,11 +3,15 @@
 use crate::dma::bitmap_size;
 use crate::memory;
 use crate::server::{Context, Device};
-use crate::transport::{Message, Reply};
+use crate::transport::{Connection, Message, Reply};
 use crate::wire::{
     DeviceFeature, Errno, Feature, FeatureFlags, LoggingControl, LoggingRange, LoggingReport, MigrationFlags,
     Result, take,
 };
+
+/// Bytes of a report's bitmap that are made at once; the others follow as the
+/// client reads. A multiple of 8.
+const REPORT_PART: usize = 1 << 20;
 
 /// The data of "device state": a state and a descriptor that vfio-user has no
 /// use for.
@@ -128,10 +132,36 @@ impl<D: Device> Context<D> {
             return Err(Errno::EINVAL);
         }
         let bitmap = usize::try_from(bitmap).map_err(|_| Errno::EINVAL)?;
-        self.make_room(reply, fixed.saturating_add(bitmap))?;
+        self.dma.check_report(report.iova, report.length, report.page_size)?;
+        let first = bitmap.min(REPORT_PART);
+        self.make_room(reply, fixed.saturating_add(first))?;
         reply.put(&DeviceFeature { argsz: u32::try_from(size).map_err(|_| Errno::EINVAL)?, ..*request })?;
         reply.put(&report)?;
-        self.dma.report(report.iova, report.length, report.page_size, reply.space(bitmap)?)
+        reply.announce(bitmap.saturating_sub(first));
+        let mut report = report;
+        let outcome = self.report_next(&mut report, reply.space(first)?);
+        self.report_rest.set(report);
+        outcome
+    }
+
+    /// Makes the next part of a long report, when what is before it is sent: so one
+    /// that is not read does not fill the memory.
+    pub(in crate::server) fn report_more(&self, connection: &mut Connection) -> Result<()> {
+        let mut report = self.report_rest.get();
+        let len = connection.more().min(REPORT_PART);
+        connection.push_more(len, |bitmap| self.report_next(&mut report, bitmap))?;
+        self.report_rest.set(report);
+        Ok(())
+    }
+
+    /// Makes a part of a report, and leaves what is behind it.
+    fn report_next(&self, report: &mut LoggingReport, bitmap: &mut [u8]) -> Result<()> {
+        let covered = (bitmap.len() as u64).saturating_mul(8).saturating_mul(report.page_size);
+        let length = covered.min(report.length);
+        self.dma.report_part(report.iova, length, report.page_size, bitmap)?;
+        report.iova = report.iova.saturating_add(length);
+        report.length = report.length.saturating_sub(length);
+        Ok(())
     }
 }
 
