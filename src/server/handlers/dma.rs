@@ -94,6 +94,10 @@ impl<D: Device> Context<D> {
     /// order. Clients have to unmap what they mapped, but behind a guest's
     /// IOMMU some unmap large ranges instead, as Linux' own VFIO allows.
     fn unmap_range(&self, addr: u64, size: u64) -> Result<()> {
+        if let Some(region) = self.dma.find_exact(addr, size) {
+            self.remove_dma_region(region);
+            return Ok(());
+        }
         // In a range that is empty, or wraps, there is no region.
         let last = size.checked_sub(1).and_then(|more| addr.checked_add(more)).ok_or(Errno::ENOENT);
         if let Err(errno) = last.and_then(|last| self.dma.check_uncut(addr, last)) {
