@@ -1,8 +1,15 @@
-//! Drop-in replacement for the C library libvfio-user.
+//! Drop-in replacement for the C library libvfio-user: serves an emulated PCI
+//! device over the vfio-user protocol.
+//!
+//! Programs in C use the functions of `libvfio-user.h`, which `capi` exports. A
+//! device in Rust implements [`Device`] and serves its client with a
+//! [`Context`]; `examples/ram.rs` is one.
 //!
 //! C device code calls in through a thin C skin; bytes come in through one
 //! transport; everything between is plain Rust that knows neither sockets nor
 //! C. The rooms, from the street to the cellar; each uses only those below it.
+
+#![allow(rustdoc::private_intra_doc_links, reason = "what is said of a room speaks to who reads its source")]
 
 pub mod capi;
 pub mod dma;
@@ -13,3 +20,5 @@ pub mod pci;
 pub mod server;
 pub mod transport;
 pub mod wire;
+
+pub use server::{Context, Device};

@@ -1,7 +1,9 @@
 //! The life of a context: making, serving, destroying it.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{OsStr, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
 use super::callbacks::Callbacks;
 use super::{
@@ -56,7 +58,8 @@ pub unsafe extern "C-unwind" fn vfu_create_ctx(
         // SAFETY: C's promise for path: NULL or a string.
         let path = unsafe { cast::string(path) }?;
         let nonblocking = flags & LIBVFIO_USER_FLAG_ATTACH_NB != 0;
-        Context::create(path, nonblocking, Callbacks::new(pvt)).map(cast::into_handle)
+        Context::create(Path::new(OsStr::from_bytes(path)), nonblocking, Callbacks::new(pvt))
+            .map(cast::into_handle)
     })
 }
 

@@ -3,6 +3,7 @@
 use std::ffi::c_int;
 
 use super::{RawIrqType, cast, guard, vfu_ctx_t, vfu_dev_irq_state_cb_t};
+use crate::irq::IrqType;
 use crate::wire::Errno;
 
 /// Says how many vectors of a type of interrupt the device has. At first: one
@@ -30,7 +31,10 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_nr_irqs(
 ) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter(vfu_ctx, "vfu_setup_device_nr_irqs", |ctx| ctx.setup_irqs(r#type, count).map(|()| 0))
+        guard::enter(vfu_ctx, "vfu_setup_device_nr_irqs", |ctx| {
+            ctx.setup_irqs(IrqType::from_index(r#type)?, count)?;
+            Ok(0)
+        })
     }
 }
 

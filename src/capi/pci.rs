@@ -5,6 +5,8 @@ use std::ffi::{c_int, c_void};
 use libc::{size_t, ssize_t};
 
 use super::{PciConfigSpace, RawPciType, cast, guard, vfu_ctx_t};
+use crate::pci::PciType;
+use crate::wire::Errno;
 
 /// Makes the configuration space of a PCI device, all zero.
 ///
@@ -31,7 +33,10 @@ pub unsafe extern "C-unwind" fn vfu_pci_init(
 ) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter(vfu_ctx, "vfu_pci_init", |ctx| ctx.pci_init(pci_type, hdr_type, revision).map(|()| 0))
+        guard::enter(vfu_ctx, "vfu_pci_init", |ctx| {
+            let kind = PciType::from_number(pci_type).ok_or(Errno::EINVAL)?;
+            ctx.pci_init(kind, hdr_type, revision).map(|()| 0)
+        })
     }
 }
 

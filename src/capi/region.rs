@@ -1,12 +1,13 @@
 //! Regions of the device.
 
 use std::ffi::c_int;
+use std::os::fd::BorrowedFd;
 
 use libc::{iovec, size_t};
 
 use super::{cast, guard, vfu_ctx_t, vfu_region_access_cb_t};
 use crate::memory;
-use crate::server::RegionConfig;
+use crate::server::{Memory, RegionConfig, RegionFlags};
 use crate::wire::{Errno, Result, SparseArea};
 
 /// Sets up a region of the device. A region that is not set up has size 0 and
@@ -59,22 +60,24 @@ pub unsafe extern "C-unwind" fn vfu_setup_region(
     // NULL or an array of nr_mmap_areas.
     unsafe {
         guard::enter(vfu_ctx, "vfu_setup_region", |ctx| {
-            let areas = match mmap_areas.is_null() {
-                true => None,
-                false => Some(sparse_areas(cast::array(mmap_areas, nr_mmap_areas as usize)?)?),
-            };
+            if mmap_areas.is_null() != (nr_mmap_areas == 0) {
+                return Err(Errno::EINVAL);
+            }
+            let index = u32::try_from(region_idx).map_err(|_| Errno::EINVAL)?;
+            let flags = u32::try_from(flags).ok().and_then(RegionFlags::from_bits);
+            let areas = sparse_areas(cast::array(mmap_areas, nr_mmap_areas as usize)?)?;
+            // It stays open as long as the context lives: C's promise.
+            let memory = (fd != -1).then(|| Memory::Borrowed(BorrowedFd::borrow_raw(fd)));
             let config = RegionConfig {
                 size: size as u64,
                 has_callback: region_access.is_some(),
-                flags,
-                areas: areas.as_deref(),
-                nr_areas: nr_mmap_areas,
-                fd,
+                flags: flags.ok_or(Errno::EINVAL)?,
+                memory,
+                areas: &areas,
                 offset,
             };
-            ctx.setup_region(region_idx, config)?;
-            let index = usize::try_from(region_idx).map_err(|_| Errno::EINVAL)?;
-            ctx.device().regions.get(index).ok_or(Errno::EINVAL)?.set(region_access);
+            ctx.setup_region(index, config)?;
+            ctx.device().regions.get(index as usize).ok_or(Errno::EINVAL)?.set(region_access);
             Ok(0)
         })
     }

@@ -5,7 +5,7 @@
 //! never freed while it lives (`slots`, `region`), found through a sorted
 //! index that readers search without a lock (`index`), after a look at the
 //! region their thread used last (`hint`). C code holds scatter-gather entries,
-//! which name a slot and its generation (`sgl`). Dirty pages are bits in
+//! which name a slot and its generation (`sgl`) or copy by address (`copy`). Dirty pages are bits in
 //! bitmaps of the regions (`bitmap`, `dirty`), reported at any page size
 //! (`logging`, `report`). Descriptors are shared by all address spaces of the
 //! process (`file`, `mapping`); what is asked of them does not wait (`facts`). What
@@ -17,6 +17,7 @@
 
 mod bitmap;
 mod chunked;
+mod copy;
 mod dirty;
 mod facts;
 mod file;
@@ -36,6 +37,7 @@ mod zeroed;
 #[cfg(test)]
 mod tests;
 
+pub use copy::DmaRegion;
 pub use region::{Access, DmaInfo, Prot, RegionId};
 pub use report::bitmap_size;
 pub use sgl::{SgEntry, SgRange, Translation};

@@ -16,7 +16,7 @@ use crate::wire::{self, Command, Errno, MessageType, Result, Version, take};
 
 impl<D: Device> Context<D> {
     /// See `vfu_attach_ctx`.
-    pub fn attach_step(&self, event: Event) -> Step {
+    pub(crate) fn attach_step(&self, event: Event) -> Step {
         if self.busy.get() || self.attached() {
             return Step::Fail(Errno::EINVAL);
         }

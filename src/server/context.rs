@@ -7,6 +7,8 @@
 //! back into the library.
 
 use std::cell::{Cell, RefCell};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::Device;
@@ -81,9 +83,17 @@ pub struct Context<D> {
 }
 
 impl<D: Device> Context<D> {
-    /// Makes a context that listens on `path`; see `vfu_create_ctx`.
-    pub fn create(path: &[u8], nonblocking: bool, device: D) -> Result<Box<Context<D>>> {
-        let listener = Listener::bind(path, nonblocking)?;
+    /// Makes a context that listens at `path`, where nothing may be; an empty
+    /// path makes a socket without a place in the file system.
+    ///
+    /// With `nonblocking`, [`attach`](Context::attach) and [`run`](Context::run)
+    /// never wait, and [`poll_fd`](Context::poll_fd) says when to call them.
+    ///
+    /// # Errors
+    /// `ENAMETOOLONG` above 107 bytes; `EADDRINUSE` if something is there; others
+    /// as socket(2), bind(2) and listen(2).
+    pub fn create(path: &Path, nonblocking: bool, device: D) -> Result<Box<Context<D>>> {
+        let listener = Listener::bind(path.as_os_str().as_bytes(), nonblocking)?;
         Ok(Box::new(Context {
             log: Log::default(),
             irqs: Irqs::default(),
@@ -119,12 +129,12 @@ impl<D: Device> Context<D> {
 
     /// Whether a bug of ours has hit this context: its functions fail.
     #[inline(always)]
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.condition.load(Ordering::Relaxed) & BROKEN != 0
     }
 
     /// A bug of ours has hit this context.
-    pub fn mark_broken(&self) {
+    pub(crate) fn mark_broken(&self) {
         self.condition.fetch_or(BROKEN, Ordering::Relaxed);
         // So that the shortest ways needn't look whether it has.
         self.dma.close();

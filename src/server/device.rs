@@ -129,7 +129,8 @@ pub trait Device: Sized {
         Err(Errno::EINVAL)
     }
 
-    /// A line of log, without a newline at the end. `level` is from `LOG_ERR` (3)
+    /// A line of log, without a newline at the end, of something that is under
+    /// way: the context is not to be used here. `level` is from `LOG_ERR` (3)
     /// to `LOG_DEBUG` (7) of syslog(3), no higher than [`Context::set_log_level`]
     /// allows.
     fn log(&self, context: &Context<Self>, level: i32, line: &CStr) {

@@ -30,7 +30,7 @@ pub struct IoEventfds {
 impl<D: Device> Context<D> {
     /// See `vfu_create_ioeventfd`. Shadow memory is not supported: `EINVAL`.
     #[allow(clippy::too_many_arguments)] // they are the C function's
-    pub fn create_ioeventfd(
+    pub(crate) fn create_ioeventfd(
         &self,
         region: u32,
         fd: RawFd,

@@ -5,11 +5,17 @@
 //! comes before it and [`loss`] what comes after; [`dispatch`] leads from a
 //! command to one of the [`handlers`]. The functions that C calls between
 //! requests are in [`setup`], [`sgl`] and [`transfer`].
+//!
+//! A [`Device`] is what a context serves. [`blocking`] is how one in Rust is
+//! served, and a [`Guest`] what its threads may use.
 
 mod attach;
+mod blocking;
 mod context;
 mod device;
 mod dispatch;
+mod guest;
+
 mod handlers;
 mod io_fds;
 mod log;
@@ -21,11 +27,15 @@ mod reset;
 mod run;
 mod setup;
 mod sgl;
-pub mod step;
+mod step;
 mod transfer;
+
+#[cfg(test)]
+mod tests;
 
 pub use context::Context;
 pub use device::{Device, ResetType};
-pub use regions::RegionConfig;
-pub use step::{Event, Step, Wait};
-pub use transfer::{SglAccess, Transfer};
+pub use guest::Guest;
+pub use regions::{Memory, RegionConfig, RegionFlags};
+pub(crate) use step::{Event, Step, Wait};
+pub(crate) use transfer::SglAccess;

@@ -1,9 +1,10 @@
 //! The device's regions.
 
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use bitflags::bitflags;
 
+use crate::memory;
 use crate::pci::Bar;
 use crate::wire::{Errno, Result, SparseArea};
 
@@ -35,28 +36,35 @@ bitflags! {
     }
 }
 
-/// What `vfu_setup_region` is given, unchecked.
+/// What a client may map of a region.
 #[derive(Debug)]
+pub enum Memory {
+    /// A descriptor that the context closes when it, or the region, goes.
+    Owned(OwnedFd),
+    /// One that stays open longer than the context.
+    Borrowed(BorrowedFd<'static>),
+}
+
+/// What a region is to be, see [`Context::setup_region`](super::Context::setup_region).
+#[derive(Debug, Default)]
 pub struct RegionConfig<'a> {
     /// Bytes; 0 clears the region.
     pub size: u64,
     /// The device is called for the client's accesses, which fail otherwise; but
     /// configuration space needs no device.
     pub has_callback: bool,
-    /// [`RegionFlags`].
-    pub flags: i32,
-    /// Parts that may be mapped.
-    pub areas: Option<&'a [SparseArea]>,
-    /// How many the caller says there are.
-    pub nr_areas: u32,
-    /// What is to be mapped, or -1. Borrowed for as long as the context lives.
-    pub fd: RawFd,
-    /// Where the region starts in it.
+    /// What the client may do, and what kind of BAR it is.
+    pub flags: RegionFlags,
+    /// What a client may map; without, it can't map anything.
+    pub memory: Option<Memory>,
+    /// The parts of the region that may be mapped, if not all of it.
+    pub areas: &'a [SparseArea],
+    /// Where the region starts in its memory, in bytes.
     pub offset: u64,
 }
 
 /// A region.
-#[derive(Clone, Debug)]
+#[derive(Debug, Default)]
 pub struct Region {
     /// Bytes; 0 for one that is not set up.
     pub size: u64,
@@ -66,23 +74,10 @@ pub struct Region {
     pub flags: RegionFlags,
     /// Parts that may be mapped.
     pub areas: Vec<SparseArea>,
-    /// What is to be mapped, or -1.
-    pub fd: RawFd,
+    /// What is to be mapped.
+    pub memory: Option<Memory>,
     /// Where the region starts in it.
     pub offset: u64,
-}
-
-impl Default for Region {
-    fn default() -> Region {
-        Region {
-            size: 0,
-            has_callback: false,
-            flags: RegionFlags::empty(),
-            areas: Vec::new(),
-            fd: -1,
-            offset: 0,
-        }
-    }
 }
 
 /// What an access needs to know of a region, copied so that nothing stays
@@ -117,36 +112,36 @@ impl Regions {
 
     /// Sets up, replaces or clears a region; see `vfu_setup_region`.
     /// `config_size` is the size of configuration space if that is settled.
-    pub fn setup(&mut self, index: i32, config: &RegionConfig, config_size: Option<usize>) -> Result<()> {
+    pub fn setup(&mut self, index: u32, config: RegionConfig, config_size: Option<usize>) -> Result<()> {
         let mut new = self.checked(index, config, config_size)?;
         if new.size == 0 {
             new.areas.clear();
-        } else if new.fd != -1 && new.areas.is_empty() {
+        } else if new.memory.is_some() && new.areas.is_empty() {
             new.areas.push(SparseArea { offset: 0, size: new.size });
         }
-        let region = usize::try_from(index).ok().and_then(|i| self.regions.get_mut(i));
+        let region = self.regions.get_mut(index as usize);
         *region.ok_or(Errno::EINVAL)? = new;
         Ok(())
     }
 
-    fn checked(&self, index: i32, config: &RegionConfig, config_size: Option<usize>) -> Result<Region> {
-        let flags = u32::try_from(config.flags).ok().and_then(RegionFlags::from_bits);
-        let flags = flags.ok_or(Errno::EINVAL)?;
+    fn checked(&self, index: u32, config: RegionConfig, config_size: Option<usize>) -> Result<Region> {
+        let flags = config.flags;
         let consistent = flags.intersects(RegionFlags::READ | RegionFlags::WRITE)
             && (config.has_callback || !flags.contains(RegionFlags::ALWAYS_CB))
-            && config.areas.is_some() == (config.nr_areas != 0)
-            && (config.areas.is_none() || config.fd != -1);
-        let index = usize::try_from(index).ok().filter(|index| *index < COUNT);
-        let (true, Some(index)) = (consistent, index) else {
+            && (config.areas.is_empty() || config.memory.is_some());
+        let index = index as usize;
+        if !consistent || index >= COUNT {
             return Err(Errno::EINVAL);
-        };
+        }
         let mut size = config.size;
         if index <= LAST_BAR {
             self.check_bar(index, size, flags)?;
         } else if index == CONFIG {
             size = check_config(size, flags, config_size)?;
         }
-        let areas = config.areas.unwrap_or_default().to_vec();
+        let mut areas = Vec::new();
+        memory::reserve(&mut areas, config.areas.len())?;
+        areas.extend_from_slice(config.areas);
         let fits = |area: &SparseArea| area.offset.checked_add(area.size).is_some_and(|end| end <= size);
         if !areas.iter().all(fits) {
             return Err(Errno::EINVAL);
@@ -156,7 +151,7 @@ impl Regions {
             has_callback: config.has_callback,
             flags,
             areas,
-            fd: config.fd,
+            memory: config.memory,
             offset: config.offset,
         })
     }

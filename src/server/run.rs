@@ -75,7 +75,7 @@ impl<D: Device> Context<D> {
     }
 
     /// See `vfu_run_ctx`.
-    pub fn run_step(&self, event: Event) -> Step {
+    pub(crate) fn run_step(&self, event: Event) -> Step {
         if self.busy.get() {
             // From inside a callback.
             return Step::Fail(Errno::EBUSY);

@@ -1,6 +1,5 @@
 //! Setting up a device.
 
-use std::ffi::c_int;
 use std::sync::atomic::Ordering;
 
 use super::log::log;
@@ -11,7 +10,8 @@ use crate::pci::PciType;
 use crate::wire::{Errno, Result};
 
 impl<D: Device> Context<D> {
-    /// See `vfu_realize_ctx`.
+    /// Finishes the set-up: configuration space is made, if it is not yet, and
+    /// filled in. To be called before a client is served.
     pub fn realize(&self) -> Result<()> {
         if self.realized.get() {
             return Ok(());
@@ -29,20 +29,21 @@ impl<D: Device> Context<D> {
         Ok(())
     }
 
-    /// See `vfu_setup_region`.
-    pub fn setup_region(&self, index: c_int, config: RegionConfig) -> Result<()> {
+    /// Sets up, replaces or clears a region, by its index
+    /// (`VFIO_PCI_*_REGION_INDEX`). `EINVAL` for one that cannot be.
+    pub fn setup_region(&self, index: u32, config: RegionConfig) -> Result<()> {
         let config_size = self.pci.borrow().space().map(|space| space.len());
-        self.regions.borrow_mut().setup(index, &config, config_size)?;
-        let flags = RegionFlags::from_bits_retain(config.flags.unsigned_abs());
+        let flags = config.flags;
+        self.regions.borrow_mut().setup(index, config, config_size)?;
         if flags.contains(RegionFlags::PREFETCH) && !flags.contains(RegionFlags::IS_64_BITS) {
             log!(self, LOG_WARNING, "region {index}: prefetchable, but not 64 bits wide");
         }
         Ok(())
     }
 
-    /// See `vfu_setup_device_nr_irqs`.
-    pub fn setup_irqs(&self, kind: u32, count: u32) -> Result<()> {
-        let kind = IrqType::from_index(kind)?;
+    /// Sets how many interrupts of a type the device has; at first, one ERR, one
+    /// REQ, and none of the others. `ENOMEM` if there is no memory for so many.
+    pub fn setup_irqs(&self, kind: IrqType, count: u32) -> Result<()> {
         self.irqs.set_count(kind, count)?;
         if kind == IrqType::Intx && self.realized.get() {
             self.pci.borrow().set_interrupt_pin(count != 0)?;
@@ -50,8 +51,8 @@ impl<D: Device> Context<D> {
         Ok(())
     }
 
-    /// See `vfu_setup_device_dma`; `told` says whether the device is told when
-    /// regions go. Once regions exist it is too late: `EEXIST`.
+    /// The device does DMA, with so many regions at the most. `told` says whether
+    /// it is told when regions go. Once regions exist it is too late: `EEXIST`.
     pub fn setup_dma(&self, max_regions: usize, told: bool) -> Result<()> {
         if !self.dma.is_empty() {
             return Err(Errno::EEXIST);
@@ -89,41 +90,41 @@ impl<D: Device> Context<D> {
     /// [`irq_trigger`](Self::irq_trigger) where it is a matter of one write to an
     /// eventfd, and the context is sound. `None`: nothing was done. Cannot panic.
     #[inline(always)]
-    pub fn irq_trigger_usual(&self, vector: u32) -> Option<Result<()>> {
+    pub(crate) fn irq_trigger_usual(&self, vector: u32) -> Option<Result<()>> {
         if self.is_broken() { None } else { self.irqs.trigger_usual(vector) }
     }
 
     /// See `vfu_irq_trigger`. Any thread may call this, and a signal handler.
-    pub fn irq_trigger(&self, vector: u32) -> Result<()> {
+    pub(crate) fn irq_trigger(&self, vector: u32) -> Result<()> {
         self.irqs.trigger(vector)
     }
 
-    /// See `vfu_pci_init`.
-    pub fn pci_init(&self, kind: u32, hdr_type: c_int, revision: c_int) -> Result<()> {
-        let kind = PciType::from_number(kind).ok_or(Errno::EINVAL)?;
+    /// Makes configuration space, once. The only header type is 0; the revision
+    /// is not looked at.
+    pub fn pci_init(&self, kind: PciType, hdr_type: i32, revision: i32) -> Result<()> {
         self.pci.borrow_mut().init(kind, hdr_type, revision)?;
         self.regions.borrow_mut().set_config_size(kind.config_size());
         Ok(())
     }
 
-    /// See `vfu_pci_set_id`.
+    /// Sets vendor, device, and their subsystem ids.
     pub fn pci_set_id(&self, vid: u16, did: u16, ssvid: u16, ssid: u16) {
         // Without configuration space there is nothing to write to.
         let _ = self.pci.borrow().set_id(vid, did, ssvid, ssid);
     }
 
-    /// See `vfu_pci_set_class`.
+    /// Sets class, subclass and programming interface.
     pub fn pci_set_class(&self, base: u8, sub: u8, pi: u8) {
         let _ = self.pci.borrow().set_class(base, sub, pi);
     }
 
     /// Configuration space, or null before there is one.
-    pub fn pci_config_space(&self) -> *mut u8 {
+    pub(crate) fn pci_config_space(&self) -> *mut u8 {
         self.pci.borrow().space().map_or(std::ptr::null_mut(), |space| space.as_ptr())
     }
 
     /// See `vfu_pci_add_capability`; `data` gives the bytes of the capability.
-    pub fn pci_add_capability(&self, pos: usize, flags: c_int, data: &dyn Fn(usize) -> u8) -> Result<usize> {
+    pub fn pci_add_capability(&self, pos: usize, flags: i32, data: &dyn Fn(usize) -> u8) -> Result<usize> {
         let config = self.regions.borrow().access(super::regions::CONFIG as u32)?;
         let added = self.pci.borrow_mut().add_capability(pos, flags, config.has_callback, data)?;
         log!(self, LOG_DEBUG, "added capability at {added:#x}");
@@ -131,12 +132,12 @@ impl<D: Device> Context<D> {
     }
 
     /// See `vfu_pci_find_capability`.
-    pub fn pci_find_capability(&self, extended: bool, id: c_int) -> Result<usize> {
+    pub fn pci_find_capability(&self, extended: bool, id: i32) -> Result<usize> {
         self.pci.borrow().find_capability(extended, id)
     }
 
     /// See `vfu_pci_find_next_capability`.
-    pub fn pci_find_next_capability(&self, extended: bool, pos: usize, id: c_int) -> Result<usize> {
+    pub fn pci_find_next_capability(&self, extended: bool, pos: usize, id: i32) -> Result<usize> {
         self.pci.borrow().find_next_capability(extended, pos, id)
     }
 }

@@ -1,6 +1,5 @@
 //! Guest memory for device code: `vfu_addr_to_sgl` and most of `vfu_sgl_*`.
 
-use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
 use super::{Context, Device};
@@ -9,12 +8,12 @@ use crate::wire::{Errno, Result};
 
 impl<D: Device> Context<D> {
     /// See `vfu_addr_to_sgl`. Any thread may call this.
-    pub fn addr_to_sgl(
+    pub(crate) fn addr_to_sgl(
         &self,
         addr: u64,
         len: u64,
         out: &mut [MaybeUninit<SgEntry>],
-        prot: c_int,
+        prot: i32,
     ) -> Result<Translation> {
         if !self.dma_is_ready() {
             return Err(Errno::EINVAL);
@@ -23,7 +22,7 @@ impl<D: Device> Context<D> {
     }
 
     /// What C's DMA callbacks are told of a region; good until it is removed.
-    pub fn dma_info(&self, region: RegionId) -> *mut DmaInfo {
+    pub(crate) fn dma_info(&self, region: RegionId) -> *mut DmaInfo {
         self.dma.info(region)
     }
 
@@ -31,7 +30,7 @@ impl<D: Device> Context<D> {
     /// entry, if one is enough and its region is the one that the thread used
     /// last. `len` is not 0. None says nothing. Cannot panic, nor can the next two.
     #[inline(always)]
-    pub fn recent_entry(&self, addr: u64, len: u64, prot: c_int) -> Option<SgEntry> {
+    pub(crate) fn recent_entry(&self, addr: u64, len: u64, prot: i32) -> Option<SgEntry> {
         // There is no such region before DMA has been set up, nor in a broken
         // context.
         self.dma.translate_recent(addr, len, rights(prot))
@@ -39,18 +38,18 @@ impl<D: Device> Context<D> {
 
     /// The next: the entry, if one is enough. `len` is not 0.
     #[inline(always)]
-    pub fn one_entry(&self, addr: u64, len: u64, prot: c_int) -> Option<SgEntry> {
+    pub(crate) fn one_entry(&self, addr: u64, len: u64, prot: i32) -> Option<SgEntry> {
         if self.is_broken() { None } else { self.dma.translate_one(addr, len, rights(prot)) }
     }
 
     /// The next: what one look into the table finds; how many entries were given
     /// to `put`.
     #[inline(always)]
-    pub fn entries_at_once(
+    pub(crate) fn entries_at_once(
         &self,
         addr: u64,
         len: u64,
-        prot: c_int,
+        prot: i32,
         max: usize,
         put: impl FnMut(usize, SgEntry),
     ) -> Option<usize> {
@@ -63,7 +62,7 @@ impl<D: Device> Context<D> {
     /// The short way to what [`sgl_get`](Context::sgl_get) does for one entry.
     /// None says nothing. Cannot panic.
     #[inline(always)]
-    pub fn memory_of(&self, entry: &SgEntry) -> Option<libc::iovec> {
+    pub(crate) fn memory_of(&self, entry: &SgEntry) -> Option<libc::iovec> {
         if self.is_gettable() { self.dma.try_get(entry) } else { None }
     }
 
@@ -71,7 +70,7 @@ impl<D: Device> Context<D> {
     /// do, as far as one look tells. `entry` returns the only entry, if there is
     /// one only. Cannot panic.
     #[inline(always)]
-    pub fn needs_no_marks<'a>(&self, entry: impl FnOnce() -> Option<&'a SgEntry>) -> bool {
+    pub(crate) fn needs_no_marks<'a>(&self, entry: impl FnOnce() -> Option<&'a SgEntry>) -> bool {
         match self.dma.page_shift() {
             0 => true,
             page_shift => match entry() {
@@ -83,10 +82,10 @@ impl<D: Device> Context<D> {
 
     /// See `vfu_sgl_get`; `put` is given what to put where. Any thread may call
     /// this.
-    pub fn sgl_get(
+    pub(crate) fn sgl_get(
         &self,
         sgl: &[SgEntry],
-        flags: c_int,
+        flags: i32,
         mut put: impl FnMut(usize, libc::iovec),
     ) -> Result<()> {
         if flags != 0 || self.is_broken() || !self.dma_is_ready() {
@@ -102,20 +101,20 @@ impl<D: Device> Context<D> {
     }
 
     /// See `vfu_sgl_put`, `vfu_sgl_mark_dirty`. Any thread may call this.
-    pub fn sgl_mark_dirty(&self, sgl: &[SgEntry]) {
+    pub(crate) fn sgl_mark_dirty(&self, sgl: &[SgEntry]) {
         for entry in sgl {
             self.dma.mark_dirty(entry);
         }
     }
 
     /// See `vfu_sg_is_mappable`. Any thread may call this.
-    pub fn sg_is_mappable(&self, entry: &SgEntry) -> bool {
+    pub(crate) fn sg_is_mappable(&self, entry: &SgEntry) -> bool {
         self.dma.is_mappable(entry)
     }
 }
 
 /// What the device wants to do, of what C calls `prot`.
 #[inline(always)]
-fn rights(prot: c_int) -> Prot {
+fn rights(prot: i32) -> Prot {
     Prot::from_bits_truncate(prot.cast_unsigned())
 }

@@ -8,7 +8,6 @@
 //! one message at a time, so that a client that takes what one `recv` brings for
 //! one message is never brought two.
 
-use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use zerocopy::{FromBytes, IntoBytes};
@@ -22,7 +21,7 @@ use crate::wire::limits::{MAX_DATA_XFER_SIZE, MAX_DMA_CHUNK};
 use crate::wire::{Command, DmaAccess, Errno, Result, take};
 
 /// `VFU_SGL_DIRECT_ACCESS`: without messages, where the region allows.
-const DIRECT_ACCESS: c_int = 1;
+const DIRECT_ACCESS: i32 = 1;
 
 /// How many messages of a long transfer are on the way at once over a client's
 /// only socket. Their answers come to [`MAX_DMA_CHUNK`] at the most.
@@ -62,7 +61,7 @@ pub struct SglAccess<'a> {
     /// Where to, or where from.
     pub data: Data,
     /// `VFU_SGL_DIRECT_ACCESS` or 0.
-    pub flags: c_int,
+    pub flags: i32,
 }
 
 impl<D: Device> Context<D> {
@@ -73,7 +72,7 @@ impl<D: Device> Context<D> {
     ///
     /// At `access.data` there are as many bytes as the entry is long, which
     /// nobody else refers to until the last step.
-    pub unsafe fn sgl_step(
+    pub(crate) unsafe fn sgl_step(
         &self,
         access: SglAccess<'_>,
         transfer: &mut Option<Transfer>,

@@ -1,9 +1,11 @@
 //! What a client learns of the device, its regions and its interrupts.
 
+use std::os::fd::AsRawFd;
+
 use crate::irq::IrqType;
 use crate::memory;
 use crate::server::regions;
-use crate::server::regions::RegionFlags;
+use crate::server::regions::{Memory, RegionFlags};
 use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::{
@@ -43,7 +45,7 @@ impl<D: Device> Context<D> {
         let regions = self.regions.borrow();
         let region = regions.get(request.index)?;
         // A client that takes no descriptors can't map anything.
-        let mappable = region.fd != -1 && self.client.get().max_msg_fds > 0;
+        let mappable = region.memory.is_some() && self.client.get().max_msg_fds > 0;
         let areas: &[SparseArea] = if mappable { &region.areas } else { &[] };
         let full = match areas.len() {
             0 => fixed,
@@ -74,9 +76,16 @@ impl<D: Device> Context<D> {
             for area in areas {
                 reply.put(area)?;
             }
-            let mut fds = Vec::new();
-            memory::push(&mut fds, region.fd)?;
-            reply.lend_fds(fds)?;
+            match &region.memory {
+                // The region may be set up anew before the reply is sent.
+                Some(Memory::Owned(fd)) => reply.give_fd(fd.try_clone()?)?,
+                Some(Memory::Borrowed(fd)) => {
+                    let mut fds = Vec::new();
+                    memory::push(&mut fds, fd.as_raw_fd())?;
+                    reply.lend_fds(fds)?;
+                }
+                None => {}
+            }
         }
         Ok(())
     }
