@@ -57,8 +57,7 @@ fn main() -> Result<()> {
     context.pci_set_class(5, 0, 0);
     let flags = RegionFlags::READ | RegionFlags::WRITE | RegionFlags::MEM;
     for (region, size) in [(MEMORY, SIZE as u64), (DOORBELL, 16)] {
-        context
-            .setup_region(region, RegionConfig { size, flags, has_callback: true, ..Default::default() })?;
+        context.setup_region(region, RegionConfig { size, flags, ..Default::default() })?;
     }
     context.setup_irqs(IrqType::Intx, 1)?;
     context.setup_dma(1024, true)?;

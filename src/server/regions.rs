@@ -50,8 +50,9 @@ pub enum Memory {
 pub struct RegionConfig<'a> {
     /// Bytes; 0 clears the region.
     pub size: u64,
-    /// The device is called for the client's accesses, which fail otherwise; but
-    /// configuration space needs no device.
+    /// Of configuration space: the device is called for what is neither in the
+    /// header nor in a capability that the context knows. (For accesses to the
+    /// other regions it is called in any case.)
     pub has_callback: bool,
     /// What the client may do, and what kind of BAR it is.
     pub flags: RegionFlags,
@@ -68,7 +69,7 @@ pub struct RegionConfig<'a> {
 pub struct Region {
     /// Bytes; 0 for one that is not set up.
     pub size: u64,
-    /// The device is called for accesses.
+    /// See [`RegionConfig::has_callback`].
     pub has_callback: bool,
     /// Empty for one that was never set up.
     pub flags: RegionFlags,
@@ -86,7 +87,7 @@ pub struct Region {
 pub struct Access {
     /// Bytes.
     pub size: u64,
-    /// The device is called for accesses.
+    /// See [`RegionConfig::has_callback`].
     pub has_callback: bool,
     /// Flags.
     pub flags: RegionFlags,

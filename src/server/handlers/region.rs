@@ -152,9 +152,6 @@ impl<D: Device> Context<D> {
             }
             return outcome.map(|()| buffer.len());
         }
-        if !region.has_callback {
-            return Err(Errno::EINVAL);
-        }
         match self.call_region(index, offset, buffer, is_write)? {
             0 => Err(Errno::EINVAL),
             done => Ok(done),

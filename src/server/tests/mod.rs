@@ -149,8 +149,7 @@ impl Bench {
         let context = Context::create(&path, true, Recorder::default()).unwrap();
         for (index, flags) in [(0, RegionFlags::READ | RegionFlags::WRITE), (1, RegionFlags::READ)] {
             let flags = flags | RegionFlags::MEM;
-            let config =
-                RegionConfig { size: BAR_SIZE, flags, has_callback: true, ..RegionConfig::default() };
+            let config = RegionConfig { size: BAR_SIZE, flags, ..RegionConfig::default() };
             context.setup_region(index, config).unwrap();
         }
         context.setup_irqs(IrqType::Msix, 4).unwrap();
