@@ -11,6 +11,7 @@ Needs meson, ninja, pkg-config, a C compiler, cargo and rustc. Test output of th
 tools is shown only when they fail.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -240,5 +241,9 @@ if __name__ == "__main__":
     program = unittest.main(verbosity=2, exit=False)
     bad = len(program.result.failures) + len(program.result.errors)
     skipped = len(program.result.skipped)
-    print(f"{program.result.testsRun - bad - skipped} passed, {bad} failed, {skipped} skipped")
+    good = program.result.testsRun - bad - skipped
+    print(f"{good} passed, {bad} failed, {skipped} skipped")
+    if "TEST_RESULTS" in os.environ:
+        counts = {"passed": good, "failed": bad, "skipped": skipped}
+        pathlib.Path(os.environ["TEST_RESULTS"], "packaging.counts.json").write_text(json.dumps(counts))
     sys.exit(bad != 0)
