@@ -54,6 +54,7 @@ impl<D: Device> Context<D> {
     /// Ends it all: DMA regions are removed and the device is reset, each with
     /// its method; then the client is disconnected and the socket's path removed.
     /// Without this, the device is not told.
+    #[allow(clippy::boxed_local, reason = "a context lives in a box")]
     pub fn close(self: Box<Self>) {
         self.tear_down();
     }

@@ -85,7 +85,7 @@ fn a_device_is_told_of_the_end_unless_its_context_is_just_dropped() {
     let path = folder.path().join("s");
     let calls = RefCell::default();
     drop(Context::create(&path, true, Told(&calls)).unwrap());
-    assert!(!path.exists() && calls.take() == []);
+    assert!(!path.exists() && calls.take().is_empty());
     Context::create(&path, true, Told(&calls)).unwrap().close();
     assert!(!path.exists() && calls.take() == [Reset(ResetType::LostConn)]);
 }

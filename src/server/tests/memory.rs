@@ -30,7 +30,7 @@ fn bytes_are_moved_over_any_number_of_regions() {
     for (number, fd) in memories.iter().enumerate().filter(|(number, _)| *number != 9) {
         bench.map(number as u64 * PAGE, PAGE, Some(fd));
     }
-    let bytes: Vec<u8> = (0..10 * PAGE).map(|at| (at * 7 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..10 * PAGE).map(|at| ((at * 7) >> 3) as u8).collect();
     let guest = bench.context.guest();
     assert_eq!(guest.write_memory(PAGE / 2, &bytes), Err(Errno::ENOENT));
     bench.map(9 * PAGE, PAGE, Some(&memories[9]));

@@ -40,6 +40,9 @@ enum Call {
 
 use Call::*;
 
+/// What a device does with its context in a call.
+type Action = fn(&Context<Recorder>);
+
 /// Writes down what it is called for, and does what the test says.
 #[derive(Default)]
 struct Recorder {
@@ -48,7 +51,7 @@ struct Recorder {
     results: RefCell<VecDeque<Result<usize>>>,
     migratable: Cell<bool>,
     /// Done in each call, before it returns.
-    during: Cell<Option<fn(&Context<Recorder>)>>,
+    during: Cell<Option<Action>>,
 }
 
 impl Recorder {
@@ -227,7 +230,7 @@ impl Bench {
     }
 
     /// What the device does in each call.
-    fn during(&self, what: fn(&Context<Recorder>)) {
+    fn during(&self, what: Action) {
         self.context.device().during.set(Some(what));
     }
 }
