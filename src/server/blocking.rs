@@ -82,6 +82,8 @@ fn perform(wait: Wait) -> Event {
         // SAFETY: the step that asks for it keeps what the pointer leads to
         // until the next one.
         Wait::Receive { fd, message } => unsafe { libc::recvmsg(fd, message, libc::MSG_CMSG_CLOEXEC) },
+        // SAFETY: as for receiving.
+        Wait::Send { fd, bytes, len } => unsafe { libc::send(fd, bytes.cast(), len, libc::MSG_NOSIGNAL) },
         Wait::Ready(mut sockets) => {
             // SAFETY: two entries, good for reads and writes.
             return Event::Ready(match unsafe { libc::poll(sockets.as_mut_ptr(), 2, -1) } {
