@@ -1143,8 +1143,11 @@ typedef void (vfu_log_fn_t)(vfu_ctx_t *vfu_ctx, int level, const char *msg);
  * @level: the least important messages to pass on: LOG_EMERG (0) to LOG_DEBUG
  *         (7) of <syslog.h>
  *
- * The texts of messages are no interface. Each request is logged at LOG_DEBUG;
- * nothing is formatted for a level that is off.
+ * The texts of messages are no interface. A set-up call or a request that is
+ * refused is one line at LOG_ERR, with what was asked for and the rule that was
+ * broken; a set-up that contradicts itself is warned of; the loss of a client is
+ * one line at LOG_INFO; each request is logged at LOG_DEBUG. Nothing is formatted
+ * for a level that is off.
  *
  * Threads: on the thread that uses the context, see the top of this file.
  *

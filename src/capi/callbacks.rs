@@ -70,7 +70,8 @@ impl Callbacks {
         data: &mut [u8],
         is_write: bool,
     ) -> Result<usize> {
-        let callback = self.regions.get(region as usize).and_then(Cell::get).ok_or(Errno::EINVAL)?;
+        let callback = self.regions.get(region as usize).and_then(Cell::get);
+        let callback = callback.ok_or_else(|| Errno::EINVAL.because("the region has no callback"))?;
         let offset = off64_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
         clear_errno();
         // SAFETY: the program gave the function for this use; the bytes are as
@@ -118,6 +119,10 @@ impl Device for Callbacks {
         clear_errno();
         // SAFETY: as for quiesce.
         failed_if_negative(unsafe { reset(handle(context), kind as u32) })
+    }
+
+    fn can_reset(&self) -> bool {
+        self.reset.get().is_some()
     }
 
     fn dma_register(&self, context: &vfu_ctx_t, region: RegionId) {

@@ -48,7 +48,7 @@ pub(super) unsafe fn reference<'a, T>(ptr: *const T) -> Result<&'a T> {
         return Err(Errno::EINVAL);
     }
     // SAFETY: aligned, and NULL or good for reads during 'a.
-    unsafe { ptr.as_ref() }.ok_or(Errno::EINVAL)
+    unsafe { ptr.as_ref() }.ok_or_else(|| Errno::EINVAL.because("a pointer that is needed is NULL"))
 }
 
 /// Where a `T` is to be put; `EINVAL` for NULL.
@@ -96,7 +96,7 @@ pub(super) unsafe fn array_mut<'a, T>(ptr: *mut T, len: usize) -> Result<&'a mut
 
 fn check_array<T>(ptr: *const T, len: usize) -> Result<()> {
     let fits = len.checked_mul(size_of::<T>()).is_some_and(|bytes| bytes <= isize::MAX as usize);
-    if ptr.is_null() || !ptr.is_aligned() || !fits { Err(Errno::EINVAL) } else { Ok(()) }
+    Errno::EINVAL.unless(!ptr.is_null() && ptr.is_aligned() && fits, "a pointer is NULL or misaligned")
 }
 
 /// A C string without its NUL; `EINVAL` for NULL.

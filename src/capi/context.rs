@@ -262,9 +262,8 @@ pub unsafe extern "C-unwind" fn vfu_device_quiesced(vfu_ctx: *mut vfu_ctx_t, qui
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
         guard::enter(vfu_ctx, "vfu_device_quiesced", |ctx| {
-            if ctx.device().quiesce.get().is_none() {
-                return Err(Errno::EINVAL);
-            }
+            let asked = ctx.device().quiesce.get().is_some();
+            Errno::EINVAL.unless(asked, "the device has no quiesce callback")?;
             ctx.device_quiesced(quiesce_errno).map(|()| 0)
         })
     }

@@ -10,6 +10,7 @@
 
 use std::any::Any;
 use std::ffi::{CString, c_int};
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
@@ -83,6 +84,28 @@ pub(super) unsafe fn enter<R: Failure, A: Into<Answer<R>>>(
     name: &'static str,
     body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
 ) -> R {
+    let body = |context: &vfu_ctx_t| {
+        body(context).inspect_err(|errno| context.log_refusal(format_args!("{name}"), *errno))
+    };
+    let cancellation = disable_cancellation();
+    // SAFETY: the caller's promise.
+    let answer = unsafe { checked(handle, name, body) };
+    restore_cancellation(cancellation);
+    answer.give()
+}
+
+/// Like [`enter`], for a function whose refusals are logged with its arguments.
+///
+/// # Safety
+///
+/// As for [`enter`].
+pub(super) unsafe fn enter_saying<R: Failure, A: Into<Answer<R>>>(
+    handle: *mut vfu_ctx_t,
+    name: &'static str,
+    call: fmt::Arguments<'_>,
+    body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
+) -> R {
+    let body = |context: &vfu_ctx_t| body(context).inspect_err(|errno| context.log_refusal(call, *errno));
     let cancellation = disable_cancellation();
     // SAFETY: the caller's promise.
     let answer = unsafe { checked(handle, name, body) };

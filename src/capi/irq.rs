@@ -31,7 +31,8 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_nr_irqs(
 ) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter(vfu_ctx, "vfu_setup_device_nr_irqs", |ctx| {
+        let call = format_args!("vfu_setup_device_nr_irqs: type {type}, count {count}", type = r#type);
+        guard::enter_saying(vfu_ctx, "vfu_setup_device_nr_irqs", call, |ctx| {
             ctx.setup_irqs(IrqType::from_index(r#type)?, count)?;
             Ok(0)
         })
@@ -61,8 +62,10 @@ pub unsafe extern "C-unwind" fn vfu_setup_irq_state_callback(
 ) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter(vfu_ctx, "vfu_setup_irq_state_callback", |ctx| {
-            ctx.device().irq_state.get(r#type as usize).ok_or(Errno::EINVAL)?.set(cb);
+        let call = format_args!("vfu_setup_irq_state_callback: type {type}", type = r#type);
+        guard::enter_saying(vfu_ctx, "vfu_setup_irq_state_callback", call, |ctx| {
+            let callback = ctx.device().irq_state.get(r#type as usize);
+            callback.ok_or_else(|| Errno::EINVAL.because("there is no such interrupt type"))?.set(cb);
             Ok(0)
         })
     }

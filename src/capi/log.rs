@@ -18,8 +18,11 @@ const MAX_MESSAGE: usize = 8191;
 /// @level: the least important messages to pass on: LOG_EMERG (0) to LOG_DEBUG
 ///         (7) of <syslog.h>
 ///
-/// The texts of messages are no interface. Each request is logged at LOG_DEBUG;
-/// nothing is formatted for a level that is off.
+/// The texts of messages are no interface. A set-up call or a request that is
+/// refused is one line at LOG_ERR, with what was asked for and the rule that was
+/// broken; a set-up that contradicts itself is warned of; the loss of a client is
+/// one line at LOG_INFO; each request is logged at LOG_DEBUG. Nothing is formatted
+/// for a level that is off.
 ///
 /// Threads: on the thread that uses the context, see the top of this file.
 ///
@@ -36,7 +39,7 @@ pub unsafe extern "C-unwind" fn vfu_setup_log(
     unsafe {
         guard::enter(vfu_ctx, "vfu_setup_log", |ctx| {
             if !(libc::LOG_EMERG..=libc::LOG_DEBUG).contains(&level) {
-                return Err(Errno::EINVAL);
+                return Err(Errno::EINVAL.because("there is no such level"));
             }
             *ctx.device().log.write() = log;
             ctx.set_log_level(log.map(|_| level));

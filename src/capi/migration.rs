@@ -33,7 +33,9 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_migration_callbacks(
             let (VFU_MIGR_CALLBACKS_VERS, Some(transition), Some(read_data), Some(write_data)) =
                 (c.version, c.transition, c.read_data, c.write_data)
             else {
-                return Err(Errno::EINVAL);
+                return Err(
+                    Errno::EINVAL.because("version is not VFU_MIGR_CALLBACKS_VERS, or a callback is NULL")
+                );
             };
             ctx.device().migration.set(Some(Migration { transition, read_data, write_data }));
             ctx.setup_migration();

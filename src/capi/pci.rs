@@ -34,7 +34,8 @@ pub unsafe extern "C-unwind" fn vfu_pci_init(
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
         guard::enter(vfu_ctx, "vfu_pci_init", |ctx| {
-            let kind = PciType::from_number(pci_type).ok_or(Errno::EINVAL)?;
+            let kind = PciType::from_number(pci_type);
+            let kind = kind.ok_or_else(|| Errno::EINVAL.because("there is no such type of device"))?;
             ctx.pci_init(kind, hdr_type, revision).map(|()| 0)
         })
     }
@@ -137,7 +138,8 @@ pub unsafe extern "C-unwind" fn vfu_pci_add_capability(
     // SAFETY: C's promises: the handle is NULL or a live context, data NULL or as
     // long as the capability in it says.
     unsafe {
-        guard::enter(vfu_ctx, "vfu_pci_add_capability", |ctx| {
+        let call = format_args!("vfu_pci_add_capability: position {pos:#x}, flags {flags:#x}");
+        guard::enter_saying(vfu_ctx, "vfu_pci_add_capability", call, |ctx| {
             let bytes = cast::bytes(data)?;
             let offset = ctx.pci_add_capability(pos, flags, &bytes)?;
             Ok(offset as ssize_t)

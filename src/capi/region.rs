@@ -59,11 +59,12 @@ pub unsafe extern "C-unwind" fn vfu_setup_region(
     // SAFETY: C's promises: the handle is NULL or a live context, mmap_areas
     // NULL or an array of nr_mmap_areas.
     unsafe {
-        guard::enter(vfu_ctx, "vfu_setup_region", |ctx| {
-            if mmap_areas.is_null() != (nr_mmap_areas == 0) {
-                return Err(Errno::EINVAL);
-            }
-            let index = u32::try_from(region_idx).map_err(|_| Errno::EINVAL)?;
+        let call = format_args!("vfu_setup_region: region {region_idx}, size {size:#x}, flags {flags:#x}");
+        guard::enter_saying(vfu_ctx, "vfu_setup_region", call, |ctx| {
+            let agree = mmap_areas.is_null() == (nr_mmap_areas == 0);
+            Errno::EINVAL.unless(agree, "mmap_areas and nr_mmap_areas contradict each other")?;
+            let no_region = |_| Errno::EINVAL.because("there is no such region");
+            let index = u32::try_from(region_idx).map_err(no_region)?;
             let flags = u32::try_from(flags).ok().and_then(RegionFlags::from_bits);
             let areas = sparse_areas(cast::array(mmap_areas, nr_mmap_areas as usize)?)?;
             // It stays open as long as the context lives: C's promise.
@@ -71,7 +72,7 @@ pub unsafe extern "C-unwind" fn vfu_setup_region(
             let config = RegionConfig {
                 size: size as u64,
                 has_callback: region_access.is_some(),
-                flags: flags.ok_or(Errno::EINVAL)?,
+                flags: flags.ok_or_else(|| Errno::EINVAL.because("an unknown flag"))?,
                 memory,
                 areas: &areas,
                 offset,

@@ -45,7 +45,7 @@ impl IrqType {
             2 => Ok(IrqType::Msix),
             3 => Ok(IrqType::Err),
             4 => Ok(IrqType::Req),
-            _ => Err(Errno::EINVAL),
+            _ => Err(Errno::EINVAL.because("there is no such interrupt type")),
         }
     }
 

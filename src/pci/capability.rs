@@ -51,7 +51,7 @@ impl CapabilityKind {
             (List::Standard, 0x11) => Ok(CapabilityKind::MsiX),
             (List::Extended, 0x0003) => Ok(CapabilityKind::SerialNumber),
             (List::Extended, 0x000b) => Ok(CapabilityKind::ExtendedVendor),
-            _ => Err(Errno::ENOTSUP),
+            _ => Err(Errno::ENOTSUP.because("a capability with this id is not known")),
         }
     }
 
@@ -67,7 +67,8 @@ impl CapabilityKind {
             CapabilityKind::MsiX | CapabilityKind::SerialNumber => 12,
             CapabilityKind::ExtendedVendor => usize::from(u16::from_le_bytes([data(6), data(7)]) >> 4),
         };
-        if size < self.header_len() { Err(Errno::EINVAL) } else { Ok(size) }
+        let rule = "its size is less than that of its header";
+        Errno::EINVAL.unless(size >= self.header_len(), rule).map(|()| size)
     }
 
     /// Length in bytes of the part that no client can write.

@@ -120,12 +120,8 @@ impl Pci {
     /// `EINVAL` for another header type, `EEXIST` if there is a space already,
     /// `ENOMEM`.
     pub fn init(&mut self, pci_type: PciType, hdr_type: i32, _revision: i32) -> Result<()> {
-        if hdr_type != 0 {
-            return Err(Errno::EINVAL);
-        }
-        if self.space.is_some() {
-            return Err(Errno::EEXIST);
-        }
+        Errno::EINVAL.unless(hdr_type == 0, "the type of the header is not 0")?;
+        Errno::EEXIST.unless(self.space.is_none(), "there is a configuration space already")?;
         self.space = Some(ConfigSpace::new(pci_type.config_size())?);
         self.pci_type = pci_type;
         Ok(())
@@ -170,6 +166,13 @@ impl Pci {
         let size = if size > CONFIG_SIZE { EXTENDED_CONFIG_SIZE } else { CONFIG_SIZE };
         self.space = Some(ConfigSpace::new(size)?);
         Ok(size)
+    }
+
+    /// The 16-bit register `at` bytes from the start of the first capability of
+    /// a kind, if there is one.
+    pub fn capability_word(&self, kind: CapabilityKind, at: usize) -> Option<u16> {
+        let capability = self.capabilities.iter().find(|capability| capability.kind == kind)?;
+        self.space()?.read_u16(capability.offset.checked_add(at)?).ok()
     }
 
     /// Finishes the header: type bits of the BARs, interrupt pin, and the bit
@@ -233,23 +236,26 @@ impl Pci {
         config_has_callback: bool,
         data: &dyn Fn(usize) -> u8,
     ) -> Result<usize> {
-        let flags = CapFlags::from_bits(flags).ok_or(Errno::EINVAL)?;
-        if flags.contains(CapFlags::CALLBACK) && !config_has_callback {
-            return Err(Errno::EINVAL);
-        }
+        let flags = CapFlags::from_bits(flags).ok_or_else(|| Errno::EINVAL.because("an unknown flag"))?;
+        Errno::EINVAL.unless(
+            config_has_callback || !flags.contains(CapFlags::CALLBACK),
+            "VFU_CAP_FLAG_CALLBACK, and configuration space has no callback",
+        )?;
         let list = if flags.contains(CapFlags::EXTENDED) { List::Extended } else { List::Standard };
-        if list == List::Extended && !self.pci_type.has_extended() {
-            return Err(Errno::EINVAL);
-        }
-        if self.capabilities.iter().filter(|c| c.list() == list).count() >= MAX_CAPABILITIES {
-            return Err(Errno::ENOSPC);
-        }
+        Errno::EINVAL.unless(
+            list != List::Extended || self.pci_type.has_extended(),
+            "an extended capability, and configuration space has 256 bytes",
+        )?;
+        let count = self.capabilities.iter().filter(|c| c.list() == list).count();
+        Errno::ENOSPC.unless(count < MAX_CAPABILITIES, "there are 128 capabilities already")?;
         let kind = CapabilityKind::of(list, data)?;
         let size = kind.size(data)?;
-        let space = self.space.as_ref().ok_or(Errno::EINVAL)?;
-        if pos.checked_add(size).is_none_or(|end| end > space.len()) {
-            return Err(Errno::EINVAL);
-        }
+        let no_space = || Errno::EINVAL.because("there is no configuration space yet");
+        let space = self.space.as_ref().ok_or_else(no_space)?;
+        Errno::EINVAL.unless(
+            pos.checked_add(size).is_some_and(|end| end <= space.len()),
+            "it does not end within configuration space",
+        )?;
         let place = placement::place(space, &self.capabilities, list, pos, size)?;
         let bytes: Vec<u8> = (0..size).map(data).collect();
         space.write(place.offset, &bytes)?;

@@ -24,6 +24,8 @@ pub struct Place {
     pub previous: Option<usize>,
 }
 
+const NO_ROOM: &str = "there is no room for it";
+
 /// A place in `list` for `size` bytes, besides what stands in the live buffer
 /// and what was `added` before: at `pos`, or found if that is 0.
 ///
@@ -50,15 +52,22 @@ pub fn place(
     };
     let must_start = list == List::Extended && last.is_none();
     let offset = if pos != 0 {
-        Some(pos).filter(|at| fits(*at) && (!must_start || *at == list.start())).ok_or(Errno::EINVAL)
+        let may_stand = !must_start || pos == list.start();
+        Errno::EINVAL.unless(may_stand, "the first extended capability has to be at 0x100")?;
+        let rule =
+            "the position is misaligned, taken, or outside of 0x40 to 0xff, or of 0x100 on if extended";
+        Errno::EINVAL.unless(fits(pos), rule).map(|()| pos)
     } else if must_start {
-        Some(list.start()).filter(|at| fits(*at)).ok_or(Errno::ENOSPC)
+        Errno::ENOSPC.unless(fits(list.start()), NO_ROOM).map(|()| list.start())
     } else {
         let behind_last = last.as_ref().map_or(list.start(), next_place);
         let mut others: Vec<_> = taken.iter().map(next_place).collect();
         others.push(list.start());
         others.sort_unstable();
-        std::iter::once(behind_last).chain(others).find(|at| fits(*at)).ok_or(Errno::ENOSPC)
+        std::iter::once(behind_last)
+            .chain(others)
+            .find(|at| fits(*at))
+            .ok_or_else(|| Errno::ENOSPC.because(NO_ROOM))
     }?;
     Ok(Place { offset, previous: last.map(|last| last.start) })
 }

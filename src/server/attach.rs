@@ -14,11 +14,13 @@ use crate::wire::capabilities::{ClientCapabilities, ServerCapabilities};
 use crate::wire::limits::{HEADER_SIZE, MAX_DMA_MAPS};
 use crate::wire::{self, Command, Errno, MessageType, Result, Version, take};
 
+const NO_VERSION: &str = "the first message is no VERSION that can be read";
+
 impl<D: Device> Context<D> {
     /// See `vfu_attach_ctx`.
     pub(crate) fn attach_step(&self, event: Event) -> Step {
         if self.busy.get() || self.attached() {
-            return Step::Fail(Errno::EINVAL);
+            return Step::Fail(Errno::EINVAL.because("there is a client already"));
         }
         let _busy = self.enter();
         let step = match event {
@@ -94,7 +96,8 @@ impl<D: Device> Context<D> {
     }
 
     fn end_negotiation(&self, errno: Errno) -> Step {
-        log!(self, LOG_ERR, "negotiation with the client failed: {errno}");
+        let rule = errno.take_rule().unwrap_or("the client left, or the system failed");
+        log!(self, LOG_ERR, "negotiation with the client: {rule}: {errno}");
         self.close_connection();
         Step::Fail(errno)
     }
@@ -117,12 +120,12 @@ impl<D: Device> Context<D> {
         match next.ok_or(Errno::ENOTCONN)?? {
             Next::Nothing => Ok(None),
             Next::Message(message) => Ok(Some(message)),
-            Next::Unfollowable(_) => Err(Errno::EINVAL),
+            Next::Unfollowable(_) => Err(Errno::EINVAL.because(NO_VERSION)),
             Next::Refused(header) => {
                 if header.message_type() == Some(MessageType::Command) {
                     self.answer_version(&header, Err(Errno::EINVAL));
                 }
-                Err(Errno::EINVAL)
+                Err(Errno::EINVAL.because(NO_VERSION))
             }
         }
     }
@@ -133,7 +136,7 @@ impl<D: Device> Context<D> {
         message.fds.clear();
         let mut reply = Reply::empty();
         let outcome = match with_fds {
-            true => Err(Errno::EINVAL),
+            true => Err(Errno::EINVAL.because("VERSION with descriptors")),
             false => self.version_reply(message.payload(), &mut reply),
         };
         let header = message.header;
@@ -171,15 +174,14 @@ impl<D: Device> Context<D> {
 
     fn version_reply(&self, payload: &[u8], reply: &mut Reply) -> Result<()> {
         let (version, text) = take::<Version>(payload)?;
-        if version.major != wire::VERSION_MAJOR {
-            return Err(Errno::EINVAL);
-        }
-        let client = ClientCapabilities::parse(text)?;
+        Errno::EINVAL.unless(version.major == wire::VERSION_MAJOR, "another major version than 0")?;
+        let client = ClientCapabilities::parse(text)
+            .map_err(|errno| errno.because("its capabilities make no sense"))?;
         let page_size = page_size();
         let migratable = self.device.can_migrate();
-        if migratable && client.migration_pgsize.is_some_and(|size| u64::try_from(size) != Ok(page_size)) {
-            return Err(Errno::EINVAL);
-        }
+        let other_pages = client.migration_pgsize.is_some_and(|size| u64::try_from(size) != Ok(page_size));
+        Errno::EINVAL
+            .unless(!migratable || !other_pages, "migration.pgsize is not the page size of this host")?;
         let twin_socket = client.twin_socket && client.max_msg_fds >= 1;
         let server = ServerCapabilities {
             migration_pgsize: migratable.then_some(page_size),

@@ -70,6 +70,8 @@ pub struct Context<D> {
     pub(super) connection: RefCell<Option<Connection>>,
     pub(super) client: Cell<ClientCapabilities>,
     pub(super) poller: RefCell<Option<Poller>>,
+    /// [`Context::warn_of_messages`] has been here.
+    pub(super) messages_warned: Cell<bool>,
     /// What waits for the device to become quiet.
     pub(super) pending: RefCell<Option<Pending>>,
     /// A request, or the loss of a connection, is being worked on.
@@ -113,6 +115,7 @@ impl<D: Device> Context<D> {
             connection: RefCell::new(None),
             client: Cell::default(),
             poller: RefCell::new(None),
+            messages_warned: Cell::new(false),
             pending: RefCell::new(None),
             busy: Cell::new(false),
             loss_unreported: Cell::new(false),

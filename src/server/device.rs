@@ -81,6 +81,11 @@ pub trait Device: Sized {
         Ok(())
     }
 
+    /// Whether a reset of the device does something.
+    fn can_reset(&self) -> bool {
+        true
+    }
+
     /// The client added a DMA region, which can be used already. The device is
     /// quiesced.
     fn dma_register(&self, context: &Context<Self>, region: RegionId) {

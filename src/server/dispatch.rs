@@ -4,6 +4,8 @@ use super::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::{Command, Errno, Result};
 
+const NO_COMMAND: &str = "not a command that a client sends here";
+
 impl<D: Device> Context<D> {
     /// Executes a command; what it has to say goes into the reply, which is empty.
     /// Descriptors that it came with may be taken from the message; the others are
@@ -19,7 +21,7 @@ impl<D: Device> Context<D> {
             Some(Command::RegionRead) => self.region_read(message, reply),
             Some(Command::RegionWrite) => self.region_write(message, reply),
             Some(other) => self.dispatch_seldom(other, message, reply),
-            None => Err(Errno::EINVAL),
+            None => Err(Errno::EINVAL.because(NO_COMMAND)),
         }
     }
 
@@ -44,7 +46,7 @@ impl<D: Device> Context<D> {
             | Command::DmaRead
             | Command::DmaWrite
             | Command::RegionRead
-            | Command::RegionWrite => Err(Errno::EINVAL),
+            | Command::RegionWrite => Err(Errno::EINVAL.because(NO_COMMAND)),
         }
     }
 

@@ -44,9 +44,9 @@ impl<D: Device> Context<D> {
         let access = self.regions.borrow().access(region)?;
         let gpa_offset = gpa_offset as u64;
         let end = gpa_offset.checked_add(u64::from(size)).ok_or(Errno::EINVAL)?;
-        if shadow_fd != -1 || access.flags.is_empty() || end > access.size {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(shadow_fd == -1, "shadow memory is not supported")?;
+        Errno::EINVAL.unless(!access.flags.is_empty(), "the region is not set up")?;
+        Errno::EINVAL.unless(end <= access.size, "it ends beyond the region")?;
         let mut entries = self.io_eventfds.borrow_mut();
         let entries = entries.regions.get_mut(region as usize).ok_or(Errno::EINVAL)?;
         memory::push(entries, IoEventfd { fd, gpa_offset, size, flags, datamatch })

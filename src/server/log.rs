@@ -6,6 +6,17 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use super::{Context, Device};
 use crate::memory::Bytes;
+use crate::wire::Errno;
+
+/// Logs a line to a context. Nothing is formatted unless its level is enabled.
+macro_rules! log {
+    ($context:expr, $level:ident, $($argument:tt)*) => {
+        if $context.log_enabled(libc::$level) {
+            $context.log_format(libc::$level, format_args!($($argument)*));
+        }
+    };
+}
+pub(super) use log;
 
 /// Which log lines are made.
 #[derive(Debug)]
@@ -39,6 +50,15 @@ impl<D: Device> Context<D> {
         }
     }
 
+    /// Logs that the program was refused something, if the refusal says which
+    /// rule was broken: what is usual while a device runs says none.
+    #[cold]
+    pub fn log_refusal(&self, what: fmt::Arguments<'_>, errno: Errno) {
+        if let Some(rule) = errno.take_rule() {
+            log!(self, LOG_ERR, "{what}: {rule}: {errno}");
+        }
+    }
+
     /// For the `log!` macro: formats a line and hands it on. One that there is no
     /// memory for is lost.
     #[cold]
@@ -54,13 +74,3 @@ impl<D: Device> Context<D> {
         nix::errno::Errno::set_raw(errno);
     }
 }
-
-/// Logs a line to a context. Nothing is formatted unless its level is enabled.
-macro_rules! log {
-    ($context:expr, $level:ident, $($argument:tt)*) => {
-        if $context.log_enabled(libc::$level) {
-            $context.log_format(libc::$level, format_args!($($argument)*));
-        }
-    };
-}
-pub(super) use log;

@@ -22,7 +22,7 @@ impl<D: Device> Context<D> {
     /// The connection is lost: tears it down, or has that done once the device
     /// is quiet, which is `EBUSY`.
     pub(super) fn lose(&self, ask: Ask) -> Result<()> {
-        log!(self, LOG_INFO, "connection lost");
+        self.log_loss();
         self.with_connection(|connection| connection.set_lost());
         if ask == Ask::Yes {
             match self.device.quiesce(self) {
@@ -38,6 +38,23 @@ impl<D: Device> Context<D> {
         }
         self.finish_loss();
         Ok(())
+    }
+
+    /// One line for each client that goes: with what is cut off by that.
+    #[cold]
+    fn log_loss(&self) {
+        let cut_off = self.with_connection(|connection| (connection.partial(), connection.has_unsent()));
+        let ((received, size), unsent) = cut_off.unwrap_or_default();
+        let unsent = if unsent { ", with replies that it has not taken" } else { "" };
+        match (received, size) {
+            (0, _) => log!(self, LOG_INFO, "client lost{unsent}"),
+            (_, None) => {
+                log!(self, LOG_INFO, "client lost after {received} bytes of a message's header{unsent}");
+            }
+            (_, Some(size)) => {
+                log!(self, LOG_INFO, "client lost after {received} bytes of a message of {size}{unsent}");
+            }
+        }
     }
 
     /// Tears a lost connection down; the device is quiet.

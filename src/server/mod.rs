@@ -12,6 +12,7 @@
 mod attach;
 mod blocking;
 mod context;
+mod describe;
 mod device;
 mod dispatch;
 mod guest;
@@ -20,6 +21,7 @@ mod handlers;
 mod io_fds;
 mod log;
 mod loss;
+mod oddities;
 mod poll;
 mod quiesce;
 pub mod regions;

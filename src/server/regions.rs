@@ -10,6 +10,8 @@ use crate::wire::{Errno, Result, SparseArea};
 
 /// How many regions a PCI device has.
 pub const COUNT: usize = 9;
+/// What is wrong with another index.
+const NO_REGION: &str = "there is no such region";
 /// The last of the regions that are BARs.
 const LAST_BAR: usize = 5;
 /// Index of the expansion ROM.
@@ -102,7 +104,7 @@ pub struct Regions {
 impl Regions {
     /// The region with this index, or `EINVAL`.
     pub fn get(&self, index: u32) -> Result<&Region> {
-        self.regions.get(index as usize).ok_or(Errno::EINVAL)
+        self.regions.get(index as usize).ok_or_else(|| Errno::EINVAL.because(NO_REGION))
     }
 
     /// What an access needs to know of a region.
@@ -127,13 +129,14 @@ impl Regions {
 
     fn checked(&self, index: u32, config: RegionConfig, config_size: Option<usize>) -> Result<Region> {
         let flags = config.flags;
-        let consistent = flags.intersects(RegionFlags::READ | RegionFlags::WRITE)
-            && (config.has_callback || !flags.contains(RegionFlags::ALWAYS_CB))
-            && (config.areas.is_empty() || config.memory.is_some());
+        let rules = [
+            (flags.intersects(RegionFlags::READ | RegionFlags::WRITE), "neither READ nor WRITE"),
+            (config.has_callback || !flags.contains(RegionFlags::ALWAYS_CB), "ALWAYS_CB without a callback"),
+            (config.areas.is_empty() || config.memory.is_some(), "parts to be mapped without a descriptor"),
+        ];
+        rules.into_iter().try_for_each(|(holds, rule)| Errno::EINVAL.unless(holds, rule))?;
         let index = index as usize;
-        if !consistent || index >= COUNT {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(index < COUNT, NO_REGION)?;
         let mut size = config.size;
         if index <= LAST_BAR {
             self.check_bar(index, size, flags)?;
@@ -144,9 +147,7 @@ impl Regions {
         memory::reserve(&mut areas, config.areas.len())?;
         areas.extend_from_slice(config.areas);
         let fits = |area: &SparseArea| area.offset.checked_add(area.size).is_some_and(|end| end <= size);
-        if !areas.iter().all(fits) {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(areas.iter().all(fits), "a part to be mapped ends beyond the region")?;
         Ok(Region {
             size,
             has_callback: config.has_callback,
@@ -161,13 +162,16 @@ impl Regions {
         let least = if flags.contains(RegionFlags::MEM) { 16 } else { 4 };
         let is_64 = flags.contains(RegionFlags::IS_64_BITS);
         let neighbour = self.regions.get(index ^ 1).ok_or(Errno::EINVAL)?;
-        let conflict = match index % 2 {
-            0 => is_64 && neighbour.size != 0,
-            _ => is_64 || neighbour.flags.contains(RegionFlags::IS_64_BITS),
-        };
-        match size != 0 && (!size.is_power_of_two() || size < least) || conflict {
-            true => Err(Errno::EINVAL),
-            false => Ok(()),
+        Errno::EINVAL.unless(size == 0 || size.is_power_of_two(), "the size of a BAR is a power of two")?;
+        Errno::EINVAL.unless(size == 0 || size >= least, "a BAR has 16 bytes at least, or 4 of I/O ports")?;
+        match index % 2 {
+            0 => Errno::EINVAL
+                .unless(!is_64 || neighbour.size == 0, "the upper half of the 64-bit BAR is in use"),
+            _ if is_64 => Err(Errno::EINVAL.because("a 64-bit BAR has an even number")),
+            _ => {
+                let free = !neighbour.flags.contains(RegionFlags::IS_64_BITS);
+                Errno::EINVAL.unless(free, "it is the upper half of a 64-bit BAR")
+            }
         }
     }
 
@@ -211,12 +215,11 @@ impl Regions {
 /// there are, or 0 for the default.
 fn check_config(size: u64, flags: RegionFlags, settled: Option<usize>) -> Result<u64> {
     let both = RegionFlags::READ | RegionFlags::WRITE;
-    if !flags.contains(both) || flags.contains(RegionFlags::MEM) {
-        return Err(Errno::EINVAL);
-    }
+    let plain = flags.contains(both) && !flags.contains(RegionFlags::MEM);
+    Errno::EINVAL.unless(plain, "configuration space is READ and WRITE, and not MEM")?;
     match (settled, size) {
         (Some(settled), _) => Ok(settled as u64),
         (None, 0 | 256 | 4096) => Ok(size),
-        _ => Err(Errno::EINVAL),
+        _ => Err(Errno::EINVAL.because("configuration space has 256 or 4096 bytes")),
     }
 }

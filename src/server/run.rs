@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::ffi::c_short;
 use std::os::fd::RawFd;
 
+use super::describe::Described;
 use super::log::log;
 use super::loss::Ask;
 use super::quiesce::Pending;
@@ -68,6 +69,10 @@ impl Drop for Busy<'_> {
     }
 }
 
+/// Rules that a request broke before anybody looked at what it asks for.
+const BAD_HEADER: &str = "no command, or a size that no such command has";
+const NOT_QUIET: &str = "the device did not quiesce";
+
 impl<D: Device> Context<D> {
     /// From now on, until the result is dropped, the context is busy.
     pub(super) fn enter(&self) -> Busy<'_> {
@@ -97,7 +102,7 @@ impl<D: Device> Context<D> {
 
     fn run_start(&self) -> Step {
         if !self.realized.get() {
-            return Step::Fail(Errno::EINVAL);
+            return Step::Fail(Errno::EINVAL.because("vfu_realize_ctx() has not been called"));
         }
         if self.pending.borrow().is_some() {
             return Step::Fail(Errno::EBUSY);
@@ -228,9 +233,13 @@ impl<D: Device> Context<D> {
         };
         match next {
             Ok(Next::Message(message)) => self.handle(message),
-            Ok(Next::Refused(header)) => self.refuse(&header, Errno::EINVAL),
+            Ok(Next::Refused(header)) => self.refuse(&header, &[], Errno::EINVAL.because(BAD_HEADER)),
             Ok(Next::Unfollowable(header)) => {
-                self.refuse(&header, Errno::EINVAL);
+                self.refuse(
+                    &header,
+                    &[],
+                    Errno::EINVAL.because("nobody can tell where the next message begins"),
+                );
                 self.flush();
                 self.with_connection(|connection| connection.set_lost());
                 Turn::Lost
@@ -245,10 +254,11 @@ impl<D: Device> Context<D> {
     fn handle(&self, message: Box<Message>) -> Turn {
         let header = message.header;
         if let Some(errno) = message.missing_fds {
-            return self.refuse(&header, errno);
+            let rule = "descriptors came with it that could not be taken";
+            return self.refuse(&header, message.payload(), errno.because(rule));
         }
         if !admissible(&header) {
-            return self.refuse(&header, Errno::EINVAL);
+            return self.refuse(&header, message.payload(), Errno::EINVAL.because(BAD_HEADER));
         }
         let command = Command::from_number(header.cmd);
         if self.asks_quiesce(command, &message) {
@@ -258,18 +268,25 @@ impl<D: Device> Context<D> {
                     *self.pending.borrow_mut() = Some(Pending::Message(message));
                     return Turn::Pending;
                 }
-                Err(errno) => return self.refuse(&header, errno),
+                Err(errno) => return self.refuse(&header, message.payload(), errno.because(NOT_QUIET)),
             }
         }
         self.execute(command, message);
         Turn::Executed
     }
 
-    fn refuse(&self, header: &Header, errno: Errno) -> Turn {
-        let Header { cmd, msg_size, .. } = *header;
-        log!(self, LOG_ERR, "command {cmd} of {msg_size} bytes refused: {errno}");
+    fn refuse(&self, header: &Header, payload: &[u8], errno: Errno) -> Turn {
+        self.log_failed_request(header, payload, errno);
         self.answer_error(header, errno);
         Turn::Refused
+    }
+
+    /// One line for each request that is refused or fails.
+    #[cold]
+    #[inline(never)]
+    fn log_failed_request(&self, header: &Header, payload: &[u8], errno: Errno) {
+        let rule = errno.take_rule().unwrap_or("the device, or the system, failed");
+        log!(self, LOG_ERR, "{}: {rule}: {errno}", Described { header, payload });
     }
 
     /// Executes a request and answers it.
@@ -278,7 +295,7 @@ impl<D: Device> Context<D> {
         let mut reply = Reply::empty();
         let outcome = self.dispatch(command, &mut message, &mut reply);
         if let Err(errno) = &outcome {
-            log!(self, LOG_ERR, "command {} failed: {errno}", message.header.cmd);
+            self.log_failed_request(&message.header, message.payload(), *errno);
             self.last_errno.set(Some(*errno));
         }
         // Descriptors that were not taken are closed before the answer.

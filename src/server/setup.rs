@@ -26,6 +26,8 @@ impl<D: Device> Context<D> {
         drop(pci);
         self.update_irqs();
         self.realized.set(true);
+        drop(regions);
+        self.warn_of_capabilities();
         Ok(())
     }
 
@@ -44,6 +46,7 @@ impl<D: Device> Context<D> {
     /// Sets how many interrupts of a type the device has; at first, one ERR, one
     /// REQ, and none of the others. `ENOMEM` if there is no memory for so many.
     pub fn setup_irqs(&self, kind: IrqType, count: u32) -> Result<()> {
+        self.warn_of_vectors(kind, count);
         self.irqs.set_count(kind, count)?;
         if kind == IrqType::Intx && self.realized.get() {
             self.pci.borrow().set_interrupt_pin(count != 0)?;
@@ -55,7 +58,7 @@ impl<D: Device> Context<D> {
     /// it is told when regions go. Once regions exist it is too late: `EEXIST`.
     pub fn setup_dma(&self, max_regions: usize, told: bool) -> Result<()> {
         if !self.dma.is_empty() {
-            return Err(Errno::EEXIST);
+            return Err(Errno::EEXIST.because("there are DMA regions already"));
         }
         self.dma.set_limit(max_regions as u64);
         self.set_told_of_unmaps(told);

@@ -26,6 +26,31 @@ pub enum Command {
     MigDataWrite = 18,
 }
 
+impl std::fmt::Display for Command {
+    /// By the specification's name.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Command::Version => "VERSION",
+            Command::DmaMap => "DMA_MAP",
+            Command::DmaUnmap => "DMA_UNMAP",
+            Command::DeviceGetInfo => "DEVICE_GET_INFO",
+            Command::DeviceGetRegionInfo => "DEVICE_GET_REGION_INFO",
+            Command::DeviceGetRegionIoFds => "DEVICE_GET_REGION_IO_FDS",
+            Command::DeviceGetIrqInfo => "DEVICE_GET_IRQ_INFO",
+            Command::DeviceSetIrqs => "DEVICE_SET_IRQS",
+            Command::RegionRead => "REGION_READ",
+            Command::RegionWrite => "REGION_WRITE",
+            Command::DmaRead => "DMA_READ",
+            Command::DmaWrite => "DMA_WRITE",
+            Command::DeviceReset => "DEVICE_RESET",
+            Command::RegionWriteMulti => "REGION_WRITE_MULTI",
+            Command::DeviceFeature => "DEVICE_FEATURE",
+            Command::MigDataRead => "MIG_DATA_READ",
+            Command::MigDataWrite => "MIG_DATA_WRITE",
+        })
+    }
+}
+
 impl Command {
     /// Every command.
     pub const ALL: [Command; 17] = [

@@ -5,6 +5,7 @@
 //! fail with a value far above the defined ones, and that value goes to the
 //! client unchanged.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::num::NonZeroI32;
@@ -63,7 +64,34 @@ known!(
     ETOOMANYREFS,
 );
 
+thread_local! {
+    /// The rule that was broken last, from where it is found broken to where the
+    /// refusal is logged, in the same call: errno's companion, as in C.
+    static RULE: Cell<Option<(Errno, &'static str)>> = const { Cell::new(None) };
+}
+
 impl Errno {
+    /// This errno, for a refusal that says which rule was broken. What logs the
+    /// refusal takes it by [`Errno::take_rule`].
+    #[cold]
+    #[inline(never)]
+    pub fn because(self, rule: &'static str) -> Errno {
+        RULE.set(Some((self, rule)));
+        self
+    }
+
+    /// A refusal, unless the rule holds.
+    #[inline(always)]
+    pub fn unless(self, holds: bool, rule: &'static str) -> Result<()> {
+        if holds { Ok(()) } else { Err(self.because(rule)) }
+    }
+
+    /// The rule that the refusal with this errno said last, if it said one.
+    #[cold]
+    pub fn take_rule(self) -> Option<&'static str> {
+        RULE.take().filter(|(errno, _)| *errno == self).map(|(_, rule)| rule)
+    }
+
     /// The errno with this number; 0, which is no error, counts as `EINVAL`.
     pub const fn new(number: i32) -> Errno {
         match NonZeroI32::new(number) {

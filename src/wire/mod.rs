@@ -63,5 +63,5 @@ pub struct Version {
 /// Takes a structure from the front of `bytes`: the structure and what follows
 /// it, or `EINVAL` if `bytes` is too short to hold one.
 pub fn take<T: FromBytes>(bytes: &[u8]) -> Result<(T, &[u8])> {
-    T::read_from_prefix(bytes).map_err(|_| Errno::EINVAL)
+    T::read_from_prefix(bytes).map_err(|_| Errno::EINVAL.because("the payload is too short"))
 }

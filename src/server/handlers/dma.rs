@@ -9,6 +9,19 @@ use crate::transport::{Message, Reply};
 use crate::wire::limits::MAX_DATA_XFER_SIZE;
 use crate::wire::{Bitmap, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, Errno, Result, take};
 
+const SMALL_ARGSZ: &str = "argsz is out of range";
+const UNKNOWN_FLAG: &str = "an unknown flag";
+
+/// Says why there is no room in the address space, where an errno tells it.
+fn with_map_rule(errno: Errno) -> Errno {
+    errno.because(match errno {
+        Errno::EEXIST => "it overlaps another region",
+        Errno::ENOSPC => "it is larger than a region may be, or there are as many as there may be",
+        Errno::EINVAL => "empty, without an end, or not of pages, or of the wrong kind of file",
+        _ => "the system refuses to map it",
+    })
+}
+
 impl<D: Device> Context<D> {
     /// Whether the device does DMA at all.
     pub(in crate::server) fn dma_is_ready(&self) -> bool {
@@ -21,30 +34,37 @@ impl<D: Device> Context<D> {
             return Ok(());
         }
         let (request, _) = take::<DmaMap>(message.payload())?;
-        if (request.argsz as usize) < size_of::<DmaMap>() {
-            return Err(Errno::EINVAL);
-        }
-        let flags = DmaMapFlags::from_bits(request.flags).ok_or(Errno::EINVAL)?;
+        Errno::EINVAL.unless(request.argsz as usize >= size_of::<DmaMap>(), SMALL_ARGSZ)?;
+        let flags =
+            DmaMapFlags::from_bits(request.flags).ok_or_else(|| Errno::EINVAL.because(UNKNOWN_FLAG))?;
         let how = flags & (DmaMapFlags::MMAP | DmaMapFlags::FILE_IO);
         let file = message.fds.drain(..).next();
         let access = match (&file, how) {
             (None, how) if how.is_empty() => Access::Message,
             (Some(_), how) if how.is_empty() || how == DmaMapFlags::MMAP => Access::Mmap,
             (Some(_), DmaMapFlags::FILE_IO) => Access::FileIo,
-            _ => return Err(Errno::EINVAL),
+            _ => {
+                return Err(
+                    Errno::EINVAL.because("the flags do not go together with the descriptor, or its absence")
+                );
+            }
         };
         let mut prot = Prot::empty();
         prot.set(Prot::READ, flags.contains(DmaMapFlags::READ));
         prot.set(Prot::WRITE, flags.contains(DmaMapFlags::WRITE));
         let DmaMap { addr: iova, size, offset, .. } = request;
         log!(self, LOG_DEBUG, "DMA map of {size:#x} bytes at {iova:#x}, {access:?}");
-        let mapped = self.dma.map(MapRequest { iova, size, prot, access, file, offset })?;
+        let mapped =
+            self.dma.map(MapRequest { iova, size, prot, access, file, offset }).map_err(with_map_rule)?;
         if let Some(beyond) = mapped.beyond_file {
             log!(
                 self,
                 LOG_WARNING,
                 "DMA region at {iova:#x}: its last {beyond:#x} bytes are beyond the end of the file and are not shared"
             );
+        }
+        if access == Access::Message && prot.contains(Prot::WRITE) {
+            self.warn_of_messages(iova, size);
         }
         if mapped.fresh {
             self.device.dma_register(self, mapped.region);
@@ -62,12 +82,10 @@ impl<D: Device> Context<D> {
         let with_bitmap = flags == DmaUnmapFlags::GET_DIRTY_BITMAP.bits();
         let all = flags == DmaUnmapFlags::ALL.bits();
         if flags != 0 && !with_bitmap && !all || all && (addr != 0 || size != 0) {
-            return Err(Errno::EINVAL);
+            return Err(Errno::EINVAL.because("flags that do not go together, or all with a range"));
         }
         let argsz = argsz as usize;
-        if argsz < size_of::<DmaUnmap>() || argsz > MAX_DATA_XFER_SIZE {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless((size_of::<DmaUnmap>()..=MAX_DATA_XFER_SIZE).contains(&argsz), SMALL_ARGSZ)?;
         log!(self, LOG_DEBUG, "DMA unmap of {size:#x} bytes at {addr:#x}, flags {flags}");
         if with_bitmap {
             let (bitmap, _) = take::<Bitmap>(rest)?;
@@ -100,18 +118,10 @@ impl<D: Device> Context<D> {
         }
         // In a range that is empty, or wraps, there is no region.
         let last = size.checked_sub(1).and_then(|more| addr.checked_add(more)).ok_or(Errno::ENOENT);
-        if let Err(errno) = last.and_then(|last| self.dma.check_uncut(addr, last)) {
-            log!(
-                self,
-                LOG_WARNING,
-                "no DMA unmap of {size:#x} bytes at {addr:#x}: {}",
-                match errno {
-                    Errno::ENOENT => "no region is there",
-                    _ => "a region is there in part",
-                }
-            );
-            return Err(errno);
-        }
+        last.and_then(|last| self.dma.check_uncut(addr, last)).map_err(|errno| match errno {
+            Errno::ENOENT => errno.because("no region is there"),
+            _ => errno.because("it cuts through a region"),
+        })?;
         self.remove_dma_regions(addr, last?);
         Ok(())
     }
@@ -119,12 +129,12 @@ impl<D: Device> Context<D> {
     fn unmap_with_bitmap(&self, request: &DmaUnmap, bitmap: &Bitmap, reply: &mut Reply) -> Result<()> {
         let fixed = size_of::<DmaUnmap>() + size_of::<Bitmap>();
         if u64::from(request.argsz) < bitmap.size.saturating_add(fixed as u64) {
-            return Err(Errno::EINVAL);
+            return Err(Errno::EINVAL.because(SMALL_ARGSZ));
         }
         // Looked for first, so that no bit is cleared for nothing.
         let region = self.find_dma_region(request.addr, request.size)?;
         if bitmap.size != bitmap_size(request.size, bitmap.pgsize)? {
-            return Err(Errno::EINVAL);
+            return Err(Errno::EINVAL.because("the size of the bitmap is not that of the range"));
         }
         let size = usize::try_from(bitmap.size).map_err(|_| Errno::EINVAL)?;
         self.make_room(reply, fixed.saturating_add(size))?;
@@ -137,10 +147,7 @@ impl<D: Device> Context<D> {
 
     fn find_dma_region(&self, iova: u64, size: u64) -> Result<RegionId> {
         let found = self.dma.find_exact(iova, size);
-        if found.is_none() {
-            log!(self, LOG_WARNING, "no DMA region of {size:#x} bytes at {iova:#x}");
-        }
-        found.ok_or(Errno::ENOENT)
+        found.ok_or_else(|| Errno::ENOENT.because("no region is exactly that"))
     }
 
     /// Removes every region that lies between two addresses (both included), in

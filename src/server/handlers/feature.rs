@@ -25,25 +25,25 @@ impl<D: Device> Context<D> {
         let feature = self.known_feature(&request)?;
         match FeatureFlags::from_bits_retain(request.flags & !Feature::MASK) {
             operation if operation.contains(FeatureFlags::PROBE) => {
-                if (request.argsz as usize) < payload.len() {
-                    return Err(Errno::EINVAL);
-                }
+                Errno::EINVAL.unless(request.argsz as usize >= payload.len(), "argsz is too small")?;
                 self.echo(payload, reply)
             }
             FeatureFlags::GET => self.feature_get(feature, &request, data, reply),
             FeatureFlags::SET => self.feature_set(payload, reply),
-            _ => Err(Errno::EINVAL),
+            _ => Err(Errno::EINVAL.because("not one of GET, SET and PROBE")),
         }
     }
 
     /// The feature, if the device has it and it has the operations asked for.
     fn known_feature(&self, request: &DeviceFeature) -> Result<Feature> {
-        let feature = Feature::from_number(request.flags & Feature::MASK).ok_or(Errno::EINVAL)?;
-        let operations = FeatureFlags::from_bits(request.flags & !Feature::MASK).ok_or(Errno::EINVAL)?;
+        const UNKNOWN: &str = "the device does not have this feature, or it cannot be used like that";
+        let unknown = || Errno::EINVAL.because(UNKNOWN);
+        let feature = Feature::from_number(request.flags & Feature::MASK).ok_or_else(unknown)?;
+        let operations = FeatureFlags::from_bits(request.flags & !Feature::MASK).ok_or_else(unknown)?;
         let possible = feature.operations() | FeatureFlags::PROBE;
         match self.device.can_migrate() && possible.contains(operations) {
             true => Ok(feature),
-            false => Err(Errno::EINVAL),
+            false => Err(unknown()),
         }
     }
 
@@ -66,9 +66,7 @@ impl<D: Device> Context<D> {
             Feature::DmaLoggingStart | Feature::DmaLoggingStop => return Err(Errno::EINVAL),
         };
         let size = size_of::<DeviceFeature>() + size_of::<u64>();
-        if (request.argsz as usize) < size {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(request.argsz as usize >= size, "argsz is too small")?;
         self.make_room(reply, size)?;
         reply.put(&DeviceFeature { argsz: size as u32, ..*request })?;
         match feature {
@@ -81,9 +79,7 @@ impl<D: Device> Context<D> {
     /// quiesce for it.
     pub(in crate::server) fn check_feature_set(&self, payload: &[u8]) -> Result<()> {
         let (request, data) = take::<DeviceFeature>(payload)?;
-        if (request.argsz as usize) < payload.len() {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(request.argsz as usize >= payload.len(), "argsz is too small")?;
         match self.known_feature(&request)? {
             Feature::MigDeviceState => take::<StateData>(data).map(drop),
             Feature::DmaLoggingStart => logging_ranges(data).map(drop),
@@ -128,9 +124,7 @@ impl<D: Device> Context<D> {
         let bitmap = bitmap_size(report.length, report.page_size)?;
         let fixed = size_of::<DeviceFeature>() + size_of::<LoggingReport>();
         let size = bitmap.saturating_add(fixed as u64);
-        if u64::from(request.argsz) < size {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(u64::from(request.argsz) >= size, "argsz is too small")?;
         let bitmap = usize::try_from(bitmap).map_err(|_| Errno::EINVAL)?;
         self.dma.check_report(report.iova, report.length, report.page_size)?;
         let first = bitmap.min(REPORT_PART);
@@ -171,9 +165,7 @@ fn logging_ranges(data: &[u8]) -> Result<(LoggingControl, Vec<LoggingRange>)> {
     let (control, mut rest) = take::<LoggingControl>(data)?;
     let room = rest.len() / size_of::<LoggingRange>();
     let count = control.num_ranges as usize;
-    if count > room {
-        return Err(Errno::EINVAL);
-    }
+    Errno::EINVAL.unless(count <= room, "fewer ranges than num_ranges")?;
     let mut ranges = Vec::new();
     memory::reserve(&mut ranges, count)?;
     for _ in 0..count {

@@ -18,9 +18,7 @@ impl<D: Device> Context<D> {
     pub(in crate::server) fn device_get_info(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (request, _) = take::<DeviceInfo>(message.payload())?;
         let size = size_of::<DeviceInfo>();
-        if (request.argsz as usize) < size {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(request.argsz as usize >= size, "argsz is too small")?;
         self.make_room(reply, size)?;
         reply.put(&DeviceInfo {
             argsz: size as u32,
@@ -39,9 +37,7 @@ impl<D: Device> Context<D> {
         let (request, _) = take::<RegionInfo>(message.payload())?;
         let fixed = size_of::<RegionInfo>();
         let argsz = request.argsz as usize;
-        if argsz < fixed {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(argsz >= fixed, "argsz is too small")?;
         let regions = self.regions.borrow();
         let region = regions.get(request.index)?;
         // A client that takes no descriptors can't map anything.
@@ -94,9 +90,7 @@ impl<D: Device> Context<D> {
     pub(in crate::server) fn device_get_irq_info(&self, message: &Message, reply: &mut Reply) -> Result<()> {
         let (request, _) = take::<IrqInfo>(message.payload())?;
         let size = size_of::<IrqInfo>();
-        if (request.argsz as usize) < size {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(request.argsz as usize >= size, "argsz is too small")?;
         let kind = IrqType::from_index(request.index)?;
         let mut flags = IrqInfoFlags::EVENTFD;
         if kind == IrqType::Intx && self.irqs.is_latching() {

@@ -14,7 +14,9 @@ impl<D: Device> Context<D> {
         match (request.action()?, request.data()?) {
             // It would ask the server to watch the client's eventfd, and there
             // is no thread that could.
-            (IrqAction::Mask | IrqAction::Unmask, IrqData::Eventfd) => return Err(Errno::EINVAL),
+            (IrqAction::Mask | IrqAction::Unmask, IrqData::Eventfd) => {
+                return Err(Errno::EINVAL.because("an eventfd that masks or unmasks is not supported"));
+            }
             (action @ (IrqAction::Mask | IrqAction::Unmask), data) => {
                 let mask = action == IrqAction::Mask;
                 match data {
@@ -60,23 +62,32 @@ impl<D: Device> Context<D> {
     /// The checks of the specification and of the original library, in its
     /// order.
     fn check_irq_set(&self, request: &IrqSet, message: &Message) -> Result<IrqType> {
-        let refuse = |bad: bool| if bad { Err(Errno::EINVAL) } else { Ok(()) };
+        let refuse = |bad: bool, rule| Errno::EINVAL.unless(!bad, rule);
         let IrqSet { argsz, index, start, count, .. } = *request;
-        refuse((argsz as usize) < size_of::<IrqSet>())?;
+        refuse((argsz as usize) < size_of::<IrqSet>(), "argsz is too small")?;
         let data = request.data();
-        refuse(data == Ok(IrqData::Bool) && booleans(message).len() != count as usize)?;
+        refuse(
+            data == Ok(IrqData::Bool) && booleans(message).len() != count as usize,
+            "not a byte for each vector",
+        )?;
         let kind = IrqType::from_index(index)?;
         let action = request.action()?;
         let data = data?;
         let available = self.irqs.count(kind);
-        refuse(start >= available || start.saturating_add(count) > available)?;
+        refuse(
+            start >= available || start.saturating_add(count) > available,
+            "there are not so many vectors",
+        )?;
         if matches!(kind, IrqType::Err | IrqType::Req) {
-            refuse(action != IrqAction::Trigger || count > 1)?;
+            refuse(action != IrqAction::Trigger || count > 1, "these are triggered only, and one at a time")?;
         }
-        refuse(count == 0 && (start != 0 || (action, data) != (IrqAction::Trigger, IrqData::None)))?;
+        refuse(
+            count == 0 && (start != 0 || (action, data) != (IrqAction::Trigger, IrqData::None)),
+            "count is 0",
+        )?;
         let fds = message.fds.len();
-        refuse(fds != 0 && data != IrqData::Eventfd)?;
-        refuse(fds != 0 && fds != count as usize)?;
+        refuse(fds != 0 && data != IrqData::Eventfd, "descriptors without DATA_EVENTFD")?;
+        refuse(fds != 0 && fds != count as usize, "not a descriptor for each vector")?;
         Ok(kind)
     }
 }

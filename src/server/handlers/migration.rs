@@ -16,7 +16,7 @@ impl<D: Device> Context<D> {
     }
 
     fn check_migratable(&self) -> Result<()> {
-        if self.device.can_migrate() { Ok(()) } else { Err(Errno::EINVAL) }
+        Errno::EINVAL.unless(self.device.can_migrate(), "the device cannot migrate")
     }
 
     /// What a transfer of migration data asks for, if it is not too much.
@@ -24,9 +24,8 @@ impl<D: Device> Context<D> {
         let (request, _) = take::<MigData>(message.payload())?;
         let size = request.size as usize;
         let whole = size_of::<MigData>().saturating_add(size);
-        if size > self.client.get().max_data_xfer_size || (request.argsz as usize) < whole {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(size <= self.client.get().max_data_xfer_size, "more than max_data_xfer_size")?;
+        Errno::EINVAL.unless(request.argsz as usize >= whole, "argsz is too small")?;
         Ok((request, size))
     }
 

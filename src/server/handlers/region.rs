@@ -7,6 +7,8 @@ use crate::transport::{Message, Reply};
 use crate::wire::limits::MAX_DATA_XFER_SIZE;
 use crate::wire::{DeviceState, Errno, RegionAccess, Result, WriteMultiEntry, WriteMultiHead, take};
 
+const BEYOND: &str = "it ends beyond the region";
+
 impl<D: Device> Context<D> {
     /// `VFIO_USER_REGION_READ`
     #[inline(always)]
@@ -59,14 +61,11 @@ impl<D: Device> Context<D> {
         message: &mut Message,
         reply: &mut Reply,
     ) -> Result<()> {
-        if !self.client.get().write_multiple {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(self.client.get().write_multiple, "write_multiple was not negotiated")?;
         let (head, entries) = take::<WriteMultiHead>(message.payload())?;
         let expected = head.wr_cnt.checked_mul(size_of::<WriteMultiEntry>() as u64);
-        if expected != Some(entries.len() as u64) {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL
+            .unless(expected == Some(entries.len() as u64), "wr_cnt is not the number of entries")?;
         let mut wr_cnt = 0u64;
         for number in 0..head.wr_cnt {
             match self.write_entry(message, number) {
@@ -108,22 +107,21 @@ impl<D: Device> Context<D> {
     /// Checks an access; `data` is the length of what comes with a write.
     fn check_access(&self, access: &RegionAccess, data: Option<usize>) -> Result<Access> {
         let count = access.count as usize;
-        if count > MAX_DATA_XFER_SIZE || data.is_some_and(|len| len != count) {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(count <= MAX_DATA_XFER_SIZE, "more than max_data_xfer_size")?;
+        Errno::EINVAL.unless(data.is_none_or(|len| len == count), "count is not the length of the data")?;
         let region = self.regions.borrow().access(access.region)?;
-        let end = access.offset.checked_add(u64::from(access.count)).ok_or(Errno::EINVAL)?;
+        let end = access
+            .offset
+            .checked_add(u64::from(access.count))
+            .ok_or_else(|| Errno::EINVAL.because(BEYOND))?;
         // No region reaches as far as the last byte that an offset can name.
-        if end > region.size || access.offset == u64::MAX {
-            return Err(Errno::EINVAL);
-        }
-        if data.is_some() && self.migration.state() == DeviceState::StopCopy {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(end <= region.size && access.offset != u64::MAX, BEYOND)?;
+        Errno::EINVAL.unless(
+            data.is_none() || self.migration.state() != DeviceState::StopCopy,
+            "a write in the migration state STOP_COPY",
+        )?;
         let needed = if data.is_some() { RegionFlags::WRITE } else { RegionFlags::READ };
-        if !region.flags.contains(needed) {
-            return Err(Errno::EPERM);
-        }
+        Errno::EPERM.unless(region.flags.contains(needed), "the region does not allow it")?;
         Ok(region)
     }
 
