@@ -157,6 +157,23 @@ impl Model {
         }
     }
 
+    /// Removes the regions in a range that cuts through none. How many.
+    pub fn remove_range(&mut self, first: u64, last_of_range: u64) -> Result<u64, Errno> {
+        let end = |start: &u64, region: &Region| last(*start, region.size).expect("checked");
+        let touched: Vec<_> = (self.regions.iter())
+            .filter(|(start, region)| **start <= last_of_range && end(start, region) >= first)
+            .map(|(start, region)| (*start, *start >= first && end(start, region) <= last_of_range))
+            .collect();
+        match touched.as_slice() {
+            [] => Err(Errno::ENOENT),
+            _ if !touched.iter().all(|(_, whole)| *whole) => Err(Errno::EINVAL),
+            _ => {
+                touched.iter().for_each(|(start, _)| self.remove(*start));
+                Ok(touched.len() as u64)
+            }
+        }
+    }
+
     pub fn report(&mut self, iova: u64, length: u64, page_size: u64) -> Result<Vec<u8>, Errno> {
         let size = bitmap_size(length, page_size)?;
         let end = last(iova, length).ok_or(Errno::ENOENT)?;
@@ -172,12 +189,9 @@ impl Model {
         if page_size.count_ones() != 1 {
             return Err(Errno::EINVAL);
         }
-        let (start, region) = self.around(iova).expect("checked");
+        let (start, _) = self.around(iova).expect("checked");
         if !(iova - start).is_multiple_of(logged) {
             return Err(Errno::ENOTSUP);
-        }
-        if region.attributes.access == Access::Message {
-            return Err(Errno::EINVAL);
         }
         // The reply goes as far as its bits and the last region.
         let bits_end = u128::from(iova) + u128::from(size) * 8 * u128::from(page_size) - 1;
