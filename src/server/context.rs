@@ -132,7 +132,7 @@ impl<D: Device> Context<D> {
 
     /// Whether a bug of ours has hit this context: its functions fail.
     #[inline(always)]
-    pub(crate) fn is_broken(&self) -> bool {
+    pub fn is_broken(&self) -> bool {
         self.condition.load(Ordering::Relaxed) & BROKEN != 0
     }
 
