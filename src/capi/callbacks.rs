@@ -39,6 +39,8 @@ pub struct Callbacks {
     pub(super) quiesce: Cell<vfu_device_quiesce_cb_t>,
     pub(super) dma_register: Cell<vfu_dma_register_cb_t>,
     pub(super) dma_unregister: Cell<vfu_dma_unregister_cb_t>,
+    /// What the register callback that runs has decided; `None`: none runs.
+    registering: Cell<Option<Result<()>>>,
     /// By interrupt type.
     pub(super) irq_state: [Cell<vfu_dev_irq_state_cb_t>; IrqType::COUNT],
     pub(super) migration: Cell<Option<Migration>>,
@@ -55,10 +57,20 @@ impl Callbacks {
             quiesce: Cell::default(),
             dma_register: Cell::default(),
             dma_unregister: Cell::default(),
+            registering: Cell::default(),
             irq_state: Default::default(),
             migration: Cell::default(),
             log: RwLock::default(),
         }
+    }
+
+    /// The register callback that runs refuses its region; false: none runs.
+    pub(super) fn refuse_dma_region(&self, errno: Errno) -> bool {
+        let runs = self.registering.get().is_some();
+        if runs {
+            self.registering.set(Some(Err(errno)));
+        }
+        runs
     }
 
     #[inline(always)]
@@ -125,12 +137,16 @@ impl Device for Callbacks {
         self.reset.get().is_some()
     }
 
-    fn dma_register(&self, context: &vfu_ctx_t, region: RegionId) {
-        if let Some(callback) = self.dma_register.get() {
-            // SAFETY: as for quiesce; the info stays in place until the region
-            // has been removed, which is after the unregister callback.
-            unsafe { callback(handle(context), context.dma_info(region)) };
-        }
+    fn dma_register(&self, context: &vfu_ctx_t, region: RegionId) -> Result<()> {
+        let Some(callback) = self.dma_register.get() else {
+            return Ok(());
+        };
+        self.registering.set(Some(Ok(())));
+        // SAFETY: as for quiesce; the info stays in place until the region
+        // has been removed, which is after the unregister callback, or if this
+        // one refuses it.
+        unsafe { callback(handle(context), context.dma_info(region)) };
+        self.registering.take().unwrap_or(Ok(()))
     }
 
     fn dma_unregister(&self, context: &vfu_ctx_t, region: RegionId) {

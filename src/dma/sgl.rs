@@ -284,6 +284,12 @@ impl AddressSpace {
         self.slots.with(entry.region, |slot| entry.get_from(slot))
     }
 
+    /// How the device reaches the memory around an address, if there is any.
+    pub fn access_at(&self, iova: u64) -> Option<Access> {
+        let region = self.index.read(|| self.index.up_to(iova)?.snapshot())?;
+        region.offset_of(iova).map(|_| region.attributes.access())
+    }
+
     /// Whether an entry can be used with [`AddressSpace::get`].
     pub fn is_mappable(&self, entry: &SgEntry) -> bool {
         self.resolve(entry).is_some_and(|region| region.attributes.access() == Access::Mmap)

@@ -87,9 +87,11 @@ pub trait Device: Sized {
     }
 
     /// The client added a DMA region, which can be used already. The device is
-    /// quiesced.
-    fn dma_register(&self, context: &Context<Self>, region: RegionId) {
+    /// quiesced. If this fails, the region goes as if it had never been, and
+    /// [`dma_unregister`](Device::dma_unregister) is not called for it.
+    fn dma_register(&self, context: &Context<Self>, region: RegionId) -> Result<()> {
         let _ = (context, region);
+        Ok(())
     }
 
     /// A DMA region goes: it can be used until this returns. The device is

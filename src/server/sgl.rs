@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::{Context, Device};
-use crate::dma::{DmaInfo, Prot, RegionId, SgEntry, Translation};
+use crate::dma::{Access, DmaInfo, Prot, RegionId, SgEntry, Translation};
 use crate::wire::{Errno, Result};
 
 impl<D: Device> Context<D> {
@@ -24,6 +24,11 @@ impl<D: Device> Context<D> {
     /// What C's DMA callbacks are told of a region; good until it is removed.
     pub(crate) fn dma_info(&self, region: RegionId) -> *mut DmaInfo {
         self.dma.info(region)
+    }
+
+    /// See `vfux_get_dma_access`. Any thread may call this.
+    pub fn dma_access(&self, addr: u64) -> Result<Access> {
+        self.dma.access_at(addr).ok_or(Errno::ENOENT)
     }
 
     /// The short way to what [`addr_to_sgl`](Context::addr_to_sgl) does: the

@@ -38,6 +38,10 @@ int main(int argc, char **argv)
 	FAILS(vfux_read_pba(NULL, bytes, sizeof(bytes), 0), EINVAL);
 	FAILS(vfux_read_pba(ctx, NULL, sizeof(bytes), 0), EINVAL);
 	FAILS(vfux_read_pba(ctx, bytes, sizeof(bytes), 0), EINVAL);
+	FAILS(vfux_get_dma_access(NULL, NULL), EINVAL);
+	FAILS(vfux_get_dma_access(ctx, NULL), ENOENT);
+	FAILS(vfux_refuse_dma_region(NULL, EPERM), EINVAL);
+	FAILS(vfux_refuse_dma_region(ctx, EPERM), EINVAL);
 	FAILS(vfux_get_client_credentials(NULL, &credentials), EINVAL);
 	FAILS(vfux_get_client_credentials(ctx, NULL), EINVAL);
 	FAILS(vfux_get_client_credentials(ctx, &credentials), ENOTCONN);

@@ -4,7 +4,9 @@
 //! one day collides with them; their symbols have a version node of their own.
 
 mod client;
+mod dma;
 mod irq;
 
 pub use client::*;
+pub use dma::*;
 pub use irq::*;

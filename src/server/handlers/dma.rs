@@ -66,8 +66,11 @@ impl<D: Device> Context<D> {
         if access == Access::Message && prot.contains(Prot::WRITE) {
             self.warn_of_messages(iova, size);
         }
-        if mapped.fresh {
-            self.device.dma_register(self, mapped.region);
+        if mapped.fresh
+            && let Err(errno) = self.device.dma_register(self, mapped.region)
+        {
+            self.dma.remove(mapped.region);
+            return Err(errno.because("the device refuses the region"));
         }
         Ok(())
     }

@@ -96,9 +96,9 @@ impl Device for Recorder {
         self.called(context, Reset(kind), 0).map(drop)
     }
 
-    fn dma_register(&self, context: &Context<Self>, region: RegionId) {
+    fn dma_register(&self, context: &Context<Self>, region: RegionId) -> Result<()> {
         let region = context.dma_region(region).unwrap();
-        self.calls.borrow_mut().push(Register(region.iova, region.size));
+        self.called(context, Register(region.iova, region.size), 0).map(drop)
     }
 
     fn dma_unregister(&self, context: &Context<Self>, region: RegionId) {
