@@ -33,9 +33,9 @@ pub enum vfux_dma_access {
 /// It is the same for all of a region, and does not change while the region is
 /// there.
 ///
-/// May be called in callbacks, those included that register and unregister the
-/// region, and from any thread while the device is not quiesced. It takes no
-/// lock unless regions come or go meanwhile.
+/// May be called from any thread while the device is not quiesced, and in
+/// callbacks, those included that register and unregister the region. It takes
+/// no lock unless regions come or go meanwhile.
 ///
 /// Returns enum vfux_dma_access, or -1 and sets errno:
 ///

@@ -131,3 +131,14 @@ fn memory_stays_while_another_thread_moves_bytes() {
         reader.join().unwrap();
     });
 }
+
+#[test]
+fn a_region_that_the_device_refuses_goes() {
+    let mut bench = Bench::new();
+    bench.returns([Ok(0), Err(Errno::ENOTSUP)]);
+    assert_eq!(bench.request(Command::DmaMap, &map_request(0, PAGE)), (libc::ENOTSUP, vec![]));
+    assert_eq!(bench.calls(), [Call::Quiesce, Call::Register(0, PAGE)], "without an Unregister");
+    assert_eq!(bench.context.guest().read_memory(0, &mut [0]), Err(Errno::ENOENT));
+    bench.map(0, PAGE, None);
+    assert_eq!(bench.calls(), [Call::Quiesce, Call::Register(0, PAGE)]);
+}
