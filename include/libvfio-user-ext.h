@@ -115,8 +115,8 @@ int vfux_get_dma_access(vfu_ctx_t *vfu_ctx, vfu_dma_addr_t dma_addr);
  * unregister callback is not called. If this is called more than once, the last
  * err counts; it cannot be taken back.
  *
- * Threads: in the register callback of vfu_setup_device_dma() only, on its
- * thread.
+ * Threads: on the thread that uses the context, and there in the register
+ * callback of vfu_setup_device_dma() only.
  *
  * Returns 0, or -1 and sets errno:
  *

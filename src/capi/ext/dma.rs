@@ -75,8 +75,8 @@ pub unsafe extern "C-unwind" fn vfux_get_dma_access(
 /// unregister callback is not called. If this is called more than once, the last
 /// err counts; it cannot be taken back.
 ///
-/// Threads: in the register callback of vfu_setup_device_dma() only, on its
-/// thread.
+/// Threads: on the thread that uses the context, and there in the register
+/// callback of vfu_setup_device_dma() only.
 ///
 /// Returns 0, or -1 and sets errno:
 ///
