@@ -253,29 +253,44 @@ pub unsafe extern "C-unwind" fn vfu_sgl_get(
     // SAFETY: C's promises: the handle is NULL or a live context, sgl and iov
     // arrays of cnt.
     unsafe {
-        if cnt != 1 {
-            return sgl_get_several(vfu_ctx, sgl, iov, cnt, flags);
+        if cnt != 1 || flags != 0 {
+            return sgl_get_any(vfu_ctx, sgl, iov, cnt, flags);
         }
-        if flags == 0
-            && let Ok(ctx) = cast::context(vfu_ctx)
+        if let Ok(ctx) = cast::context(vfu_ctx)
             && !iov.is_null()
             && let Ok(entry) = cast::reference(sgl)
-            && let Some(memory) = ctx.memory_of(entry)
+            && let Some(memory) = ctx.recent_memory_of(entry)
         {
             iov.write_unaligned(memory);
             return 0;
         }
-        sgl_get(vfu_ctx, sgl, iov, cnt, flags)
+        sgl_get_one(vfu_ctx, sgl, iov)
     }
 }
 
-/// The same for several entries, without the guard.
+/// The same for one entry of whatever region. (Of few arguments, so that few have to
+/// be kept.)
 ///
 /// # Safety
 ///
 /// As C promises for that.
 #[inline(never)]
-unsafe extern "C-unwind" fn sgl_get_several(
+unsafe extern "C-unwind" fn sgl_get_one(
+    vfu_ctx: *mut vfu_ctx_t,
+    sgl: *mut dma_sg_t,
+    iov: *mut iovec,
+) -> c_int {
+    // SAFETY: as above.
+    unsafe { sgl_get_any(vfu_ctx, sgl, iov, 1, 0) }
+}
+
+/// The same for any number of entries of whatever regions, without the guard.
+///
+/// # Safety
+///
+/// As C promises for that.
+#[inline(never)]
+unsafe extern "C-unwind" fn sgl_get_any(
     vfu_ctx: *mut vfu_ctx_t,
     sgl: *mut dma_sg_t,
     iov: *mut iovec,
@@ -375,7 +390,7 @@ unsafe fn needs_no_marks(vfu_ctx: *mut vfu_ctx_t, sgl: *mut dma_sg_t, cnt: size_
     }
 }
 
-/// The whole of [`vfu_sgl_put`], with its arguments where they are.
+/// [`vfu_sgl_put`] with marks to be made, with its arguments where they are.
 ///
 /// # Safety
 ///
@@ -393,13 +408,33 @@ unsafe extern "C-unwind" fn sgl_put(
     unsafe { mark(vfu_ctx, "vfu_sgl_put", sgl, cnt) };
 }
 
-/// The whole of [`vfu_sgl_put`] and [`vfu_sgl_mark_dirty`].
+/// Makes the marks of [`vfu_sgl_put`] and [`vfu_sgl_mark_dirty`], without the
+/// guard if it can be.
 ///
 /// # Safety
 ///
 /// The handle is NULL or a live context, sgl an array of cnt.
 #[inline(never)]
 unsafe fn mark(vfu_ctx: *mut vfu_ctx_t, name: &'static str, sgl: *mut dma_sg_t, cnt: size_t) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        if let Ok(ctx) = cast::context(vfu_ctx)
+            && let Ok(entries) = cast::array(sgl, cnt)
+            && ctx.try_mark_dirty(entries)
+        {
+            return;
+        }
+        mark_guarded(vfu_ctx, name, sgl, cnt);
+    }
+}
+
+/// The whole of [`mark`].
+///
+/// # Safety
+///
+/// As for that.
+#[inline(never)]
+unsafe fn mark_guarded(vfu_ctx: *mut vfu_ctx_t, name: &'static str, sgl: *mut dma_sg_t, cnt: size_t) {
     // SAFETY: the caller's promises.
     unsafe {
         guard::enter_lean(vfu_ctx, name, |ctx| {

@@ -85,6 +85,12 @@ impl Block {
         word.is_some_and(|word| word.load(Relaxed) >> (bit % 64) & 1 != 0)
     }
 
+    /// A number that no other group of any block has: its address.
+    #[inline(always)]
+    pub(super) fn name_of_group(&self, group: u64) -> u64 {
+        (self.words.addr() as u64).wrapping_add(group.wrapping_mul(GROUP_BITS / 8))
+    }
+
     /// Whether it has been said that a group may have bits set, and no harvest
     /// took note of that yet.
     #[inline(always)]

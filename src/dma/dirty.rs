@@ -67,12 +67,11 @@ impl Dirty {
     }
 
     /// Sets the bits `first` to `last` (both included) of a block.
-    pub(super) fn set(&self, handle: u32, first: u64, last: u64) {
-        let Some(block) = self.blocks.get(handle) else { return };
+    pub(super) fn set(&self, block: &Block, first: u64, last: u64) {
         let mut from = first;
         loop {
             let end = from | (GROUP_BITS - 1);
-            self.set_in_group(handle, block, from, end.min(last));
+            self.set_in_group(block, from, end.min(last));
             if last <= end {
                 return;
             }
@@ -94,21 +93,34 @@ impl Dirty {
         self.progress.sequence.load(Relaxed) == before
     }
 
-    fn set_in_group(&self, handle: u32, block: &Block, first: u64, last: u64) {
+    /// Sets the bits `first` to `last` (both included) of a block, if they are
+    /// bits of one group and no harvest is beside: false if they may not be set
+    /// (any more). Neither waits nor panics.
+    #[inline(always)]
+    pub(super) fn try_set(&self, block: &Block, first: u64, last: u64) -> bool {
         let group = first / GROUP_BITS;
         let before = self.progress.sequence.load(Acquire);
-        let is_ours = before & 1 == 1 && self.progress.group.load(Acquire) == name(handle, group);
-        let mut done = false;
-        if !is_ours {
-            set_bits(block, first, last);
-            done = self.progress.sequence.load(Relaxed) == before;
+        let is_ours = || before & 1 == 1 && self.progress.group.load(Acquire) == block.name_of_group(group);
+        if last / GROUP_BITS != group || is_ours() {
+            return false;
         }
-        if !done {
-            let _no_harvest = self.progress.lock.lock();
-            set_bits(block, first, last);
+        set_bits(block, first, last);
+        if self.progress.sequence.load(Relaxed) != before {
+            return false;
         }
         // After the bits, so that a harvester that takes the note finds them.
         block.note(group as usize);
+        true
+    }
+
+    /// The same with harvests locked out where needed.
+    fn set_in_group(&self, block: &Block, first: u64, last: u64) {
+        if !self.try_set(block, first, last) {
+            let no_harvest = self.progress.lock.lock();
+            set_bits(block, first, last);
+            drop(no_harvest);
+            block.note((first / GROUP_BITS) as usize);
+        }
     }
 
     /// Takes the bits `first` to `last` (both included) out of a block and
@@ -136,7 +148,7 @@ impl Dirty {
                 let (word, end) = (*bits.start() / 64, *bits.end() / 64);
                 let Some(found) = buffer.get_mut(..(end - word + 1) as usize) else { continue };
                 let Some(words) = block.words().get(word as usize..=end as usize) else { continue };
-                let progress = self.progress.enter(name(handle, group));
+                let progress = self.progress.enter(block.name_of_group(group));
                 let (head, tail) = (mask(*bits.start(), 63), mask(0, *bits.end()));
                 let any = take_bits(words, found, head, tail, keep);
                 drop(progress);
@@ -157,11 +169,6 @@ impl Dirty {
     pub(super) fn harvested(&self) -> u64 {
         self.progress.sequence.load(Relaxed) / 2
     }
-}
-
-/// Names a group of a block. Blocks have at most 2^16 groups.
-fn name(handle: u32, group: u64) -> u64 {
-    u64::from(handle) << 32 | group
 }
 
 /// A group being harvested.

@@ -88,6 +88,15 @@ impl SgEntry {
         self.offset
     }
 
+    /// The first and the last page, from the region's start; of an entry that
+    /// is good and not empty.
+    #[inline(always)]
+    fn pages(&self, page_shift: u32) -> (u64, u64) {
+        let last = self.offset.wrapping_add(self.length).wrapping_sub(1);
+        // (The shift is below 64: so no panic.)
+        (self.offset >> (page_shift % 64), last >> (page_shift % 64))
+    }
+
     #[inline]
     fn tag(&self) -> u64 {
         u64::from_le(self.tail) | 0xff
@@ -278,6 +287,15 @@ impl AddressSpace {
         }
     }
 
+    /// What [`AddressSpace::get`] returns if the entry is of the region that this
+    /// thread used last, as it mostly is: the entry has only just been written
+    /// then, and to look for its slot would have to wait for that. Cannot panic.
+    #[inline(always)]
+    pub fn get_recent(&self, entry: &SgEntry) -> Option<libc::iovec> {
+        // SAFETY: as in `translate_recent`.
+        entry.get_from(unsafe { self.hints.lane()?.get() })
+    }
+
     /// What [`AddressSpace::get`] returns, if that is no error. Cannot panic.
     #[inline(always)]
     pub fn try_get(&self, entry: &SgEntry) -> Option<libc::iovec> {
@@ -300,7 +318,7 @@ impl AddressSpace {
     #[inline]
     pub fn mark_dirty(&self, entry: &SgEntry) {
         let page_shift = self.dirty.page_shift();
-        if page_shift != 0 && entry.is_writeable() {
+        if page_shift != 0 && !self.try_mark(entry, page_shift) {
             self.mark(entry, page_shift);
         }
     }
@@ -312,20 +330,36 @@ impl AddressSpace {
         if !entry.is_writeable() {
             return true;
         }
-        let Some(bitmap) = self.slots.with(entry.region, |slot| slot.bitmap(entry.tag())) else {
+        let (page, last) = entry.pages(page_shift);
+        if last != page {
             return false;
-        };
-        let page = entry.offset >> page_shift;
-        let last = entry.offset.wrapping_add(entry.length).wrapping_sub(1);
-        last >> page_shift == page && self.dirty.is_set(bitmap, page)
+        }
+        let bitmap = self.slots.with(entry.region, |slot| slot.bitmap(entry.tag()));
+        bitmap.is_some_and(|bitmap| self.dirty.is_set(bitmap, page))
+    }
+
+    /// The short way of [`AddressSpace::mark_dirty`] while this, not 0, is
+    /// [`AddressSpace::page_shift`]: whether that was all, or false if it takes a
+    /// lock, or the entry is not good. Cannot panic.
+    #[inline(always)]
+    pub fn try_mark(&self, entry: &SgEntry, page_shift: u32) -> bool {
+        if !entry.is_writeable() {
+            return true;
+        }
+        let found =
+            self.slots.with(entry.region, |slot| slot.bitmap_within(entry.tag(), entry.offset, entry.length));
+        let (page, last) = entry.pages(page_shift);
+        found.is_some_and(|bitmap| self.dirty.try_set(bitmap, page, last))
     }
 
     #[inline(never)]
     fn mark(&self, entry: &SgEntry, page_shift: u32) {
         let Some(region) = self.resolve(entry) else { return };
-        let Some(more) = entry.length.checked_sub(1) else { return };
-        let last = entry.offset.wrapping_add(more);
-        self.dirty.set(region.block, entry.offset >> page_shift, last >> page_shift);
+        let Some(bitmap) = self.dirty.blocks.get(region.block) else { return };
+        if entry.length > 0 {
+            let (page, last) = entry.pages(page_shift);
+            self.dirty.set(bitmap, page, last);
+        }
     }
 
     /// Reads the bytes of an entry without a message.

@@ -181,6 +181,13 @@ impl Slot {
         Some(unsafe { &*bitmap })
     }
 
+    /// The same, if these bytes are in the region, and at least one.
+    #[inline(always)]
+    pub(super) fn bitmap_within(&self, tag: u64, offset: u64, length: u64) -> Option<&Block> {
+        let last = offset.checked_add(length.checked_sub(1)?)?;
+        if last >= self.size.load(Relaxed) { None } else { self.bitmap(tag) }
+    }
+
     /// The address of bytes in the region of this tag, if that is (still) here,
     /// mapped, and large enough.
     #[inline(always)]

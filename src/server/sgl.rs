@@ -64,8 +64,15 @@ impl<D: Device> Context<D> {
         self.dma.translate_at_once(addr, len, rights(prot), max, put)
     }
 
-    /// The short way to what [`sgl_get`](Context::sgl_get) does for one entry.
-    /// None says nothing. Cannot panic.
+    /// The short way to what [`sgl_get`](Context::sgl_get) does for one entry,
+    /// if its region is the one that the thread used last. None says nothing.
+    /// Cannot panic, nor can the next.
+    #[inline(always)]
+    pub fn recent_memory_of(&self, entry: &SgEntry) -> Option<libc::iovec> {
+        if self.is_gettable() { self.dma.get_recent(entry) } else { None }
+    }
+
+    /// The next: whatever its region is.
     #[inline(always)]
     pub(crate) fn memory_of(&self, entry: &SgEntry) -> Option<libc::iovec> {
         if self.is_gettable() { self.dma.try_get(entry) } else { None }
@@ -83,6 +90,15 @@ impl<D: Device> Context<D> {
                 None => false,
             },
         }
+    }
+
+    /// Does what [`sgl_mark_dirty`](Context::sgl_mark_dirty) does for some
+    /// entries, if no report is at the same pages: else false, and they may be
+    /// marked or not. Cannot panic.
+    #[inline(always)]
+    pub fn try_mark_dirty(&self, sgl: &[SgEntry]) -> bool {
+        let page_shift = self.dma.page_shift();
+        !self.is_broken() && (page_shift == 0 || sgl.iter().all(|entry| self.dma.try_mark(entry, page_shift)))
     }
 
     /// See `vfu_sgl_get`; `put` is given what to put where. Any thread may call

@@ -133,6 +133,8 @@ fn garbage_is_refused() {
             let may_pass = bad == good || field == 2 && value <= page() || field == 3 && value == 0;
             assert_eq!(space.is_mappable(&entry), may_pass);
             assert_eq!(space.get(&entry).is_ok(), may_pass, "{field} {value:x}");
+            // The tag tells; the handle is not asked for.
+            assert_eq!(space.get_recent(&entry).is_some(), may_pass || field == 1, "{field} {value:x}");
         }
     }
 }
@@ -148,6 +150,7 @@ fn entries_that_outlive_their_region_fail() {
     space.remove(region);
     let check = || {
         assert_eq!(space.get(&old).unwrap_err(), Errno::EINVAL);
+        assert!(space.get_recent(&old).is_none());
         assert_eq!(space.range_of(&old).unwrap_err(), Errno::EINVAL);
         // SAFETY: eight bytes are asked for.
         assert_eq!(unsafe { space.read(&old, [0; 8].as_mut_ptr()) }.unwrap_err(), Errno::EINVAL);
@@ -167,7 +170,7 @@ fn entries_that_outlive_their_region_fail() {
     space.remove(region);
     assert_eq!(space.len(), 1);
     let new = entry(&space, 0x1000, 8, RW);
-    assert!(space.get(&new).is_ok() && new != old);
+    assert!(space.get(&new).is_ok() && space.get_recent(&new).is_some() && new != old);
 }
 
 #[test]

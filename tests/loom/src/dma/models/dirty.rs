@@ -41,7 +41,7 @@ impl Logged {
         self.memory[marker].store(1, Relaxed);
         let block = self.dirty.blocks.get(BLOCK).unwrap();
         if bits.0 != bits.1 || !self.dirty.is_set(block, bits.0) {
-            self.dirty.set(BLOCK, bits.0, bits.1);
+            self.dirty.set(block, bits.0, bits.1);
         }
     }
 
@@ -97,7 +97,8 @@ impl Model {
         explore(self.preemptions, move || {
             let logged = Arc::new(Logged::new(self.class));
             if let Some((first, last)) = self.before {
-                logged.dirty.set(BLOCK, first, last);
+                let block = logged.dirty.blocks.get(BLOCK).unwrap();
+                logged.dirty.set(block, first, last);
             }
             let markers: Vec<_> = (0..2)
                 .filter_map(|marker| Some((marker, self.marks[marker]?)))
