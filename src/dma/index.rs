@@ -37,6 +37,8 @@ struct Top {
 /// What only writers need: the owners of all that readers may be looking at.
 #[derive(Default)]
 struct Writer {
+    /// The sequence number.
+    sequence: u64,
     tops: Vec<Owned<Top>>,
     leaves: Vec<Owned<Leaf>>,
     /// Has room for all leaves.
@@ -352,9 +354,9 @@ impl Index {
     }
 
     fn change(&self) -> Change<'_> {
-        let writer = self.writer.lock();
-        let sequence = self.sequence.load(Relaxed);
-        self.sequence.store(sequence.wrapping_add(1), Relaxed);
+        let mut writer = self.writer.lock();
+        writer.sequence = writer.sequence.wrapping_add(1);
+        self.sequence.store(writer.sequence, Relaxed);
         // Who sees one of the stores to come sees that number, too.
         fence(Release);
         Change { index: self, writer }
@@ -374,8 +376,8 @@ impl Index {
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
-        let sequence = self.index.sequence.load(Relaxed);
-        self.index.sequence.store(sequence.wrapping_add(1), Release);
+        self.writer.sequence = self.writer.sequence.wrapping_add(1);
+        self.index.sequence.store(self.writer.sequence, Release);
     }
 }
 

@@ -5,6 +5,9 @@
 /// many take up one page.
 pub(super) const LANES_LOG2: u32 = 9;
 
+/// The lowest handle of a slot is 2 to this, which is at least 1.
+pub(super) const HANDLE_BASE: u32 = 6;
+
 /// Regions in a leaf of the index: a power of four.
 pub(super) const LEAF_CAPACITY: usize = 256;
 /// Leaves that the first array of leaves holds.

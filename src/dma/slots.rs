@@ -10,13 +10,11 @@ use super::bitmap::Block;
 use super::chunked::Chunked;
 use super::file::SharedFile;
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, Snapshot};
+use super::sizes::HANDLE_BASE;
 use super::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Mutex, fence};
 use super::zeroed::Zeroed;
 use crate::memory;
 use crate::wire::{Errno, Result};
-
-/// The lowest handle of a slot is 2 to this.
-pub(super) const HANDLE_BASE: u32 = 6;
 
 #[cfg(test)]
 thread_local! {

@@ -13,7 +13,8 @@ use super::index::Index;
 use super::logging::Logging;
 use super::mapping::{host_page_size, map_file};
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, RegionId, Snapshot};
-use super::slots::{HANDLE_BASE, Slot, Slots, tag};
+use super::sizes::HANDLE_BASE;
+use super::slots::{Slot, Slots, tag};
 use super::sync::{AtomicU64, Mutex};
 use crate::wire::{Errno, Result};
 

@@ -2,6 +2,8 @@
 
 pub(super) const LANES_LOG2: u32 = 1;
 
+pub(super) const HANDLE_BASE: u32 = 1;
+
 pub(super) const LEAF_CAPACITY: usize = 4;
 pub(super) const TOP_CAPACITY: usize = 1;
 pub(super) const PATIENCE: u32 = 1;

@@ -10,9 +10,10 @@ use loom::sync::atomic::AtomicBool;
 use super::{explore, spawn};
 use crate::dma::file::{Recent, SharedFile};
 use crate::dma::region::{Access, Attributes, Backing, DmaInfo, Prot, Snapshot};
+use crate::dma::sizes::HANDLE_BASE;
 use crate::dma::slots::{Slot, Slots, tag};
 
-const HANDLE: u32 = 64;
+const HANDLE: u32 = 1 << HANDLE_BASE;
 /// In both regions, where nothing else is the same.
 const IOVA: u64 = 0x2800;
 const LENGTH: u64 = 0x80;

@@ -37,29 +37,46 @@ fn map(space: &AddressSpace, (iova, pages, offset): Place) -> RegionId {
 
 fn translate(space: &AddressSpace, iova: u64) -> Result<SgEntry, Errno> {
     let mut entry = SgEntry::ZERO;
-    space.translate_with(iova, 8, Prot::WRITE, 1, |_, found| entry = found)?;
+    space.translate_with(iova, LENGTH, Prot::WRITE, 1, |_, found| entry = found)?;
     Ok(entry)
 }
 
 /// The one of the places that an entry for `iova` leads to, if it can be used.
 fn check(space: &AddressSpace, entry: &SgEntry, iova: u64, places: &[Place]) -> Option<Place> {
     let found = space.get(entry).ok()?;
-    let start = iova - entry.offset();
-    let place = *places.iter().find(|place| place.0 == start).unwrap();
-    let base = found.iov_base as u64 - entry.offset();
-    assert_eq!((base % PAGE, found.iov_len), (place.2, 8));
+    let (start, base) = (iova - entry.offset(), found.iov_base as u64 - entry.offset());
+    assert_eq!(found.iov_len as u64, LENGTH);
+    let place = *places.iter().find(|place| (place.0, place.2) == (start, base % PAGE)).unwrap();
     Some(place)
 }
 
+const LENGTH: u64 = 8;
 const IOVA: u64 = 0x2800;
 const OLD: Place = (0x2000, 1, 0x100);
 const NEW: Place = (0x1000, 4, 0x200);
 
-/// A thread translates and gets while the region is removed and another one
-/// comes to the same slot.
-#[test]
-fn an_entry_is_of_one_region() {
-    explore(1, || {
+/// A way to translate [`IOVA`].
+type Way = fn(&AddressSpace) -> Option<SgEntry>;
+
+fn recent(space: &AddressSpace) -> Option<SgEntry> {
+    space.translate_recent(IOVA, LENGTH, Prot::WRITE)
+}
+
+fn one(space: &AddressSpace) -> Option<SgEntry> {
+    space.translate_one(IOVA, LENGTH, Prot::WRITE)
+}
+
+fn at_once(space: &AddressSpace) -> Option<SgEntry> {
+    let mut entry = None;
+    space.translate_at_once(IOVA, LENGTH, Prot::WRITE, 1, |_, found| entry = Some(found))?;
+    entry
+}
+
+/// A thread translates, one way only, and gets, while a region goes and another one comes to
+/// the same slot: an entry that was made in the middle of the change is of no region, and
+/// can't be used either.
+fn an_entry_is_of_one_region(preemptions: usize, way: Way) {
+    explore(preemptions, move || {
         let space = Arc::new(AddressSpace::new());
         let region = map(&space, OLD);
         let old = translate(&space, IOVA).unwrap();
@@ -72,18 +89,94 @@ fn an_entry_is_of_one_region() {
                 map(&space, NEW);
             })
         };
-        if let Ok(entry) = translate(&space, IOVA) {
-            // One that was made in the middle of the change is of no region,
-            // and can't be used either.
-            let place = check(&space, &entry, IOVA, &[OLD, NEW]);
-            if place == Some(NEW) {
-                assert_eq!(space.get(&old).err(), Some(Errno::EINVAL));
-            }
+        if let Some(entry) = way(&space)
+            && check(&space, &entry, IOVA, &[OLD, NEW]) == Some(NEW)
+        {
+            assert_eq!(space.get(&old).err(), Some(Errno::EINVAL));
         }
         writer.join().unwrap();
         assert!(space.get(&old).is_err());
         let entry = translate(&space, IOVA).unwrap();
         assert_eq!(check(&space, &entry, IOVA, &[OLD, NEW]), Some(NEW));
+    });
+}
+
+#[test]
+fn an_entry_of_the_region_used_last() {
+    an_entry_is_of_one_region(2, recent);
+}
+
+#[test]
+fn an_entry_of_one_search() {
+    an_entry_is_of_one_region(1, one);
+}
+
+#[test]
+fn an_entry_of_one_look() {
+    an_entry_is_of_one_region(1, at_once);
+}
+
+/// A thread translates a range over two regions that touch.
+fn across(space: &AddressSpace, entries: &mut [SgEntry; 2]) -> Option<usize> {
+    space.translate_at_once(LOWER.0 + PAGE - 8, 16, Prot::WRITE, 2, |number, found| entries[number] = found)
+}
+
+/// Neighbours.
+const LOWER: Place = (0x1000, 1, 0x100);
+const UPPER: Place = (0x2000, 1, 0x200);
+
+/// The entries of two neighbours, found while a third region below them comes or goes, which
+/// moves both in the index, are of the two, in order.
+#[test]
+fn neighbours_stay_in_order() {
+    const BELOW: Place = (0, 1, 0x300);
+    explore(1, || {
+        let space = Arc::new(AddressSpace::new());
+        map(&space, LOWER);
+        map(&space, UPPER);
+        let writer = {
+            let space = Arc::clone(&space);
+            spawn(move || space.remove(map(&space, BELOW)))
+        };
+        let mut entries = [SgEntry::ZERO; 2];
+        if let Some(count) = across(&space, &mut entries) {
+            assert_eq!(count, 2);
+            let [lower, upper] = entries;
+            assert_eq!((lower.offset(), upper.offset(), lower.length(), upper.length()), (PAGE - 8, 0, 8, 8));
+            assert_eq!(check(&space, &lower, LOWER.0 + PAGE - 8, &[LOWER]), Some(LOWER));
+            assert_eq!(check(&space, &upper, UPPER.0, &[UPPER]), Some(UPPER));
+        }
+        writer.join().unwrap();
+    });
+}
+
+/// The upper neighbour goes and comes back elsewhere in its file: one look finds both as they
+/// were at one time, and what it found of the one that has gone cannot be used.
+#[test]
+fn neighbours_are_of_one_time() {
+    const AGAIN: Place = (0x2000, 2, 0x300);
+    explore(1, || {
+        let space = Arc::new(AddressSpace::new());
+        map(&space, LOWER);
+        let upper = map(&space, UPPER);
+        let writer = {
+            let space = Arc::clone(&space);
+            spawn(move || {
+                space.remove(upper);
+                map(&space, AGAIN);
+            })
+        };
+        let mut entries = [SgEntry::ZERO; 2];
+        if let Some(count) = across(&space, &mut entries) {
+            assert_eq!(count, 2);
+            assert_eq!(check(&space, &entries[0], LOWER.0 + PAGE - 8, &[LOWER]), Some(LOWER));
+            check(&space, &entries[1], UPPER.0, &[UPPER, AGAIN]);
+        }
+        writer.join().unwrap();
+        assert_eq!(across(&space, &mut entries), Some(2));
+        // Both start at the same address: so by the file.
+        let found = space.get(&entries[1]).unwrap();
+        assert_eq!(found.iov_base as u64 % PAGE, AGAIN.2);
     });
 }
 
