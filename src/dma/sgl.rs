@@ -213,7 +213,7 @@ impl AddressSpace {
 
     /// Goes from region to region; for [`Index::read`](super::index::Index::read).
     #[inline(always)]
-    fn walk(
+    pub(super) fn walk(
         &self,
         iova: u64,
         length: u64,
