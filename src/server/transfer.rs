@@ -49,6 +49,17 @@ pub struct Transfer {
     /// Those that are, the oldest first.
     awaited: [Outstanding; WINDOW],
     count: usize,
+    /// The answer has not come in time: every socket is watched.
+    is_late: bool,
+}
+
+/// What came of a wait.
+#[derive(Clone, Copy, Debug)]
+enum News {
+    /// What the sockets are ready for.
+    Ready([i16; 2]),
+    /// Bytes of an answer.
+    Received(Result<usize>),
 }
 
 /// What a device wants moved.
@@ -81,8 +92,13 @@ impl<D: Device> Context<D> {
         let outcome = match (event, transfer) {
             (Event::Ready(outcome), Some(transfer)) => outcome.and_then(|ready| {
                 // SAFETY: the caller's promise.
-                unsafe { self.go_on(transfer, Some(ready)) }
+                unsafe { self.go_on(transfer, Some(News::Ready(ready))) }
             }),
+            (Event::Done(Err(Errno::EINTR)), Some(_)) => Err(Errno::EINTR),
+            // SAFETY: the caller's promise.
+            (Event::Done(outcome), Some(transfer)) => unsafe {
+                self.go_on(transfer, Some(News::Received(outcome)))
+            },
             // SAFETY: the caller's promise.
             (_, transfer) => unsafe { self.start(access) }.and_then(|started| match started {
                 None => Ok(None),
@@ -170,20 +186,20 @@ impl<D: Device> Context<D> {
             window,
             awaited: [Outstanding { msg_id: 0, cmd: 0, head: [0; 16], data, len: 0 }; WINDOW],
             count: 0,
+            is_late: false,
         })
     }
 
     /// Goes on with a transfer, as far as that goes without waiting: what to
-    /// wait for, or `None` when it is done. `ready` is what the sockets that were
-    /// waited for are ready for.
+    /// wait for, or `None` when it is done. `news` is what came of the last wait.
     ///
     /// # Safety
     ///
     /// As for [`sgl_step`](Self::sgl_step).
-    unsafe fn go_on(&self, transfer: &mut Transfer, ready: Option<[i16; 2]>) -> Result<Option<Wait>> {
+    unsafe fn go_on(&self, transfer: &mut Transfer, news: Option<News>) -> Result<Option<Wait>> {
         let outcome = self.with_connection(|connection| {
             // SAFETY: the caller's promise.
-            unsafe { transfer.advance(self, connection, ready) }
+            unsafe { transfer.advance(self, connection, news) }
         });
         match outcome.unwrap_or(Err(Awaited::Failed(Errno::ENOTCONN))) {
             Ok(wait) => Ok(wait),
@@ -208,12 +224,21 @@ impl Transfer {
         &mut self,
         context: &Context<D>,
         connection: &mut Connection,
-        ready: Option<[i16; 2]>,
+        news: Option<News>,
     ) -> Result<Option<Wait>, Awaited> {
-        let [first, main] = ready.unwrap_or_default();
+        let [first, main] = match news {
+            Some(News::Ready(ready)) => ready,
+            Some(News::Received(outcome)) => {
+                // SAFETY: the caller's promise.
+                self.is_late = !unsafe { connection.finish_answer(self.awaited(), outcome) }?;
+                [0, 0]
+            }
+            None => [0, 0],
+        };
         if first & !libc::POLLOUT != 0 {
             // SAFETY: the caller's promise.
             unsafe { connection.receive_answer(self.awaited()) }?;
+            self.is_late = false;
         }
         if main & libc::POLLIN != 0 {
             connection.queue_commands()?;
@@ -229,13 +254,19 @@ impl Transfer {
                 return Ok(None);
             }
             if blocked || !self.wants_to_ask(connection) {
-                break match main & (libc::POLLHUP | libc::POLLERR) {
-                    0 => Ok(Some(Wait::Ready(connection.answer_interest(blocked)))),
-                    _ => {
-                        connection.set_lost();
-                        Err(Awaited::Lost(Errno::ENOTCONN))
-                    }
+                if main & (libc::POLLHUP | libc::POLLERR) != 0 {
+                    connection.set_lost();
+                    return Err(Awaited::Lost(Errno::ENOTCONN));
+                }
+                let receipt = match blocked || self.is_late {
+                    true => None,
+                    // SAFETY: the caller's promise.
+                    false => unsafe { connection.prepare_answer(self.awaited()) },
                 };
+                return Ok(Some(match receipt {
+                    Some((fd, message)) => Wait::Receive { fd, message },
+                    None => Wait::Ready(connection.answer_interest(blocked)),
+                }));
             }
         }
     }

@@ -3,18 +3,23 @@
 use std::collections::VecDeque;
 use std::os::fd::{OwnedFd, RawFd};
 
-use nix::sys::socket::sockopt::PeerCredentials;
-use nix::sys::socket::{UnixCredentials, getsockopt};
+use nix::sys::socket::sockopt::{PeerCredentials, ReceiveTimeout};
+use nix::sys::socket::{UnixCredentials, getsockopt, setsockopt};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::allowance::Allowance;
 use super::channel::Channel;
-use super::exchange::MessageIds;
+use super::exchange::{Expecting, MessageIds};
 use super::message::{Message, Next};
 use super::pool::Pool;
 use super::receive::{MayCarryFds, is_end};
 use super::reply::Reply;
 use super::send::{Flushed, Sender};
 use crate::wire::{Errno, Header, Result};
+
+/// How long an answer is waited for on the twin socket alone, in milliseconds:
+/// longer waits watch the main socket, too. With a limit, any signal ends the wait.
+const ANSWER_WAIT: i64 = 100;
 
 /// What one attempt to receive brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +57,10 @@ pub struct Connection {
     pub(super) unanswered: MessageIds,
     /// The command whose answer's bytes are being received.
     pub(super) body: Option<u16>,
+    /// What the caller receives on the twin socket, while it does.
+    pub(super) expecting: Option<Expecting>,
+    /// Whether it is known how long that waits at the most.
+    has_answer_wait: bool,
     /// Commands that arrived while the answer to one of ours was awaited.
     pub(super) queue: VecDeque<Box<Message>>,
     pub(super) allowance: Allowance,
@@ -74,6 +83,8 @@ impl Connection {
             twin_sender: Sender::default(),
             unanswered: MessageIds::default(),
             body: None,
+            expecting: None,
+            has_answer_wait: false,
             queue: VecDeque::new(),
             allowance: Allowance::default(),
             pool,
@@ -97,6 +108,18 @@ impl Connection {
     pub fn set_twin(&mut self, socket: OwnedFd) -> Result<()> {
         self.twin = Some(Channel::new(socket, &mut self.pool, self.may_carry_fds)?);
         Ok(())
+    }
+
+    /// Makes receiving on the twin socket end after [`ANSWER_WAIT`], if it does not
+    /// yet; whether it does.
+    pub(super) fn limit_answer_wait(&mut self) -> bool {
+        if !self.has_answer_wait
+            && let Some(twin) = &self.twin
+        {
+            let limit = TimeVal::milliseconds(ANSWER_WAIT);
+            self.has_answer_wait = setsockopt(twin.fd(), ReceiveTimeout, &limit).is_ok();
+        }
+        self.has_answer_wait
     }
 
     /// Whether a second socket carries our commands.

@@ -14,6 +14,9 @@ const CONTROL_SIZE: usize = {
     unsafe { libc::CMSG_SPACE((SCM_MAX_FD * size_of::<RawFd>()) as u32) as usize }
 };
 
+/// In `msg_flags`, which a `recvmsg` that succeeds sets: none has.
+const UNTOUCHED: libc::c_int = -1;
+
 /// How much is dropped at a time.
 const DRAIN_PIECE: usize = 16 << 10;
 
@@ -51,8 +54,14 @@ impl Header {
         self.header.msg_iovlen = if second.is_some() { 2 } else { 1 };
         self.header.msg_control = self.control.0.as_mut_ptr().cast();
         self.header.msg_controllen = CONTROL_SIZE as _;
-        self.header.msg_flags = 0;
+        self.header.msg_flags = UNTOUCHED;
         &mut self.header
+    }
+
+    /// Whether the `recvmsg` that was prepared last has received something, or the
+    /// end, as far as the kernel has got.
+    pub fn is_filled(&self) -> bool {
+        self.header.msg_flags != UNTOUCHED
     }
 
     /// After a `recvmsg` that succeeded: whether no descriptors came, and none

@@ -6,8 +6,10 @@
 //! to stay in step then: the rest of a command that was begun, and the ids of
 //! those that are not answered, whose answers are dropped when they come.
 //!
-//! The body of an answer is received where it is wanted: its first bytes are
-//! received by themselves, and say that it is one.
+//! The body of an answer is received where it is wanted. Where that has to be sure
+//! before, its first bytes are received by themselves, and say that it is one. On
+//! the twin socket the next message is nearly always the answer, so the start of
+//! its body is received with its head, and moved if it is none.
 
 use std::os::fd::RawFd;
 
@@ -42,6 +44,15 @@ pub enum Awaited {
     Failed(Errno),
     /// The connection is lost.
     Lost(Errno),
+}
+
+/// What a `recvmsg` by the caller is prepared for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expecting {
+    /// The rest of a body, or an answer without one.
+    Bytes,
+    /// The whole of an answer with data.
+    Answer,
 }
 
 /// Which way the data of a command go.
@@ -154,6 +165,17 @@ impl Connection {
     /// Nobody waits any longer for the answers that have not come.
     pub fn abandon_answers(&mut self) {
         self.body = None;
+        self.check_receipt();
+    }
+
+    /// If a thread was cancelled while it received, it is only known whether that
+    /// took bytes from the twin socket, and not how many: then the stream is out of
+    /// step. (Nearly always it was asleep, and took none.)
+    fn check_receipt(&mut self) {
+        let has_missed = |twin: &Channel| twin.receiver.has_missed();
+        if self.expecting.take().is_some() && self.twin.as_ref().is_some_and(has_missed) {
+            self.set_lost();
+        }
     }
 
     /// Whether a command with this id is not answered yet.
@@ -263,6 +285,75 @@ impl Connection {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(_) => Err(self.lose(Errno::ENOTCONN)),
         }
+    }
+
+    /// Makes ready for one `recvmsg` by the caller on the twin socket, which waits
+    /// for some time, and whose outcome [`finish_answer`](Self::finish_answer) is
+    /// to be told. None if something else is to be waited for, too, or what comes
+    /// may be something else: see [`answer_interest`](Self::answer_interest).
+    ///
+    /// # Safety
+    ///
+    /// As for [`receive_answer`](Self::receive_answer), until the `recvmsg` has ended.
+    pub unsafe fn prepare_answer(&mut self, awaited: &[Outstanding]) -> Option<(RawFd, *mut libc::msghdr)> {
+        let [Outstanding { msg_id, data, len, .. }] = awaited else { return None };
+        if self.has_unsent() || !self.twin_sender.is_empty() || self.unanswered.len > 1 {
+            return None;
+        }
+        if !self.limit_answer_wait() {
+            return None;
+        }
+        let twin = self.twin.as_mut()?;
+        let receiver = &mut twin.receiver;
+        let (expecting, message) = match data {
+            Data::Read(to) if self.body == Some(*msg_id) => {
+                let left = receiver.body_left();
+                // SAFETY: the caller's promise; `len - left` bytes are taken.
+                let to = unsafe { to.add(len.saturating_sub(left)) };
+                (Expecting::Bytes, receiver.prepare_body(to, left, HEADER_SIZE + HEAD))
+            }
+            _ if self.body.is_some() || !receiver.can_split() => return None,
+            Data::Read(to) => (Expecting::Answer, receiver.prepare_split::<HEAD>(*to, *len)),
+            Data::Write(_) => (Expecting::Bytes, receiver.prepare()),
+        };
+        self.expecting = Some(expecting);
+        Some((twin.socket(), message))
+    }
+
+    /// Takes over what that `recvmsg` brought. False if its time was over.
+    ///
+    /// # Safety
+    ///
+    /// As for [`receive_answer`](Self::receive_answer); `awaited` are the same.
+    pub unsafe fn finish_answer(
+        &mut self,
+        awaited: &[Outstanding],
+        outcome: Result<usize>,
+    ) -> Result<bool, Awaited> {
+        let expecting = self.expecting.take();
+        let count = match outcome {
+            Ok(count) => count,
+            Err(Errno::EAGAIN) => return Ok(false),
+            Err(_) => return Err(self.lose(Errno::ENOTCONN)),
+        };
+        let Some(twin) = &mut self.twin else { return Ok(true) };
+        let (Some(Expecting::Answer), [one @ Outstanding { data: Data::Read(to), .. }]) =
+            (expecting, awaited)
+        else {
+            twin.receiver.finish(count);
+            return Ok(true);
+        };
+        let is_answer = |header: &Header, head: &_| one.is_answered_by(header) && *head == one.head;
+        // SAFETY: the caller's promise.
+        match unsafe { twin.receiver.finish_split::<HEAD>(count, *to, is_answer, &mut self.pool) } {
+            Ok(true) => {
+                self.unanswered.remove(one.msg_id);
+                self.body = Some(one.msg_id);
+            }
+            Ok(false) => {}
+            Err(errno) => return Err(self.lose(errno)),
+        }
+        Ok(true)
     }
 
     /// The next answer to one of the commands, if it has come. On the main
@@ -457,6 +548,7 @@ impl Connection {
     /// anything there, some steps far: sends the rest of a command, and drops
     /// what comes.
     pub fn tidy_twin(&mut self) {
+        self.check_receipt();
         for _ in 0..TIDY_STEPS {
             if self.late_socket().is_none() || self.flush_twin() == Sent::Lost {
                 return;

@@ -7,6 +7,8 @@
 //! moves fewer bytes; one that doesn't fit is collected in a buffer of its own,
 //! into which the kernel then writes directly.
 
+mod body;
+
 use std::os::fd::RawFd;
 
 use super::buffer::{Buffer, FIRST, MARGIN, STANDARD};
@@ -309,33 +311,6 @@ impl Receiver {
         unsafe { self.receive_prepared(socket, message, libc::MSG_DONTWAIT) }
     }
 
-    /// Receives, without waiting, what is next of the body of a message whose
-    /// head was taken, and then at most `most` bytes more. Nothing of it lies
-    /// here untaken.
-    ///
-    /// # Safety
-    ///
-    /// At `to` there is room for `len` bytes, which nobody else refers to.
-    pub unsafe fn receive_body(
-        &mut self,
-        socket: RawFd,
-        to: *mut u8,
-        len: usize,
-        most: usize,
-    ) -> Result<bool> {
-        if self.head < self.tail {
-            return Ok(true);
-        }
-        (self.head, self.tail) = (0, 0);
-        self.offered = len.min(self.skip);
-        let first = libc::iovec { iov_base: to.cast(), iov_len: self.offered };
-        let end = self.end_of_room().min(most);
-        let rest = control::piece_mut(self.buffer.range_mut(0, end));
-        let message = self.socket_header.prepare(first, Some(rest));
-        // SAFETY: as in `receive`; the first piece is the caller's promise.
-        unsafe { self.receive_prepared(socket, message, libc::MSG_DONTWAIT) }
-    }
-
     /// # Safety
     ///
     /// `message` is what was prepared just now, and good for `recvmsg`.
@@ -415,51 +390,6 @@ impl Receiver {
             self.compact();
         }
         Ok(Next::Nothing)
-    }
-
-    /// The header that stands next in the stream, if it has arrived and nothing
-    /// of its message has been taken.
-    pub fn next_header(&self) -> Option<Header> {
-        match self.skip == 0 && self.large.is_none() {
-            true => self.peek().filter(|header| judge(header).is_ok()),
-            false => None,
-        }
-    }
-
-    /// Takes the next message's header and the first `N` bytes of its payload,
-    /// once they have arrived. The rest of it is its body.
-    pub fn take_head<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let size = self.next_header()?.msg_size as usize;
-        let from = self.head.saturating_add(HEADER_SIZE);
-        let head = *self.buffer.range(from, self.tail).first_chunk::<N>()?;
-        let taken = HEADER_SIZE.saturating_add(N);
-        self.skip = size.checked_sub(taken)?;
-        drop(self.waiting.take(self.used));
-        self.head = self.head.saturating_add(taken);
-        self.used = self.used.saturating_add(taken as u64);
-        Some(head)
-    }
-
-    /// How many bytes of the body have not been taken.
-    pub fn body_left(&self) -> usize {
-        self.skip
-    }
-
-    /// Takes what lies here of the body, up to `len` bytes; how many that were.
-    ///
-    /// # Safety
-    ///
-    /// At `to` there is room for `len` bytes, which nobody else refers to.
-    pub unsafe fn take_body(&mut self, to: *mut u8, len: usize) -> usize {
-        let end = self.head.saturating_add(len.min(self.skip)).min(self.tail);
-        let bytes = self.buffer.range(self.head, end);
-        let count = bytes.len();
-        // SAFETY: the caller's promise.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, count) };
-        self.head = self.head.saturating_add(count);
-        self.used = self.used.saturating_add(count as u64);
-        self.skip = self.skip.saturating_sub(count);
-        count
     }
 
     /// Whether the first buffer is full: more may have come than it holds.

@@ -131,6 +131,41 @@ client_recv_version(int fd)
     CHECK_EQ(header.flags, VFIO_USER_F_TYPE_REPLY);
 }
 
+/* The same, for a client that offers to be asked on a second socket. */
+static inline void
+client_send_twin_version(int fd)
+{
+    static const char text[] = "{\"capabilities\":{\"max_msg_fds\":1,\"twin_socket\":{\"supported\":true}}}";
+    char payload[4 + sizeof(text)] = { 0, 0, 2, 0 };
+
+    memcpy(payload + 4, text, sizeof(text));
+    client_send(fd, 1, VFIO_USER_VERSION, payload, sizeof(payload));
+}
+
+/* Returns the second socket. */
+static inline int
+client_recv_twin_version(int fd)
+{
+    struct vfio_user_header header;
+    char payload[512];
+    struct iovec iov = { &header, sizeof(header) };
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes,
+                          .msg_controllen = sizeof(control.bytes) };
+    int twin;
+
+    CHECK_EQ(recvmsg(fd, &msg, MSG_WAITALL | MSG_CMSG_CLOEXEC), (ssize_t)sizeof(header));
+    CHECK_EQ(header.flags, VFIO_USER_F_TYPE_REPLY);
+    CHECK(header.msg_size - sizeof(header) <= sizeof(payload));
+    client_read(fd, payload, header.msg_size - sizeof(header));
+    CHECK_EQ(msg.msg_controllen, sizeof(control.bytes));
+    memcpy(&twin, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(int));
+    return twin;
+}
+
 struct region_message {
     struct vfio_user_region_access access;
     char data[64];

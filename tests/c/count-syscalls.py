@@ -25,8 +25,12 @@ LIMITS = {
     8: ("unmap of one", ["recvmsg", "munmap", "sendto"]),
     9: ("map without", ["recvmsg", "sendto"]),
     10: ("unmap of one without", ["recvmsg", "sendto"]),
+    11: ("DMA message that reads", ["sendmsg", "recvmsg"]),
+    12: ("DMA message that writes", ["sendmsg", "recvmsg"]),
+    13: ("region read of 1 MiB, blocking", ["sendto", "recvmsg"]),
 }
 MARK = re.compile(r"^(?:\d+ +)?getpriority\((?:-(\d+)|(\d+) /\*|(0x[0-9a-f]+))")
+THREAD = re.compile(r"^\d+ ")
 CALL = re.compile(r"^(?:\d+ +)?(\w+)\(")
 
 
@@ -40,6 +44,11 @@ def mark_number(line):
     return 2**32 - number if number >= 2**31 else None
 
 
+def thread_of(line):
+    match = THREAD.match(line)
+    return match and match[0]
+
+
 def main():
     program = sys.argv[1]
     if subprocess.run(["strace", "-o", "/dev/null", "true"], check=False).returncode != 0:
@@ -49,13 +58,15 @@ def main():
         subprocess.run(["strace", "-f", "-s0", "-o", trace.name, program], check=True)
         lines = trace.read().splitlines()
     seen, current, wrong = collections.Counter(), None, 0
-    calls = []
+    calls, thread = [], None
     for line in lines:
         number = mark_number(line)
         if number is None:
             found = CALL.match(line)
-            if current is not None and found:
+            if current is not None and found and thread_of(line) == thread:
                 calls.append(found[1])
+            continue
+        if number == END and current is None:
             continue
         if number == END:
             name, limit = LIMITS[current]
@@ -65,7 +76,7 @@ def main():
                 print(f"{name}: {' '.join(calls) or 'nothing'}, not {' '.join(limit)}")
             current = None
         else:
-            current, calls = number, []
+            current, calls, thread = number, [], thread_of(line)
     for name, limit in LIMITS.values():
         print(f"{name}: {len(limit)} system calls, {seen[name]} times")
     if wrong or any(seen[name] == 0 for name, _ in LIMITS.values()):

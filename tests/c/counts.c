@@ -1,6 +1,8 @@
 /*
  * What a request costs: at most one receive and one send, and no allocation. An
- * idle poll costs one system call. A map asks the kernel nothing that is known.
+ * idle poll costs one system call. A map asks the kernel nothing that is known. A
+ * DMA message over a second socket is one send and one receive, and so is, in a
+ * blocking context, a read that is longer than a socket takes at once.
  *
  * Allocations are counted by functions of this program that stand in front of the
  * C library's. System calls are counted from outside: run under strace by
@@ -13,13 +15,14 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include "client.h"
 
-enum { BAR_SIZE = 0x10000, ROUNDS = 50, BURST = 64 };
+enum { BAR_SIZE = 0x10000, ROUNDS = 50, BURST = 64, PAGE = 4096, HUGE = 1 << 20 };
 
 static atomic_ulong allocations;
 
@@ -113,7 +116,8 @@ mark(int what)
     (void)syscall(SYS_getpriority, -what, 0);
 }
 
-enum { MARK_END = 1, MARK_READ, MARK_WRITE, MARK_BURST, MARK_IDLE, MARK_LARGE, MARK_MAP_FD, MARK_UNMAP_FD, MARK_MAP, MARK_UNMAP };
+enum { MARK_END = 1, MARK_READ, MARK_WRITE, MARK_BURST, MARK_IDLE, MARK_LARGE, MARK_MAP_FD, MARK_UNMAP_FD, MARK_MAP, MARK_UNMAP,
+       MARK_DMA_READ, MARK_DMA_WRITE, MARK_HUGE };
 
 static void
 no_need_to_know(vfu_ctx_t *c, vfu_dma_info_t *info)
@@ -137,10 +141,32 @@ run(int what)
     return count;
 }
 
-static void
-start(void)
+/* The calls from the one callback to the next. */
+static ssize_t
+huge_access(vfu_ctx_t *c, char *buf, size_t count, loff_t offset, bool is_write)
 {
-    ctx = vfu_create_ctx(VFU_TRANS_SOCK, socket_path, LIBVFIO_USER_FLAG_ATTACH_NB, NULL, VFU_DEV_TYPE_PCI);
+    static unsigned long before;
+    static int rounds;
+
+    (void)c, (void)offset, (void)is_write;
+    if (count < HUGE) {
+        CHECK(rounds == 1 || allocations == before);
+        mark(MARK_END);
+    }
+    memset(buf, 0x5a, count);
+    if (count == HUGE) {
+        /* The first one may allocate what the later ones use. */
+        rounds++;
+        before = allocations;
+        mark(MARK_HUGE);
+    }
+    return count;
+}
+
+static void
+create(int flags)
+{
+    ctx = vfu_create_ctx(VFU_TRANS_SOCK, socket_path, flags, NULL, VFU_DEV_TYPE_PCI);
     CHECK(ctx != NULL);
     CHECK_EQ(vfu_setup_region(ctx, 0, BAR_SIZE, bar_access, VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0,
                               -1, 0), 0);
@@ -148,14 +174,21 @@ start(void)
         .version = VFU_MIGR_CALLBACKS_VERS, .transition = transition, .read_data = read_data,
         .write_data = write_data }), 0);
     CHECK_EQ(vfu_setup_device_dma(ctx, 8, no_need_to_know, no_need_to_know), 0);
+    CHECK_EQ(vfu_setup_region(ctx, 1, HUGE, huge_access, VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0,
+                              -1, 0), 0);
     CHECK_EQ(vfu_realize_ctx(ctx), 0);
+}
+
+static void
+start(void)
+{
+    create(LIBVFIO_USER_FLAG_ATTACH_NB);
     client = client_connect();
     client_send_version(client);
     CHECK_EQ(vfu_attach_ctx(ctx), 0);
     client_recv_version(client);
     CHECK(vfu_get_poll_fd(ctx) >= 0); /* having one must cost nothing */
 }
-
 static void
 one_access(bool is_write, uint32_t count)
 {
@@ -341,6 +374,103 @@ the_end(void)
     vfu_destroy_ctx(ctx);
 }
 
+/* The client's memory, as far as it is asked for. */
+static void *
+answer_dma(void *argument)
+{
+    int twin = *(int *)argument;
+    static struct {
+        struct vfio_user_header header;
+        struct vfio_user_dma_region_access access;
+        char data[PAGE];
+    } message;
+    enum { HEAD = offsetof(__typeof__(message), data) };
+
+    for (int i = 0; i < 2 * ROUNDS; i++) {
+        bool is_read;
+
+        client_read(twin, &message, HEAD);
+        is_read = message.header.cmd == VFIO_USER_DMA_READ;
+        if (is_read) {
+            memset(message.data, i, PAGE);
+        } else {
+            client_read(twin, message.data, PAGE);
+        }
+        message.header.flags = VFIO_USER_F_TYPE_REPLY;
+        message.header.msg_size = is_read ? sizeof(message) : HEAD;
+        CHECK_EQ(send(twin, &message, message.header.msg_size, MSG_NOSIGNAL), message.header.msg_size);
+    }
+    return NULL;
+}
+
+static void
+a_dma_message_is_one_send_and_one_receive(void)
+{
+    static char data[PAGE];
+    uint64_t sg[8];
+    pthread_t thread;
+    int twin;
+
+    CHECK(dma_sg_size() <= sizeof(sg));
+    create(LIBVFIO_USER_FLAG_ATTACH_NB);
+    client = client_connect();
+    client_send_twin_version(client);
+    CHECK_EQ(vfu_attach_ctx(ctx), 0);
+    twin = client_recv_twin_version(client);
+    send_map(1, -1);
+    CHECK_EQ(vfu_run_ctx(ctx), 1);
+    client_reply(client, 12, VFIO_USER_DMA_MAP, NULL, 0);
+    CHECK_EQ(vfu_addr_to_sgl(ctx, (vfu_dma_addr_t)4096, PAGE, (dma_sg_t *)sg, 1, PROT_READ | PROT_WRITE), 1);
+    CHECK_EQ(pthread_create(&thread, NULL, answer_dma, &twin), 0);
+    for (int i = 0; i < 2 * ROUNDS; i++) {
+        bool is_read = i % 2 == 0;
+        unsigned long before = allocations;
+
+        /* The first ones may set up what the later ones use. */
+        mark(i < 2 ? MARK_END : is_read ? MARK_DMA_READ : MARK_DMA_WRITE);
+        CHECK_EQ((is_read ? vfu_sgl_read : vfu_sgl_write)(ctx, (dma_sg_t *)sg, 1, data, 0), 0);
+        mark(MARK_END);
+        CHECK(i < 2 || allocations == before);
+        CHECK(!is_read || (data[0] == (char)i && data[PAGE - 1] == (char)i));
+    }
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    close(twin);
+    the_end();
+}
+
+static void *
+read_huge(void *argument)
+{
+    static char reply[16 + HUGE];
+
+    (void)argument;
+    client_send_version(client);
+    client_recv_version(client);
+    for (int i = 0; i < 8; i++) {
+        client_send_region_read(client, 7, 1, 0, HUGE);
+        client_reply(client, 7, VFIO_USER_REGION_READ, reply, 16 + HUGE);
+        CHECK_EQ(reply[15 + HUGE], 0x5a);
+        client_send_region_read(client, 7, 1, 0, 1);
+        client_reply(client, 7, VFIO_USER_REGION_READ, reply, 16 + 1);
+    }
+    close(client);
+    return NULL;
+}
+
+static void
+a_huge_read_is_one_send_that_waits(void)
+{
+    pthread_t thread;
+
+    create(0);
+    client = client_connect();
+    CHECK_EQ(pthread_create(&thread, NULL, read_huge, NULL), 0);
+    CHECK_EQ(vfu_attach_ctx(ctx), 0);
+    CHECK_FAILS(vfu_run_ctx(ctx), ENOTCONN);
+    vfu_destroy_ctx(ctx);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+}
+
 int
 main(void)
 {
@@ -354,6 +484,8 @@ main(void)
     RUN(maps_ask_for_nothing_twice);
     RUN(an_idle_call);
     RUN(the_end);
+    RUN(a_dma_message_is_one_send_and_one_receive);
+    RUN(a_huge_read_is_one_send_that_waits);
     remove_socket_folder();
     return check_result();
 }

@@ -450,7 +450,7 @@ answer(int client, struct dma_message *message, char byte)
 
 /* Whatever ends a wait for the client's memory, the connection goes on. */
 static void
-waiting_for_memory_ends(void)
+waiting_ends(bool with_twin)
 {
     static struct reader reader;
     struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
@@ -458,17 +458,26 @@ waiting_for_memory_ends(void)
     struct region_message reply;
     pthread_t thread;
     void *result;
-    int client;
+    int client, asked;
 
     reader.ctx = create(LIBVFIO_USER_FLAG_ATTACH_NB);
     client = client_connect();
-    client_send_version(client);
+    if (with_twin) {
+        client_send_twin_version(client);
+    } else {
+        client_send_version(client);
+    }
     CHECK_EQ(vfu_attach_ctx(reader.ctx), 0);
-    client_recv_version(client);
+    if (with_twin) {
+        asked = client_recv_twin_version(client);
+    } else {
+        client_recv_version(client);
+        asked = client;
+    }
     map(reader.ctx, client, 1, GUEST, -1);
     for (int asynchronous = 0; asynchronous < 2; asynchronous++) {
         reader.asynchronous = asynchronous;
-        thread = start_reader(&reader, client, &late[asynchronous]);
+        thread = start_reader(&reader, asked, &late[asynchronous]);
         CHECK_EQ(pthread_cancel(thread), 0);
         CHECK_EQ(pthread_join(thread, &result), 0);
         CHECK(result == PTHREAD_CANCELED);
@@ -477,20 +486,20 @@ waiting_for_memory_ends(void)
     reader.asynchronous = false;
     /* By a handler that restarts other calls, too. */
     CHECK_EQ(sigaction(SIGUSR1, &action, NULL), 0);
-    thread = start_reader(&reader, client, &late[2]);
+    thread = start_reader(&reader, asked, &late[2]);
     pthread_kill(thread, SIGUSR1);
     CHECK_EQ(pthread_join(thread, NULL), 0);
     CHECK(reader.result == -1 && reader.error == EINTR);
 
     /* The answers that come now are nobody's. */
-    answer(client, &late[0], 'a');
-    answer(client, &late[2], 'b');
+    answer(asked, &late[0], 'a');
+    answer(asked, &late[2], 'b');
     client_send_region_read(client, 2, VFU_PCI_DEV_BAR0_REGION_IDX, 0, 4);
     CHECK_EQ(vfu_run_ctx(reader.ctx), 1);
     client_reply(client, 2, VFIO_USER_REGION_READ, &reply, sizeof(reply.access) + 4);
-    thread = start_reader(&reader, client, &message);
-    answer(client, &late[1], 'c');
-    answer(client, &message, 'd');
+    thread = start_reader(&reader, asked, &message);
+    answer(asked, &late[1], 'c');
+    answer(asked, &message, 'd');
     CHECK_EQ(pthread_join(thread, NULL), 0);
     CHECK_EQ(reader.result, 0);
     for (size_t i = 0; i < sizeof(reader.data); i++) {
@@ -498,6 +507,16 @@ waiting_for_memory_ends(void)
     }
     vfu_destroy_ctx(reader.ctx);
     close(client);
+    if (with_twin) {
+        close(asked);
+    }
+}
+
+static void
+waiting_for_memory_ends(void)
+{
+    waiting_ends(false);
+    waiting_ends(true);
 }
 
 static atomic_int signals;

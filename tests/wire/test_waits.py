@@ -1,6 +1,7 @@
 """Every wait ends: by a signal, or because the client has gone; what is unfinished is gone on with."""
 import pytest
 from dma_peer import *
+from guest import fds_of
 
 CHUNK = 131072
 # As many commands may be without an answer.
@@ -72,6 +73,64 @@ def test_a_signal_in_the_middle_of_an_answer(ctx, client, length, cut):
     client.send_raw(answer[cut:], sock=client.dma)
     idle(ctx)
     assert client.nothing()
+    answers_again(ctx, client)
+
+
+# As much as is received at once with a head, and around that.
+LENGTHS = [1, 64, 4096, (32 << 10) - 1, 32 << 10, (32 << 10) + 1, 48 << 10, CHUNK]
+
+
+def with_head(m, payload, error=0):
+    flags = F_REPLY | (F_ERROR if error else 0)
+    return header(m.msg_id, m.cmd, 16 + len(payload), flags, error) + payload
+
+
+NO_GOOD = {
+    "an error": (errno.EIO, lambda m, addr, count: with_head(m, b"", errno.EIO)),
+    "an error and data": (errno.EIO, lambda m, addr, count: with_head(m, bytes(16) + b"d" * count, errno.EIO)),
+    "another address": (errno.EINVAL, lambda m, addr, count: with_head(
+        m, struct.pack("<QQ", addr + 1, count) + b"d" * count)),
+    "less": (errno.EINVAL, lambda m, addr, count: with_head(
+        m, struct.pack("<QQ", addr, count) + b"d" * (count - 1))),
+    "more": (errno.EINVAL, lambda m, addr, count: with_head(
+        m, struct.pack("<QQ", addr, count) + b"d" * (count + 1))),
+    "another command": (errno.EINVAL, lambda m, addr, count: header(
+        m.msg_id, DMA_WRITE, 32 + count, F_REPLY) + struct.pack("<QQ", addr, count) + b"d" * count),
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("how", NO_GOOD)
+def test_an_answer_of_any_length_that_is_no_good_leaves_the_stream_in_step(ctx, client, length, how):
+    number, answer = NO_GOOD[how]
+    server = peer(client, lambda m, addr, count, data: answer(m, addr, count), good)
+    fails(number, read, ctx, length)
+    assert read(ctx, length, 64) == contents(BASE + 64, length)
+    assert [seen[1] for seen in server.result()] == [BASE, BASE + 64]
+    answers_again(ctx, client)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("cut", [1, 16, 31, 32, 33, 4064, -1])
+def test_an_answer_of_any_length_in_two_pieces(ctx, client, length, cut):
+    call_ = Background(read, ctx, length)
+    answer = good(*request_of(client))
+    client.send_raw(answer[:cut], sock=client.dma)
+    until("it is received", lambda: unsent(client.dma) == 0)
+    client.send_raw(answer[cut:], sock=client.dma)
+    assert call_.result() == contents(BASE, length)
+    answers_again(ctx, client)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_descriptors_with_an_answer_of_any_length_are_closed(ctx, client, length):
+    with open(os.memfd_create("not wanted"), "rb") as file:
+        def answer(m, addr, count, data):
+            client.send_raw(good(m, addr, count), [file.fileno()], sock=client.dma)
+        server = peer(client, answer)
+        assert read(ctx, length) == contents(BASE, length)
+        server.result()
+        assert fds_of("not wanted") == [file.fileno()]
     answers_again(ctx, client)
 
 
