@@ -494,7 +494,10 @@ typedef ssize_t (vfu_region_access_cb_t)(vfu_ctx_t *vfu_ctx,
  *      to stay open as long as the context lives.
  * @offset: where in the file the region starts, in bytes
  *
- * Setting up a region again replaces all of the above.
+ * Setting up a region again replaces all of the above. After vfu_realize_ctx() the
+ * BAR's register, or that of the ROM, follows: it keeps the address that a driver
+ * gave it as far as that is one for the new region. A client that has asked for
+ * the region already does not learn of it.
  *
  * Threads: on the thread that uses the context, see the top of this file.
  *
@@ -542,9 +545,10 @@ enum vfu_dev_irq_type {
  * @type: enum vfu_dev_irq_type
  * @count: number of vectors
  *
- * To be called before vfu_realize_ctx(). Afterwards it still works, and sets the
- * interrupt pin register if it is INTx whose number changes; but a client that
- * has asked already does not learn of it.
+ * To be called before vfu_realize_ctx(). Afterwards it still works: it sets the
+ * interrupt pin register if it is INTx whose number changes, and vectors that are
+ * no longer there lose their eventfds. But a client that has asked already does
+ * not learn of it.
  *
  * Threads: on the thread that uses the context, see the top of this file.
  *
@@ -600,7 +604,10 @@ int vfu_setup_irq_state_callback(vfu_ctx_t *vfu_ctx,
  * @subindex: the vector
  *
  * May be called from any thread while the device is not quiesced, and in signal
- * handlers. It takes no lock and never waits.
+ * handlers. It takes no lock and does not wait, except for a client that breaks
+ * the rules of eventfds on purpose: one that clears O_NONBLOCK of an eventfd that
+ * it has handed over, and fills its counter, holds triggers of that vector until
+ * it reads the counter, or a signal comes.
  *
  * Masks are the device's business: what the client masked is told by the callback
  * of vfu_setup_irq_state_callback(), and an interrupt that is triggered all the
@@ -693,6 +700,8 @@ typedef void (vfu_dma_unregister_cb_t)(vfu_ctx_t *vfu_ctx, vfu_dma_info_t *info)
  * Returns 0, or -1 and sets errno:
  *
  *   EEXIST   set up already, and there are regions
+ *   EINVAL   the client that is attached has offered memory before, which has been
+ *            disregarded
  *   ENOMEM   no memory
  */
 int vfu_setup_device_dma(vfu_ctx_t *vfu_ctx,
@@ -1104,7 +1113,8 @@ typedef struct {
  * @vfu_ctx: the context
  * @callbacks: what the device does for it, all of them; copied
  *
- * The migration state becomes RUNNING. Calling it again replaces the callbacks.
+ * The migration state is RUNNING then. Calling it again replaces the callbacks, and
+ * leaves the state as it is.
  *
  * Threads: on the thread that uses the context, see the top of this file.
  *
@@ -1189,7 +1199,8 @@ void vfu_log(vfu_ctx_t *vfu_ctx, int level, const char *fmt, ...);
  * @shadow_fd: -1: shadow memory is not supported
  * @shadow_offset: not used
  *
- * It stays until the context is destroyed.
+ * It stays until the context is destroyed; while the region is set up so that the
+ * part is not inside, the client is not told of it.
  *
  * Threads: on the thread that uses the context, see the top of this file.
  *

@@ -262,9 +262,13 @@ pub unsafe extern "C-unwind" fn vfu_device_quiesced(vfu_ctx: *mut vfu_ctx_t, qui
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
         guard::enter(vfu_ctx, "vfu_device_quiesced", |ctx| {
-            let asked = ctx.device().quiesce.get().is_some();
-            Errno::EINVAL.unless(asked, "the device has no quiesce callback")?;
-            ctx.device_quiesced(quiesce_errno).map(|()| 0)
+            // The callback may be gone by now, and the device still be waited for.
+            let is_asked = ctx.device().quiesce.get().is_some();
+            let outcome = ctx.device_quiesced(quiesce_errno).map(|()| 0);
+            outcome.map_err(|errno| match errno {
+                Errno::EINVAL if !is_asked => errno.because("the device has no quiesce callback"),
+                errno => errno,
+            })
         })
     }
 }

@@ -44,6 +44,8 @@ struct Unaligned(iovec);
 /// Returns 0, or -1 and sets errno:
 ///
 ///   EEXIST   set up already, and there are regions
+///   EINVAL   the client that is attached has offered memory before, which has been
+///            disregarded
 ///   ENOMEM   no memory
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_setup_device_dma(

@@ -21,7 +21,8 @@ use super::{guard, vfu_ctx_t};
 /// @shadow_fd: -1: shadow memory is not supported
 /// @shadow_offset: not used
 ///
-/// It stays until the context is destroyed.
+/// It stays until the context is destroyed; while the region is set up so that the
+/// part is not inside, the client is not told of it.
 ///
 /// Threads: on the thread that uses the context, see the top of this file.
 ///

@@ -13,9 +13,10 @@ use crate::wire::Errno;
 /// @type: enum vfu_dev_irq_type
 /// @count: number of vectors
 ///
-/// To be called before vfu_realize_ctx(). Afterwards it still works, and sets the
-/// interrupt pin register if it is INTx whose number changes; but a client that
-/// has asked already does not learn of it.
+/// To be called before vfu_realize_ctx(). Afterwards it still works: it sets the
+/// interrupt pin register if it is INTx whose number changes, and vectors that are
+/// no longer there lose their eventfds. But a client that has asked already does
+/// not learn of it.
 ///
 /// Threads: on the thread that uses the context, see the top of this file.
 ///
@@ -78,7 +79,10 @@ pub unsafe extern "C-unwind" fn vfu_setup_irq_state_callback(
 /// @subindex: the vector
 ///
 /// May be called from any thread while the device is not quiesced, and in signal
-/// handlers. It takes no lock and never waits.
+/// handlers. It takes no lock and does not wait, except for a client that breaks
+/// the rules of eventfds on purpose: one that clears O_NONBLOCK of an eventfd that
+/// it has handed over, and fills its counter, holds triggers of that vector until
+/// it reads the counter, or a signal comes.
 ///
 /// Masks are the device's business: what the client masked is told by the callback
 /// of vfu_setup_irq_state_callback(), and an interrupt that is triggered all the

@@ -32,7 +32,10 @@ use crate::wire::{Errno, Result, SparseArea};
 ///      to stay open as long as the context lives.
 /// @offset: where in the file the region starts, in bytes
 ///
-/// Setting up a region again replaces all of the above.
+/// Setting up a region again replaces all of the above. After vfu_realize_ctx() the
+/// BAR's register, or that of the ROM, follows: it keeps the address that a driver
+/// gave it as far as that is one for the new region. A client that has asked for
+/// the region already does not learn of it.
 ///
 /// Threads: on the thread that uses the context, see the top of this file.
 ///

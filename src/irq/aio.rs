@@ -9,7 +9,8 @@
 //! when it is done (`IOCB_FLAG_RESFD`). Ours is done before io_submit(2) returns:
 //! it reads nothing, from the eventfd itself.
 //!
-//! It costs three times a write, so eventfds that do not block are written to.
+//! It costs about five times a write: the request, taking its result, and asking
+//! before whether the counter is full. So eventfds that do not block are written to.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;

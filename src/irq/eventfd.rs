@@ -10,6 +10,23 @@ use crate::wire::{Errno, Result};
 
 /// What /proc calls every eventfd. A file's name there starts with a slash.
 const NAME: &[u8] = b"anon_inode:[eventfd]";
+/// How the names of others start, and what a refusal says of them.
+const OTHERS: [(&[u8], &str); 9] = [
+    (b"/", "a descriptor is that of a file, not an eventfd"),
+    (b"pipe:", "a descriptor is that of a pipe, not an eventfd"),
+    (b"socket:", "a descriptor is that of a socket, not an eventfd"),
+    (b"anon_inode:[timerfd]", "a descriptor is a timerfd, not an eventfd"),
+    (b"anon_inode:[signalfd]", "a descriptor is a signalfd, not an eventfd"),
+    (b"anon_inode:[eventpoll]", "a descriptor is that of an epoll, not an eventfd"),
+    (b"anon_inode:inotify", "a descriptor is that of an inotify, not an eventfd"),
+    (b"anon_inode:[pidfd]", "a descriptor is a pidfd, not an eventfd"),
+    (b"", "a descriptor is no eventfd"),
+];
+
+const NO_AIO: &str =
+    "an eventfd without O_NONBLOCK takes the kernel's asynchronous I/O, which is not to be had";
+const NO_NAMES: &str =
+    "neither /proc nor the kernel's asynchronous I/O is there to tell whether it is an eventfd";
 
 /// An eventfd to add 1 to. Everything but [`new`](Eventfd::new) may be called
 /// in a signal handler: the system calls are made without the C library's
@@ -27,13 +44,11 @@ impl Eventfd {
     /// Takes a descriptor; `EINVAL` if it is no eventfd. For one that blocks,
     /// `aio` is made ready, and its failure is this one's.
     pub fn new(fd: OwnedFd, aio: &Aio) -> Result<Eventfd> {
-        if !is_eventfd(fd.as_raw_fd(), aio)? {
-            return Err(Errno::EINVAL);
-        }
+        check_eventfd(fd.as_raw_fd(), aio)?;
         let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         let nonblocking = flags.contains(OFlag::O_NONBLOCK);
         if !nonblocking {
-            aio.prepare()?;
+            aio.prepare().map_err(|errno| errno.because(NO_AIO))?;
         }
         Ok(Eventfd { fd: AtomicI32::new(fd.into_raw_fd()), nonblocking })
     }
@@ -127,10 +142,10 @@ fn signal_blocking(fd: RawFd, aio: &Aio) -> Result<()> {
     }
 }
 
-/// Told without asking the file system that a descriptor may be of, which may
+/// `EINVAL` unless a descriptor is an eventfd. Told without asking the file system that a descriptor may be of, which may
 /// be the client's and never answer: by its name in /proc, or, where that is not
 /// mounted, by what the kernel's asynchronous I/O says of it.
-fn is_eventfd(fd: RawFd, aio: &Aio) -> Result<bool> {
+fn check_eventfd(fd: RawFd, aio: &Aio) -> Result<()> {
     let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0\0";
     const DIRECTORY: usize = b"/proc/self/fd/".len();
     let mut digits = [0_u8; 10];
@@ -148,14 +163,18 @@ fn is_eventfd(fd: RawFd, aio: &Aio) -> Result<bool> {
     for (place, digit) in places.zip(digits.iter().take(count).rev()) {
         *place = *digit;
     }
-    let mut name = [0_u8; NAME.len() + 1];
+    let mut name = [0_u8; NAME.len() + 2];
     // SAFETY: the path ends in NUL, its last byte in any case; the name has room for that many.
     let length = unsafe { libc::readlink(path.as_ptr().cast(), name.as_mut_ptr().cast(), name.len()) };
     match usize::try_from(length) {
-        Ok(length) => Ok(name.get(..length) == Some(NAME)),
+        Ok(length) => {
+            let name = name.get(..length).unwrap_or_default();
+            let other = OTHERS.iter().find(|(start, _)| name.starts_with(start));
+            Errno::EINVAL.unless(name == NAME, other.map_or("", |(_, rule)| *rule))
+        }
         Err(_) => {
-            aio.prepare()?;
-            aio.is_eventfd(fd)
+            aio.prepare().map_err(|errno| errno.because(NO_NAMES))?;
+            Errno::EINVAL.unless(aio.is_eventfd(fd)?, "a descriptor is no eventfd")
         }
     }
 }

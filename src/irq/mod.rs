@@ -129,13 +129,24 @@ impl Irqs {
         Ok(())
     }
 
-    /// Sets how many vectors a type has. `ENOMEM`: as before.
+    /// Sets how many vectors a type has; those that are no longer there lose their
+    /// eventfds, and what waited. `ENOMEM`: as before.
     pub fn set_count(&self, kind: IrqType, count: u32) -> Result<()> {
         if self.ready.load(Ordering::Relaxed) {
             self.make_latches(kind, count)?;
         }
-        self.of(kind).set_count(count);
+        let table = self.of(kind);
+        if kind == IrqType::Msix && self.function_masked.load(Ordering::Relaxed) {
+            table.all().for_each(|vector| vector.mask(Mask::Function));
+        }
+        table.set_count(count);
         self.update_limit();
+        for (_, vector) in table.range(count..u32::MAX) {
+            self.take_away(table, vector);
+            vector.clear_flags();
+        }
+        self.update_route();
+        self.graveyard.clear();
         Ok(())
     }
 

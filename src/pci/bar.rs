@@ -25,6 +25,7 @@ pub struct Bar {
 }
 
 /// What BAR `n` is.
+#[derive(PartialEq, Eq)]
 enum Half {
     /// A 32-bit BAR, or the lower half of a 64-bit one.
     Lower(Bar),
@@ -64,6 +65,21 @@ pub fn after_write(bars: &[Bar; BARS], n: usize, old: u32, written: u32) -> u32 
         }
         Half::Upper(bar) => written & lower_32(address_mask(bar.size) >> 32),
     }
+}
+
+/// What BAR `n` holds once the regions are no longer those that they were, while
+/// it held `old`: the type bits, and the address as far as the size leaves it
+/// free, unless that is one of another kind.
+pub fn after_setup(before: &[Bar; BARS], bars: &[Bar; BARS], n: usize, old: u32) -> u32 {
+    let kind = |bars| match half(bars, n) {
+        Half::Lower(bar) => (bar.mem, bar.is_64, false),
+        Half::Upper(bar) => (bar.mem, bar.is_64, true),
+    };
+    if half(before, n) == half(bars, n) {
+        return old;
+    }
+    let address = if kind(before) == kind(bars) { old } else { 0 };
+    after_write(bars, n, type_bits(bars, n), address)
 }
 
 /// What the expansion ROM register holds after `written` was written to it:

@@ -125,6 +125,26 @@ pub fn write(
     Ok(())
 }
 
+/// Adapts the registers to regions that are no longer those that they were. What
+/// did not change stays as it is.
+pub fn adapt(
+    space: &ConfigSpace,
+    before: (&[Bar; bar::BARS], u64),
+    (bars, rom_size): (&[Bar; bar::BARS], u64),
+) -> Result<()> {
+    for n in 0..bar::BARS {
+        let old = space.read_u32(bar_offset(n))?;
+        let new = bar::after_setup(before.0, bars, n, old);
+        if new != old {
+            space.write_u32(bar_offset(n), new)?;
+        }
+    }
+    if rom_size != before.1 {
+        space.write_u32(ROM_ADDRESS, bar::rom_after_write(rom_size, space.read_u32(ROM_ADDRESS)?))?;
+    }
+    Ok(())
+}
+
 impl Register {
     /// The bits that `data`, written at `offset`, brings to the register, and
     /// the mask of the bits that it covers.

@@ -194,6 +194,15 @@ impl Pci {
         Ok(())
     }
 
+    /// A region was set up, once the header was finished: adapts the registers.
+    /// `before` and `now` are the BARs and the size of the ROM.
+    pub fn adapt(&self, before: (&[Bar; BARS], u64), now: (&[Bar; BARS], u64)) -> Result<()> {
+        match &self.space {
+            Some(space) if self.realized => header::adapt(space, before, now),
+            _ => Ok(()),
+        }
+    }
+
     /// The type of interrupt that the capabilities of MSI-X and MSI enable, and
     /// whether the function mask of MSI-X is set.
     pub fn interrupt_state(&self) -> (Option<IrqType>, bool) {

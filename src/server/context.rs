@@ -63,6 +63,8 @@ pub struct Context<D> {
     pub(super) pci: RefCell<Pci>,
     pub(super) migration: Session,
     pub(super) realized: Cell<bool>,
+    /// The client has offered memory before DMA was set up.
+    pub(super) memory_disregarded: Cell<bool>,
 
     // The client.
     pub(super) listener: Listener,
@@ -110,6 +112,7 @@ impl<D: Device> Context<D> {
             pci: RefCell::new(Pci::new()),
             migration: Session::default(),
             realized: Cell::new(false),
+            memory_disregarded: Cell::new(false),
             listener,
             phase: Cell::default(),
             connection: RefCell::new(None),

@@ -66,7 +66,12 @@ impl<D: Device> Context<D> {
         }
         let all = self.io_eventfds.borrow();
         let entries = all.regions.get(request.index as usize).ok_or(Errno::EINVAL)?;
-        let full = fixed.saturating_add(entries.len().saturating_mul(size_of::<IoFdEntry>()));
+        // The region may have been set up anew, and smaller.
+        let is_inside = |entry: &&IoEventfd| {
+            entry.gpa_offset.checked_add(u64::from(entry.size)).is_some_and(|end| end <= access.size)
+        };
+        let count = entries.iter().filter(is_inside).count();
+        let full = fixed.saturating_add(count.saturating_mul(size_of::<IoFdEntry>()));
         let fits = argsz >= full;
 
         self.make_room(reply, if fits { full } else { fixed })?;
@@ -74,12 +79,12 @@ impl<D: Device> Context<D> {
             argsz: u32::try_from(full).map_err(|_| Errno::EINVAL)?,
             flags: 0,
             index: request.index,
-            count: u32::try_from(entries.len()).map_err(|_| Errno::EINVAL)?,
+            count: u32::try_from(count).map_err(|_| Errno::EINVAL)?,
         })?;
         if fits {
             let most = self.client.get().max_io_fds as usize;
             let mut fds = Vec::new();
-            for entry in entries.iter().rev() {
+            for entry in entries.iter().rev().filter(is_inside) {
                 let fd_index = fd_index(&mut fds, entry.fd, most)?;
                 reply.put(&IoFdEntry {
                     gpa_offset: entry.gpa_offset,

@@ -81,6 +81,7 @@ impl<D: Device> Context<D> {
             poller.forget_sockets();
         }
         self.phase.set(Phase::Idle);
+        self.memory_disregarded.set(false);
         let connection = self.connection.borrow_mut().take();
         drop(connection);
     }

@@ -36,7 +36,11 @@ impl<D: Device> Context<D> {
     pub fn setup_region(&self, index: u32, config: RegionConfig) -> Result<()> {
         let config_size = self.pci.borrow().space().map(|space| space.len());
         let flags = config.flags;
-        self.regions.borrow_mut().setup(index, config, config_size)?;
+        let mut regions = self.regions.borrow_mut();
+        let (bars, rom_size) = (regions.bars(), regions.rom_size());
+        regions.setup(index, config, config_size)?;
+        self.pci.borrow().adapt((&bars, rom_size), (&regions.bars(), regions.rom_size()))?;
+        drop(regions);
         if flags.contains(RegionFlags::PREFETCH) && !flags.contains(RegionFlags::IS_64_BITS) {
             log!(self, LOG_WARNING, "region {index}: prefetchable, but not 64 bits wide");
         }
@@ -55,11 +59,14 @@ impl<D: Device> Context<D> {
     }
 
     /// The device does DMA, with so many regions at the most. `told` says whether
-    /// it is told when regions go. Once regions exist it is too late: `EEXIST`.
+    /// it is told when regions go. Once regions exist it is too late, `EEXIST`, and
+    /// once a client has offered memory that nobody wanted, while it is attached: `EINVAL`.
     pub fn setup_dma(&self, max_regions: usize, told: bool) -> Result<()> {
         if !self.dma.is_empty() {
             return Err(Errno::EEXIST.because("there are DMA regions already"));
         }
+        let too_late = !self.dma_is_ready() && self.memory_disregarded.get();
+        Errno::EINVAL.unless(!too_late, "memory that the client offered has been disregarded")?;
         self.dma.set_limit(max_regions as u64);
         self.set_told_of_unmaps(told);
         self.dma_ready.store(true, Ordering::Release);
@@ -130,6 +137,7 @@ impl<D: Device> Context<D> {
     pub fn pci_add_capability(&self, pos: usize, flags: i32, data: &dyn Fn(usize) -> u8) -> Result<usize> {
         let config = self.regions.borrow().access(super::regions::CONFIG as u32)?;
         let added = self.pci.borrow_mut().add_capability(pos, flags, config.has_callback, data)?;
+        self.update_irqs();
         log!(self, LOG_DEBUG, "added capability at {added:#x}");
         Ok(added)
     }

@@ -459,7 +459,11 @@ def test_descriptors_that_look_like_eventfds_are_refused(dev, kind):
     assert fd >= 0
     dev.fds.append(fd)
     before = open_fds()
+    dev.ctx.lines.clear()
     assert assigned(dev, fd) == EINVAL
+    why = [line for level, line in dev.ctx.lines if level == 3]
+    assert len(why) == 1 and "SET_IRQS" in why[0] and kind.split()[0].replace("memfd", "file") in why[0]
+    assert "eventfd" in why[0].replace("signalfd", "").split("not an", 1)[1]
     assert open_fds() == before
     fails(ENOENT, dev.trigger, 0)
     alive(dev.client)

@@ -52,7 +52,7 @@ pub unsafe extern "C-unwind" fn vfux_setup_pending_irqs(vfu_ctx: *mut vfu_ctx_t)
 /// @subindex: the vector
 ///
 /// May be called from any thread while the device is not quiesced, and in signal
-/// handlers. It takes no lock and never waits.
+/// handlers. It takes no lock, and waits no more than vfu_irq_trigger() does.
 ///
 /// Returns 0, or -1 and sets errno:
 ///

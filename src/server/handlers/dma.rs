@@ -31,6 +31,7 @@ impl<D: Device> Context<D> {
     /// `VFIO_USER_DMA_MAP`. Without DMA it succeeds and does nothing.
     pub(in crate::server) fn dma_map(&self, message: &mut Message) -> Result<()> {
         if !self.dma_is_ready() {
+            self.memory_disregarded.set(true);
             return Ok(());
         }
         let (request, _) = take::<DmaMap>(message.payload())?;
