@@ -12,6 +12,7 @@
 #![allow(rustdoc::private_intra_doc_links, reason = "what is said of a room speaks to who reads its source")]
 
 pub mod capi;
+pub mod descriptors;
 pub mod dma;
 pub mod irq;
 pub mod memory;

@@ -4,6 +4,7 @@
 //! per open file description is kept, counted; the others are closed at once.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::slice;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicI32;
 use std::sync::atomic::Ordering::Relaxed;
@@ -13,6 +14,7 @@ use parking_lot::Mutex;
 
 use super::facts::{Facts, Key};
 use super::mapping::Mapping;
+use crate::descriptors::may_stay;
 use crate::memory;
 use crate::wire::{Errno, Result};
 
@@ -52,7 +54,8 @@ pub(super) struct Recent(Option<Name>);
 impl SharedFile {
     /// Takes over a descriptor: it is kept if the process has no other of the
     /// same open file description, and closed at once if it has. (It is closed
-    /// on exec since it was received.) Says what is known of the file.
+    /// on exec since it was received.) Says what is known of the file. `EMFILE`
+    /// if to keep it would leave the process too few.
     pub(super) fn acquire(fd: OwnedFd, recent: &mut Recent) -> Result<(SharedFile, Facts)> {
         let (file, facts) = match SharedFile::acquire_again(&fd, recent) {
             Some(again) => again,
@@ -81,6 +84,7 @@ impl SharedFile {
         let at = files.binary_search_by_key(&key, |inode| inode.key);
         let at = match at {
             Ok(at) => at,
+            Err(_) if !may_stay(slice::from_ref(&fd)) => return Err(Errno::EMFILE),
             Err(at) => {
                 memory::reserve(&mut files, 1)?;
                 let mut kept = Vec::new();
@@ -93,6 +97,8 @@ impl SharedFile {
         inode.facts = facts;
         let (kept, duplicate) = match find(&inode.kept, &fd) {
             Ok(at) => (inode.kept.get_mut(at), Some(fd)),
+            // Not so for an inode that was put in just now.
+            Err(_) if !inode.kept.is_empty() && !may_stay(slice::from_ref(&fd)) => return Err(Errno::EMFILE),
             Err(at) => {
                 memory::reserve(&mut inode.kept, 1)?;
                 inode.kept.insert(at, Kept { fd, users: 0 });

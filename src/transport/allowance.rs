@@ -4,10 +4,15 @@
 //! the client's word asks it first, and gives back what it took; it goes, with
 //! all that was kept, when the connection goes. Where it says no, the request is
 //! refused if it can be answered, else the connection is lost.
+//!
+//! Descriptors are the process's, too, on which all connections draw: see
+//! [`descriptors`].
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use crate::wire::limits::SCM_MAX_FD;
+use crate::descriptors;
+use crate::wire::limits::{MAX_BITMAP_SIZE, MAX_MESSAGE_SIZE, SCM_MAX_FD};
+use crate::wire::{Errno, Result};
 
 /// Commands that may wait while the answer to one of ours is awaited.
 const COMMANDS: usize = 4096;
@@ -16,14 +21,12 @@ const BYTES: usize = 16 << 20;
 /// Descriptors that wait with them.
 const FDS: usize = 1024;
 
+/// Bytes that wait to be sent: the largest reply, and what can be gathered beside it.
+const UNSENT: usize = MAX_BITMAP_SIZE as usize + 2 * MAX_MESSAGE_SIZE;
+
 /// Descriptors that one message may have, in how many parts so ever it comes; so
 /// many wait for one that is not whole.
 pub const MESSAGE_FDS: usize = SCM_MAX_FD;
-
-/// An eighth of the descriptors that the process may open, but no less and no
-/// more than this many, is left to whoever does not wait: who accepts a client,
-/// say.
-const RESERVE: (usize, usize) = (16, 128);
 
 /// What something that waits takes of an allowance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +61,12 @@ impl Allowance {
         fits
     }
 
+    /// The same for something that waits with these descriptors: none of the
+    /// process's reserve.
+    pub fn take_with(&mut self, cost: Cost, fds: &[OwnedFd]) -> bool {
+        descriptors::may_wait(fds) && self.take(cost)
+    }
+
     /// Gives back what was taken.
     pub fn give_back(&mut self, cost: Cost) {
         self.used.commands = self.used.commands.saturating_sub(cost.commands);
@@ -66,25 +75,22 @@ impl Allowance {
     }
 }
 
+/// Whether so many bytes may wait to be sent, `more` of them new; else `ENOMEM`.
+pub fn ask_unsent(waiting: usize, more: usize) -> Result<()> {
+    match waiting.saturating_add(more) <= UNSENT {
+        true => Ok(()),
+        false => Err(Errno::ENOMEM),
+    }
+}
+
 /// Closes those of `fds` that a client's unfinished business must not keep: what
-/// is beyond the first `most`, and what stands among the last numbers of the
-/// process. (The kernel gives the lowest number that is free, so one of the last
-/// says that few are left.) Whether it closed any.
+/// is beyond the first `most`, and what is of the process's reserve. Whether it
+/// closed any.
 pub fn close_surplus(fds: &mut Vec<OwnedFd>, most: usize) -> bool {
     let before = fds.len();
     fds.truncate(most);
-    let end = first_of_the_reserve();
-    fds.retain(|fd| usize::try_from(fd.as_raw_fd()).is_ok_and(|number| number < end));
+    descriptors::retain_waiting(fds);
     fds.len() < before
-}
-
-/// The first descriptor number that nothing which waits may have.
-fn first_of_the_reserve() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: a whole rlimit to be filled in. (If it is not, there is no limit.)
-    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) };
-    let limit = usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX);
-    limit.saturating_sub((limit / 8).clamp(RESERVE.0, RESERVE.1))
 }
 
 #[cfg(test)]
@@ -126,6 +132,14 @@ mod tests {
                 fds: fds.min(1)
             }));
         }
+    }
+
+    #[test]
+    fn so_much_waits_to_be_sent_and_no_more() {
+        assert_eq!(ask_unsent(0, UNSENT), Ok(()));
+        assert_eq!(ask_unsent(UNSENT, 0), Ok(()));
+        assert_eq!(ask_unsent(UNSENT, 1), Err(Errno::ENOMEM));
+        assert_eq!(ask_unsent(usize::MAX, usize::MAX), Err(Errno::ENOMEM));
     }
 
     #[test]

@@ -257,7 +257,11 @@ impl Connection {
                 reply.recycle(&mut self.pool);
                 Ok(())
             }
-            Ok(reply) => self.reply(request, reply),
+            Ok(reply) => match self.reply(request, reply) {
+                // Nothing of it waits; a header takes next to nothing.
+                Err(Errno::ENOMEM) => self.reply_error(request, Errno::ENOMEM),
+                queued => queued,
+            },
             Err(_) if request.no_reply() => Ok(()),
             Err(errno) => self.reply_error(request, errno),
         };

@@ -494,7 +494,7 @@ impl Connection {
     }
 
     fn enqueue(&mut self, mut message: Box<Message>) -> Result<(), Awaited> {
-        if !self.allowance.take(message.cost()) {
+        if !self.allowance.take_with(message.cost(), &message.fds) {
             return Err(Awaited::Lost(Errno::ENOTCONN));
         }
         // What waits long should not hold a large buffer that is mostly unused.

@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 
 use zerocopy::IntoBytes;
 
+use super::allowance::ask_unsent;
 use super::buffer::{Buffer, FIRST, STANDARD};
 use super::control;
 use super::pool::Pool;
@@ -125,6 +126,7 @@ impl Sender {
 
     /// Adds the next `len` bytes of the last reply, once the others are sent.
     pub fn push_more(&mut self, buffer: Buffer, len: usize) -> Result<()> {
+        ask_unsent(self.waiting, len)?;
         memory::push_back(&mut self.segments, Segment::Gathered(Gathered { buffer, len }))?;
         self.waiting = self.waiting.saturating_add(len);
         self.more = self.more.saturating_sub(len);
@@ -166,6 +168,7 @@ impl Sender {
         if self.more > 0 {
             return Err(Errno::EBUSY);
         }
+        ask_unsent(self.waiting, reply.message_size())?;
         if self.last.len > 0 {
             self.close_last(pool)?;
         }
@@ -187,6 +190,7 @@ impl Sender {
     pub fn push_rest(&mut self, parts: [&[u8]; 2], pool: &mut Pool) -> Result<()> {
         let [first, second] = parts;
         let len = first.len().saturating_add(second.len());
+        ask_unsent(self.waiting, len)?;
         let mut buffer = pool.take(len)?;
         buffer.range_mut(0, first.len()).copy_from_slice(first);
         buffer.range_mut(first.len(), len).copy_from_slice(second);
@@ -218,6 +222,7 @@ impl Sender {
     /// From here on, replies are gathered in another buffer.
     #[cold]
     fn close_last(&mut self, pool: &mut Pool) -> Result<()> {
+        ask_unsent(self.waiting, STANDARD)?;
         let next = Gathered { buffer: pool.take(self.last.buffer.len())?, len: 0 };
         memory::push_back(&mut self.segments, Segment::Gathered(std::mem::replace(&mut self.last, next)))
     }

@@ -695,6 +695,31 @@ def test_a_client_that_sends_more_instead_of_an_answer_is_given_up(ctx, shared, 
     os.close(fd)
 
 
+@pytest.mark.parametrize("each", [1, 16])
+@pytest.mark.parametrize("free", [24, 60, 200, 700])
+def test_what_crosses_leaves_descriptors_to_others(ctx, shared, free, each):
+    """The client is given up before the process has used its last descriptors, and meanwhile another context takes on a
+    client, and memory from it."""
+    fd = memfd(PAGE)
+    ctx.poll_fd()
+    before = open_fds()
+    with Ctx(dma=True) as other:
+        other.poll_fd()
+        with Room(free):
+            shares = [[dma_map(i, i * PAGE, PAGE), [fd] * each] for i in range(1, 2 + free // each)]
+            server = crossed(shared, *shares)
+            fails(errno.ENOTCONN, read, ctx, 8)
+            with other.connect(caps=TWIN) as second:
+                second.map(BASE, PAGE, fd)
+                alive(second)
+            lost(ctx)
+            server.result()
+    assert end_of_file(shared.sock)
+    shared.close()
+    assert len(open_fds()) == len(before) - 2, "the connection, both ends, and nothing else"
+    os.close(fd)
+
+
 # --- a loss inside a callback -------------------------------------------------
 
 @pytest.mark.parametrize("how,number", [("end of file", errno.ENOTCONN), ("impossible size", errno.EINVAL)])

@@ -10,8 +10,9 @@ import tempfile
 
 import pytest
 
-from libvfu import *
+from dma_peer import TWIN
 from guest import *
+from peer import *
 from silent_fs import GETATTR, silent_fs
 
 BASE = 0x100000
@@ -93,6 +94,50 @@ def test_kinds(make, good, flags):
         if mapped:
             client.unmap(BASE, PAGE)
         assert open_fds() == before
+
+
+def an_eventfd(client, i):
+    fd = eventfd()
+    try:
+        client.send(SET_IRQS, struct.pack("<5I", 20, DATA_EVENTFD | ACTION_TRIGGER, MSIX, i, 1), fds=[fd])
+    finally:
+        os.close(fd)
+
+
+def a_page(client, i):
+    fd = memfd(PAGE)
+    try:
+        client.send(DMA_MAP, struct.pack("<IIQQQ", 32, RW | MAP_FILE_IO, 0, BASE + i * PAGE, PAGE), fds=[fd])
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("free", [24, 60, 200])
+@pytest.mark.parametrize("send", [an_eventfd, a_page])
+def test_what_stays_leaves_descriptors_to_others(send, free):
+    """No client gets the last descriptors of the process: another context can take on another one."""
+    with Ctx(dma=True, max_regions=256, realize=False) as ctx:
+        call("vfu_setup_device_nr_irqs", ctx.p, MSIX, 256)
+        ctx.realize()
+        with ctx.connect() as client, Ctx() as other:
+            other.poll_fd(), ctx.poll_fd()
+            before = open_fds()
+            with Room(free):
+                errors = []
+                for i in range(free):
+                    send(client, i)
+                    ctx.run()
+                    errors.append(client.recv().error)
+                kept = errors.count(0)
+                assert errors == [0] * kept + [errno.EMFILE] * (free - kept)
+                assert 0 < kept <= free - 8
+                assert len(open_fds()) == len(before) + kept
+                with other.connect(caps=TWIN) as second:
+                    alive(second)
+                alive(client)
+            client.close()
+            until_lost(ctx), until_lost(other)
+            assert len(open_fds()) == len(before) - 2, "the connection, both ends, and nothing else"
 
 
 @pytest.mark.parametrize("offset, size", [(0, 2 * PAGE), (PAGE, 3 * PAGE), (0, 8 * PAGE), (4 * PAGE, PAGE)])

@@ -17,6 +17,7 @@ fn with_map_rule(errno: Errno) -> Errno {
     errno.because(match errno {
         Errno::EEXIST => "it overlaps another region",
         Errno::ENOSPC => "it is larger than a region may be, or there are as many as there may be",
+        Errno::EMFILE => "the process has few descriptors left",
         Errno::EINVAL => "empty, without an end, or not of pages, or of the wrong kind of file",
         _ => "the system refuses to map it",
     })

@@ -1,5 +1,6 @@
 //! `VFIO_USER_DEVICE_SET_IRQS`
 
+use crate::descriptors::may_stay;
 use crate::irq::IrqType;
 use crate::server::{Context, Device};
 use crate::transport::Message;
@@ -35,6 +36,7 @@ impl<D: Device> Context<D> {
                 self.irqs.close_range(kind, start, count);
             }
             (IrqAction::Trigger, IrqData::Eventfd) => {
+                Errno::EMFILE.unless(may_stay(&message.fds), "the process has few descriptors left")?;
                 self.irqs.assign(kind, start, std::mem::take(&mut message.fds))?;
             }
         }
