@@ -227,11 +227,19 @@ fn failed_if_negative(returned: c_int) -> Result<()> {
 /// The result of a callback that returns a number of bytes, of which `most`
 /// are possible. -1 means `errno`, also from a function that returns a 32-bit
 /// int in place of the `ssize_t`; every other impossible number is `EINVAL`.
+#[inline(always)]
 fn byte_count(returned: ssize_t, most: usize) -> Result<usize> {
-    const MINUS_ONE_AS_INT: ssize_t = u32::MAX as ssize_t;
     match usize::try_from(returned) {
         Ok(count) if count <= most => Ok(count),
-        _ if returned == -1 || returned == MINUS_ONE_AS_INT => Err(Errno::last()),
-        _ => Err(Errno::EINVAL),
+        _ => Err(impossible_count(returned)),
+    }
+}
+
+#[cold]
+fn impossible_count(returned: ssize_t) -> Errno {
+    const MINUS_ONE_AS_INT: ssize_t = u32::MAX as ssize_t;
+    match returned {
+        -1 | MINUS_ONE_AS_INT => Errno::last(),
+        _ => Errno::EINVAL,
     }
 }

@@ -6,11 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use super::callbacks::Callbacks;
+use super::guard::Hold;
 use super::{
     LIBVFIO_USER_FLAG_ATTACH_NB, RawDevType, RawTrans, cast, guard, vfu_ctx_t, vfu_dev_type_t,
     vfu_device_quiesce_cb_t, vfu_reset_cb_t, vfu_trans_t, wait,
 };
-use crate::server::Context;
+use crate::server::{Context, Event, Polled, Step};
 use crate::wire::Errno;
 
 /// Makes a context: a device that listens at a socket.
@@ -164,7 +165,12 @@ pub unsafe extern "C-unwind" fn vfu_realize_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_in
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_attach_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { wait::drive(vfu_ctx, "vfu_attach_ctx", Context::attach_step) }
+    unsafe {
+        wait::drive(vfu_ctx, "vfu_attach_ctx", |ctx, event, hold| {
+            hold.hold();
+            ctx.attach_step(event)
+        })
+    }
 }
 
 /// Returns a descriptor that is readable when vfu_attach_ctx() (before a client
@@ -232,7 +238,26 @@ pub unsafe extern "C-unwind" fn vfu_get_poll_fd(vfu_ctx: *mut vfu_ctx_t) -> c_in
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_run_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { wait::drive(vfu_ctx, "vfu_run_ctx", Context::run_step) }
+    unsafe { wait::drive(vfu_ctx, "vfu_run_ctx", run_step) }
+}
+
+// A call that finds nothing to do is over before the thread is kept from being
+// cancelled, which costs more than all else.
+#[inline(always)]
+fn run_step(ctx: &vfu_ctx_t, event: Event, hold: &mut Hold) -> Step {
+    let event = match event {
+        Event::Start => match ctx.poll() {
+            Polled::Nothing => return Step::Return { value: 0, errno: None },
+            Polled::Short(request) => {
+                hold.hold();
+                return ctx.run_short(request);
+            }
+            Polled::Go(event) => event,
+        },
+        event => event,
+    };
+    hold.hold();
+    ctx.run_step(event)
 }
 
 /// Tells that the device has quiesced, after its quiesce callback failed with

@@ -554,7 +554,8 @@ unsafe fn move_bytes(
     flags: c_int,
 ) -> c_int {
     let mut transfer = None;
-    let step = |ctx: &vfu_ctx_t, event| {
+    let step = |ctx: &vfu_ctx_t, event, hold: &mut guard::Hold| {
+        hold.hold();
         // More than the first entry is never looked at.
         // SAFETY: the caller's promise.
         let sgl = match unsafe { cast::array(sg, cnt.min(1)) } {

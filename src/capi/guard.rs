@@ -5,7 +5,8 @@
 //! all later calls on that context but its destruction. A thread cannot be
 //! cancelled inside, because unwinding for a cancellation must not meet
 //! `catch_unwind`, which would abort the process; the calls that are cheaper
-//! than that switch (`enter_lean`) contain no cancellation point. `errno` is set
+//! than that switch (`enter_lean`), and those that find nothing to do
+//! (`enter_late`), contain no cancellation point. `errno` is set
 //! as the last act, when nothing is left to disturb it.
 
 use std::any::Any;
@@ -111,6 +112,42 @@ pub(super) unsafe fn enter_saying<R: Failure, A: Into<Answer<R>>>(
     let answer = unsafe { checked(handle, name, body) };
     restore_cancellation(cancellation);
     answer.give()
+}
+
+/// Like [`enter`], for a `body` that may find nothing to do: it has to call
+/// [`Hold::hold`] before it calls anything back or makes a system call that is a
+/// cancellation point.
+///
+/// # Safety
+///
+/// As for [`enter`].
+#[inline(always)]
+pub(super) unsafe fn enter_late<R: Failure, A: Into<Answer<R>>>(
+    handle: *mut vfu_ctx_t,
+    name: &'static str,
+    body: impl FnOnce(&vfu_ctx_t, &mut Hold) -> Result<A>,
+) -> R {
+    let mut hold = Hold { before: None };
+    // SAFETY: the caller's promise.
+    let answer = unsafe { checked(handle, name, |context| body(context, &mut hold)) };
+    if let Some(before) = hold.before {
+        restore_cancellation(before);
+    }
+    answer.give()
+}
+
+/// Keeps the calling thread from being cancelled, from some point on.
+pub(super) struct Hold {
+    before: Option<c_int>,
+}
+
+impl Hold {
+    /// From now on, until the guard is left.
+    pub fn hold(&mut self) {
+        if self.before.is_none() {
+            self.before = Some(disable_cancellation());
+        }
+    }
 }
 
 /// Like [`enter`], for a `body` of a few nanoseconds: it calls nothing back and

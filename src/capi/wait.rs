@@ -13,7 +13,7 @@ use std::ptr;
 
 use libc::{msghdr, nfds_t, pollfd, size_t, sockaddr, socklen_t, ssize_t};
 
-use super::guard::{self, Answer, Failure};
+use super::guard::{self, Answer, Failure, Hold};
 use super::vfu_ctx_t;
 use crate::server::{Event, Step, Wait};
 use crate::wire::{Errno, Result};
@@ -37,12 +37,14 @@ impl Failure for Next {
     const FAILED: Next = Next::Return(-1);
 }
 
-/// Drives `step`, which has nothing to drop, until it returns.
+/// Drives `step`, which has nothing to drop, until it returns. It is told the
+/// event, and holds off cancellation before it does what may meet one.
 ///
 /// # Safety
 ///
 /// `handle` is NULL or a live context, and stays so if the thread is cancelled.
-pub(super) unsafe fn drive<F: FnMut(&vfu_ctx_t, Event) -> Step>(
+#[inline(always)]
+pub(super) unsafe fn drive<F: FnMut(&vfu_ctx_t, Event, &mut Hold) -> Step>(
     handle: *mut vfu_ctx_t,
     name: &'static str,
     mut step: F,
@@ -52,7 +54,7 @@ pub(super) unsafe fn drive<F: FnMut(&vfu_ctx_t, Event) -> Step>(
     loop {
         // SAFETY: the caller's promise.
         let next = unsafe {
-            guard::enter(handle, name, |context| match step(context, event) {
+            guard::enter_late(handle, name, |context, hold| match step(context, event, hold) {
                 Step::Return { value, errno } => {
                     Ok(Answer { value: Next::Return(value), errno: errno.map(Errno::number) })
                 }

@@ -25,8 +25,8 @@ impl<D: Device> Context<D> {
         let _busy = self.enter();
         let step = match event {
             Event::Start if self.phase.get() == Phase::Idle => self.accept(),
-            Event::Start | Event::Ready(Ok(_)) => self.negotiate(),
-            Event::Ready(Err(errno)) => Step::Fail(errno),
+            Event::Start | Event::Ready(Ok(_)) | Event::Received(Ok(())) => self.negotiate(),
+            Event::Ready(Err(errno)) | Event::Received(Err(errno)) => Step::Fail(errno),
             Event::Done(outcome) if self.phase.get() == Phase::Idle => match outcome {
                 // SAFETY: the outcome of a Wait::Accept: a descriptor that was
                 // made just now and that nobody else knows of.

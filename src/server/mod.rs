@@ -29,6 +29,7 @@ mod reset;
 mod run;
 mod setup;
 mod sgl;
+mod short;
 mod step;
 mod transfer;
 
@@ -39,5 +40,6 @@ pub use context::Context;
 pub use device::{Device, ResetType};
 pub use guest::Guest;
 pub use regions::{Memory, RegionConfig, RegionFlags};
+pub(crate) use short::Polled;
 pub(crate) use step::{Event, Step, Wait};
 pub(crate) use transfer::SglAccess;

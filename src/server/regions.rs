@@ -83,6 +83,14 @@ pub struct Region {
     pub offset: u64,
 }
 
+impl Region {
+    /// What an access needs to know of it.
+    #[inline(always)]
+    pub fn access(&self) -> Access {
+        Access { size: self.size, has_callback: self.has_callback, flags: self.flags }
+    }
+}
+
 /// What an access needs to know of a region, copied so that nothing stays
 /// borrowed.
 #[derive(Clone, Copy, Debug)]
@@ -109,8 +117,7 @@ impl Regions {
 
     /// What an access needs to know of a region.
     pub fn access(&self, index: u32) -> Result<Access> {
-        let Region { size, has_callback, flags, .. } = *self.get(index)?;
-        Ok(Access { size, has_callback, flags })
+        self.get(index).map(Region::access)
     }
 
     /// Sets up, replaces or clears a region; see `vfu_setup_region`.

@@ -29,12 +29,31 @@ const BATCH_TIME: i64 = 8_000_000;
 /// How many parts of one long reply are made and sent in a row.
 const MAX_PARTS: usize = 4;
 
+/// How far one call in a non-blocking context goes.
+struct Batch {
+    /// By the coarse clock.
+    began: i64,
+}
+
+impl Batch {
+    fn begin() -> Batch {
+        Batch { began: coarse_time() }
+    }
+
+    /// Whether it is over, with so many executed.
+    fn is_over(&self, executed: usize) -> bool {
+        executed >= BATCH || coarse_time().saturating_sub(self.began) >= BATCH_TIME
+    }
+}
+
 /// What became of one message.
-enum Turn {
+pub(super) enum Turn {
     /// There was none.
     Nothing,
     /// It was executed, successfully or not.
     Executed,
+    /// It was executed, is answered, and nothing else is to be done.
+    Last,
     /// It was refused before that.
     Refused,
     /// It waits for the device to become quiet.
@@ -88,6 +107,10 @@ impl<D: Device> Context<D> {
         let _busy = self.enter();
         let step = match event {
             Event::Start => self.run_start(),
+            Event::Received(outcome) => {
+                self.last_errno.set(None);
+                outcome.map_or_else(Step::Fail, |()| self.execute_batch(0))
+            }
             Event::Done(outcome) if self.is_sending() => self.run_sent(outcome),
             Event::Done(outcome) => self.run_received(outcome),
             Event::Ready(Ok(_)) => self.run_ready(),
@@ -118,7 +141,7 @@ impl<D: Device> Context<D> {
             Sent::Lost => self.lose_in_call(0),
             Sent::Stuck | Sent::More => self.wait_writable(),
             Sent::All if self.nonblocking => match self.receive() {
-                Ok(true) => self.execute_batch(),
+                Ok(true) => self.execute_batch(0),
                 Ok(false) => self.executed(0),
                 Err(errno) => Step::Fail(errno),
             },
@@ -166,10 +189,19 @@ impl<D: Device> Context<D> {
         }
     }
 
+    /// Non-blocking: goes on after the first request, which came alone. The time of
+    /// the others counts from here on.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn run_rest(&self, executed: usize) -> Step {
+        let step = self.execute_batch(executed);
+        self.update_poller();
+        step
+    }
+
     /// Non-blocking: executes what is there.
-    fn execute_batch(&self) -> Step {
-        let mut executed = 0;
-        match self.execute_messages(BATCH, Some(coarse_time()), &mut executed) {
+    fn execute_batch(&self, mut executed: usize) -> Step {
+        match self.execute_messages(Some(Batch::begin()), &mut executed) {
             End::Pending => Step::Fail(Errno::EBUSY),
             End::Lost => self.lose_in_call(executed),
             End::Drained if executed == 0 && self.has_ended() => self.lose_and_report(),
@@ -180,7 +212,7 @@ impl<D: Device> Context<D> {
     /// Blocking: executes what is there, then waits for more.
     fn execute_all(&self) -> Step {
         let mut executed = 0;
-        match self.execute_messages(usize::MAX, None, &mut executed) {
+        match self.execute_messages(None, &mut executed) {
             End::Pending => Step::Fail(Errno::EBUSY),
             End::Lost => self.lose_and_report(),
             End::Stuck => self.wait_writable(),
@@ -189,12 +221,17 @@ impl<D: Device> Context<D> {
         }
     }
 
-    /// Executes up to `most` messages, for some time if there is a time when that
-    /// began, and sends the replies.
-    fn execute_messages(&self, most: usize, since: Option<i64>, executed: &mut usize) -> End {
+    /// Executes messages, as many as there are or a batch has, and sends the
+    /// replies.
+    #[inline(always)]
+    fn execute_messages(&self, batch: Option<Batch>, executed: &mut usize) -> End {
         let end = loop {
             match self.turn() {
                 Turn::Nothing => break End::Drained,
+                Turn::Last => {
+                    *executed = executed.saturating_add(1);
+                    return End::Drained;
+                }
                 Turn::Executed => *executed = executed.saturating_add(1),
                 Turn::Refused => {}
                 Turn::Pending => break End::Pending,
@@ -213,8 +250,7 @@ impl<D: Device> Context<D> {
             if is_drained {
                 break End::Drained;
             }
-            let is_late = |since: i64| coarse_time().saturating_sub(since) >= BATCH_TIME;
-            if *executed >= most || since.is_some_and(is_late) {
+            if batch.as_ref().is_some_and(|batch| batch.is_over(*executed)) {
                 break End::Enough;
             }
         };
@@ -226,7 +262,17 @@ impl<D: Device> Context<D> {
     }
 
     /// The life of one request.
+    #[inline(always)]
     fn turn(&self) -> Turn {
+        match self.short_turn() {
+            Some(turn) => turn,
+            None => self.long_turn(),
+        }
+    }
+
+    /// The life of one that is not among the frequent ones.
+    #[inline(never)]
+    fn long_turn(&self) -> Turn {
         let next = match self.connection.borrow_mut().as_mut() {
             Some(connection) if !connection.lost() => connection.next(admissible),
             _ => return Turn::Lost,
@@ -284,13 +330,12 @@ impl<D: Device> Context<D> {
     /// One line for each request that is refused or fails.
     #[cold]
     #[inline(never)]
-    fn log_failed_request(&self, header: &Header, payload: &[u8], errno: Errno) {
+    pub(super) fn log_failed_request(&self, header: &Header, payload: &[u8], errno: Errno) {
         let rule = errno.take_rule().unwrap_or("the device, or the system, failed");
         log!(self, LOG_ERR, "{}: {rule}: {errno}", Described { header, payload });
     }
 
     /// Executes a request and answers it.
-    #[inline(always)]
     pub(super) fn execute(&self, command: Option<Command>, mut message: Box<Message>) {
         let mut reply = Reply::empty();
         let outcome = self.dispatch(command, &mut message, &mut reply);
@@ -367,7 +412,7 @@ impl<D: Device> Context<D> {
         self.with_connection(|connection| connection.ended()).unwrap_or(true)
     }
 
-    fn executed(&self, count: usize) -> Step {
+    pub(super) fn executed(&self, count: usize) -> Step {
         Step::Return { value: i32::try_from(count).unwrap_or(i32::MAX), errno: self.last_errno.get() }
     }
 

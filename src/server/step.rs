@@ -21,6 +21,9 @@ use crate::wire::{Errno, Result};
 pub enum Event {
     /// The function was called.
     Start,
+    /// The function was called, and [`Context::poll`](super::Context::poll) has
+    /// received something, or failed.
+    Received(Result<()>),
     /// The system call that the last [`Step::Wait`] asked for has returned
     /// this. With `EINTR`, a signal arrived.
     Done(Result<usize>),

@@ -6,9 +6,11 @@ use std::os::fd::{OwnedFd, RawFd};
 use nix::sys::socket::sockopt::{PeerCredentials, ReceiveTimeout};
 use nix::sys::socket::{UnixCredentials, getsockopt, setsockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use zerocopy::FromBytes;
 
 use super::allowance::Allowance;
 use super::channel::Channel;
+use super::control;
 use super::exchange::{Expecting, MessageIds};
 use super::message::{Message, Next};
 use super::pool::Pool;
@@ -168,6 +170,30 @@ impl Connection {
         Ok(Received::Something)
     }
 
+    /// Whether nothing is unfinished in either direction, and the client is there:
+    /// as at the start of nearly every call.
+    #[inline(always)]
+    pub fn is_calm(&self) -> bool {
+        self.main.receiver.is_calm()
+            && self.queue.is_empty()
+            && self.sender.is_empty()
+            && self.late_socket().is_none()
+            && !self.lost
+    }
+
+    /// Receives like [`receive`](Self::receive), only when
+    /// [`is_calm`](Self::is_calm): without a cancellation point.
+    #[inline(always)]
+    pub fn receive_calm(&mut self) -> Result<Received> {
+        if !self.main.receiver.receive_calm(self.main.socket())? {
+            return Ok(Received::Nothing);
+        }
+        if self.main.receiver.is_outgrown() {
+            self.receive_rest()?;
+        }
+        Ok(Received::Something)
+    }
+
     /// More came than the first buffer holds: goes on with a larger one.
     #[cold]
     fn receive_rest(&mut self) -> Result<()> {
@@ -235,6 +261,48 @@ impl Connection {
                 return Ok(next);
             }
         }
+    }
+
+    /// Takes what [`next`](Self::next) would give, as a copy, if it is a short
+    /// command without descriptors that is wanted.
+    #[inline(always)]
+    pub fn next_short<T: FromBytes>(&mut self, is_wanted: impl FnOnce(&T) -> bool) -> Option<T> {
+        match self.lost || !self.queue.is_empty() {
+            true => None,
+            false => self.main.receiver.next_short(is_wanted),
+        }
+    }
+
+    /// The same, after [`receive_calm`](Self::receive_calm), if that brought one
+    /// message and nothing else.
+    #[inline(always)]
+    pub fn next_single<T: FromBytes>(&mut self, is_wanted: impl FnOnce(&T) -> bool) -> Option<T> {
+        self.main.receiver.next_single(is_wanted)
+    }
+
+    /// Sends a short reply at once, if nothing is to be done before others follow
+    /// it; else it goes out with these.
+    #[inline(always)]
+    pub fn answer_short(&mut self, reply: &[u8]) {
+        let sent = match self.sender.is_empty() && !self.sending && self.is_drained() {
+            true => control::send_bytes(self.main.socket(), reply, libc::MSG_DONTWAIT),
+            false => Ok(0),
+        };
+        if sent != Ok(reply.len()) && !self.lost {
+            self.keep_unsent(reply, sent);
+        }
+    }
+
+    /// Of a short reply, this came of sending it.
+    #[inline(never)]
+    fn keep_unsent(&mut self, reply: &[u8], sent: Result<usize>) {
+        let rest = match sent {
+            Ok(count) => reply.get(count..),
+            Err(Errno::EINTR | Errno::EAGAIN) => Some(reply),
+            Err(_) => None,
+        };
+        let kept = rest.ok_or(Errno::EPIPE).and_then(|rest| self.sender.push_bytes(rest, &mut self.pool));
+        self.lost |= kept.is_err();
     }
 
     /// Takes back a message that has been handled.

@@ -144,6 +144,19 @@ pub fn send(socket: RawFd, pieces: &[libc::iovec], fds: &[RawFd], flags: libc::c
     usize::try_from(sent).map_err(|_| Errno::last())
 }
 
+/// One `recvmsg` that is no cancellation point, so that a call that finds nothing to
+/// do need not keep its thread from being cancelled. Returns what `recvmsg` returns.
+///
+/// # Safety
+///
+/// `message` is good for `recvmsg`.
+#[inline(always)]
+pub unsafe fn receive(socket: RawFd, message: *mut libc::msghdr, flags: libc::c_int) -> Result<usize> {
+    // SAFETY: the caller's promise.
+    let count = unsafe { libc::syscall(libc::SYS_recvmsg, socket, message, flags | libc::MSG_CMSG_CLOEXEC) };
+    usize::try_from(count).map_err(|_| Errno::last())
+}
+
 /// Sends bytes, and no descriptors, by the shortest way. As [`send`].
 pub fn send_bytes(socket: RawFd, bytes: &[u8], flags: libc::c_int) -> Result<usize> {
     // SAFETY: the bytes are valid for the call; the kernel only reads them.

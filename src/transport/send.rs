@@ -181,6 +181,14 @@ impl Sender {
         Ok(())
     }
 
+    /// Adds a whole message, or the rest of one of which some was sent when nothing
+    /// waited.
+    #[inline(always)]
+    pub fn push_bytes(&mut self, message: &[u8], pool: &mut Pool) -> Result<()> {
+        self.gathered_space(message.len(), pool)?.copy_from_slice(message);
+        Ok(())
+    }
+
     /// Adds a reply that says `errno`.
     pub fn push_error(&mut self, request: &Header, errno: Errno, pool: &mut Pool) -> Result<()> {
         self.gather(&request.error_reply(errno), &[], pool)
@@ -202,21 +210,27 @@ impl Sender {
     /// Adds a message to those that are gathered.
     #[inline(always)]
     fn gather(&mut self, header: &Header, payload: &[u8], pool: &mut Pool) -> Result<()> {
-        let count = HEADER_SIZE.saturating_add(payload.len());
+        let space = self.gathered_space(HEADER_SIZE.saturating_add(payload.len()), pool)?;
+        let (head, body) = space.split_at_mut_checked(HEADER_SIZE).ok_or(Errno::ENOMEM)?;
+        head.copy_from_slice(header.as_bytes());
+        body.copy_from_slice(payload);
+        Ok(())
+    }
+
+    /// Room for `count` bytes behind those that are gathered, which count as there
+    /// from now on.
+    #[inline(always)]
+    fn gathered_space(&mut self, count: usize, pool: &mut Pool) -> Result<&mut [u8]> {
         if self.more > 0 {
-            // It would stand in the middle of the last reply.
+            // They would stand in the middle of the last reply.
             return Err(Errno::EBUSY);
         }
         if self.last.buffer.len().saturating_sub(self.last.len) < count {
             self.make_room(count, pool)?;
         }
-        let space = self.last.space(count).ok_or(Errno::ENOMEM)?;
-        let (head, body) = space.split_at_mut_checked(HEADER_SIZE).ok_or(Errno::ENOMEM)?;
-        head.copy_from_slice(header.as_bytes());
-        body.copy_from_slice(payload);
         self.waiting = self.waiting.saturating_add(count);
         self.full = self.waiting >= GATHER_MAX;
-        Ok(())
+        self.last.space(count).ok_or(Errno::ENOMEM)
     }
 
     /// From here on, replies are gathered in another buffer.

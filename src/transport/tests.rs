@@ -107,6 +107,98 @@ proptest! {
     }
 }
 
+/// Header and 48 bytes, as much of them as the header says.
+type Short = [u8; 64];
+
+fn short(bytes: &[u8]) -> Option<Short> {
+    let mut message = [0; 64];
+    message.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    Some(message)
+}
+
+/// Takes a short message by one of the two ways; without what is behind its end.
+fn take_short(connection: &mut Connection, is_alone: bool) -> Option<Short> {
+    let is_wanted = |message: &Short| message[2] == 9;
+    let taken = match is_alone {
+        true => connection.next_single(is_wanted),
+        false => connection.next_short(is_wanted),
+    }?;
+    let (header, _) = crate::wire::take::<Header>(&taken).unwrap();
+    short(&taken[..header.msg_size as usize])
+}
+
+#[test]
+fn short_messages_are_taken_as_copies_and_others_left() {
+    for size in 0..100 {
+        for (cmd, is_alone) in [(9, false), (9, true), (10, false), (10, true)] {
+            let (mut connection, mut peer) = pair();
+            let sent = message(1, cmd, &pattern(size, 3));
+            peer.write_all(&sent).unwrap();
+            assert!(connection.is_calm());
+            assert_eq!(connection.receive_calm().unwrap(), Received::Something);
+            let expected = short(&sent).filter(|_| cmd == 9);
+            assert_eq!(take_short(&mut connection, is_alone), expected, "{size} {cmd} {is_alone}");
+            assert_eq!(connection.is_calm(), expected.is_some());
+            let mut got = Vec::new();
+            take_all(&mut connection, &mut got);
+            assert_eq!(got.is_empty(), expected.is_some(), "the other way has what this one left");
+        }
+    }
+}
+
+#[test]
+fn a_short_message_is_single_if_nothing_is_before_or_behind_it() {
+    let both = [message(1, 9, b"12345678"), message(2, 9, b"x")].concat();
+    for cut in 1..both.len() {
+        let (mut connection, mut peer) = pair();
+        peer.write_all(&both[..cut]).unwrap();
+        connection.receive_calm().unwrap();
+        assert_eq!(take_short(&mut connection, true), short(&both[..24]).filter(|_| cut == 24), "{cut}");
+    }
+}
+
+#[test]
+fn a_short_message_with_a_descriptor_is_left_to_the_general_way() {
+    let (mut connection, peer) = pair();
+    let file = File::open("/dev/null").unwrap();
+    send_with_fds(&peer, &message(1, 9, b"12345678"), &[file.as_raw_fd()]);
+    assert_eq!(connection.receive_calm().unwrap(), Received::Something);
+    assert!(take_short(&mut connection, true).is_none() && take_short(&mut connection, false).is_none());
+}
+
+#[test]
+fn short_replies_go_out_at_once_or_behind_those_that_wait() {
+    let (mut connection, mut peer) = pair();
+    peer.set_nonblocking(true).unwrap();
+    let (first, second, third) = (message(1, 9, b"a"), message(2, 9, b"b"), message(3, 9, b"c"));
+    let mut got = vec![0; 200];
+    connection.answer_short(&first);
+    assert_eq!(peer.read(&mut got).unwrap(), first.len());
+    connection.sender.push_bytes(&second, &mut connection.pool).unwrap();
+    connection.answer_short(&third);
+    assert!(peer.read(&mut got).is_err(), "not before the second");
+    assert_eq!(connection.flush(), Sent::All);
+    assert_eq!(peer.read(&mut got).unwrap(), second.len() + third.len());
+    assert_eq!(got[..second.len()], second);
+    // What the socket does not take at once is kept.
+    let mut sent = 0;
+    while !connection.has_unsent() {
+        connection.answer_short(&first);
+        sent += first.len();
+    }
+    peer.set_nonblocking(false).unwrap();
+    let mut all = vec![0; sent];
+    while connection.flush() != Sent::All {
+        let taken = first.len();
+        peer.read_exact(&mut all[..taken]).unwrap();
+        all.truncate(all.len() - taken);
+    }
+    peer.read_exact(&mut all).unwrap();
+    drop(peer);
+    connection.answer_short(&first);
+    assert!(connection.lost());
+}
+
 #[test]
 fn refused_bodies_are_dropped_with_their_descriptors_and_the_stream_stays_in_step() {
     let (mut connection, mut peer) = pair();

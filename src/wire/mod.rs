@@ -28,8 +28,8 @@ pub use header::{Header, HeaderFlags, MessageType};
 pub use irq::{IrqAction, IrqData, IrqInfo, IrqInfoFlags, IrqSet, IrqSetFlags};
 pub use migration::{DeviceState, MigData};
 pub use region::{
-    CapHeader, IoFdEntry, IoFdType, RegionAccess, RegionInfo, RegionInfoFlags, RegionIoFds, SparseArea,
-    SparseMmap, WriteMultiEntry, WriteMultiHead,
+    CapHeader, IoFdEntry, IoFdType, RegionAccess, RegionInfo, RegionInfoFlags, RegionIoFds, ShortAccess,
+    SparseArea, SparseMmap, WriteMultiEntry, WriteMultiHead,
 };
 
 use zerocopy::FromBytes;

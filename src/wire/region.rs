@@ -3,6 +3,8 @@
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::{Command, Header, MessageType};
+
 bitflags! {
     /// Flags of [`RegionInfo`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +88,47 @@ pub struct RegionAccess {
     /// Bytes.
     pub count: u32,
 }
+
+/// A whole `VFIO_USER_REGION_READ` or `VFIO_USER_REGION_WRITE` that is short, or its
+/// reply: as much of it as its header says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ShortAccess {
+    /// Header of the message.
+    pub header: Header,
+    /// What is accessed.
+    pub access: RegionAccess,
+    /// The bytes that are written or were read.
+    pub data: [u8; 32],
+}
+
+impl ShortAccess {
+    /// Bytes of the message before the data.
+    pub const FIXED: usize = size_of::<Header>() + size_of::<RegionAccess>();
+
+    /// Whether this is such a command, its size right, and some data.
+    #[inline(always)]
+    pub fn is_command(&self) -> bool {
+        let Header { cmd, msg_size, .. } = self.header;
+        let (size, count) = (msg_size as usize, self.access.count as usize);
+        let is_right = match cmd {
+            READ => size == Self::FIXED,
+            WRITE => size == Self::FIXED.saturating_add(count),
+            _ => false,
+        };
+        let is_short = (1..=self.data.len()).contains(&count);
+        is_right && is_short && self.header.message_type() == Some(MessageType::Command)
+    }
+
+    /// Whether it is the command to write.
+    #[inline(always)]
+    pub fn is_write(&self) -> bool {
+        self.header.cmd == WRITE
+    }
+}
+
+const READ: u16 = Command::RegionRead as u16;
+const WRITE: u16 = Command::RegionWrite as u16;
 
 /// Head of a `VFIO_USER_REGION_WRITE_MULTI`; also its whole reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]

@@ -284,6 +284,66 @@ a_callback_is_never_cut_short(void)
     }
 }
 
+/* Where a thread that has been cancelled ends, unless it is kept from that. */
+static ssize_t
+cancellable_access(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offset, bool is_write)
+{
+    (void)ctx, (void)buf, (void)offset, (void)is_write;
+    pthread_testcancel();
+    return count;
+}
+
+static void *
+run_cancelled(void *argument)
+{
+    struct waiter *waiter = argument;
+
+    pthread_cancel(pthread_self());
+    waiter->result = vfu_run_ctx(waiter->ctx);
+    pthread_testcancel();
+    return NULL;
+}
+
+static void
+run_and_be_cancelled(struct waiter *waiter, int expected)
+{
+    pthread_t thread;
+    void *result;
+
+    waiter->result = 77;
+    CHECK_EQ(pthread_create(&thread, NULL, run_cancelled, waiter), 0);
+    CHECK_EQ(pthread_join(thread, &result), 0);
+    CHECK(result == PTHREAD_CANCELED);
+    CHECK_EQ(waiter->result, expected);
+}
+
+/* With nothing to do neither: it does not wait. */
+static void
+a_call_that_does_not_wait_returns_in_a_cancelled_thread(void)
+{
+    struct waiter waiter = { .ctx = create(LIBVFIO_USER_FLAG_ATTACH_NB) };
+    struct region_message reply;
+    uint32_t value = 5;
+    int client = client_connect();
+
+    CHECK_EQ(vfu_setup_region(waiter.ctx, VFU_PCI_DEV_BAR1_REGION_IDX, 0x1000, cancellable_access,
+                              VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0, -1, 0), 0);
+    client_send_version(client);
+    CHECK_EQ(vfu_attach_ctx(waiter.ctx), 0);
+    client_recv_version(client);
+    run_and_be_cancelled(&waiter, 0);
+    client_send_region_read(client, 1, VFU_PCI_DEV_BAR1_REGION_IDX, 0, 4);
+    run_and_be_cancelled(&waiter, 1);
+    client_reply(client, 1, VFIO_USER_REGION_READ, &reply, sizeof(reply.access) + 4);
+    for (int i = 0; i < 2; i++) {
+        client_send_region_write(client, i, VFIO_USER_F_NO_REPLY, VFU_PCI_DEV_BAR1_REGION_IDX, 0, &value, 4);
+    }
+    run_and_be_cancelled(&waiter, 2);
+    run_and_be_cancelled(&waiter, 0);
+    vfu_destroy_ctx(waiter.ctx);
+    close(client);
+}
+
 struct worker {
     vfu_ctx_t *ctx;
     int number;
@@ -559,6 +619,7 @@ main(void)
     RUN(signals_end_waiting);
     RUN(a_waiting_thread_can_be_cancelled);
     RUN(a_callback_is_never_cut_short);
+    RUN(a_call_that_does_not_wait_returns_in_a_cancelled_thread);
     RUN(waiting_for_memory_ends);
     RUN(a_handler_that_restarts_does_not_end_waiting_for_a_client);
     RUN(many_threads_use_guest_memory);

@@ -362,7 +362,7 @@ static const struct {
 } raw_calls[] = {
     { SYS_io_getevents, SHIM_AIO }, { SYS_io_setup, SHIM_AIO },
     { SYS_io_submit, SHIM_AIO },     { SYS_kcmp, SHIM_KCMP },        { SYS_ppoll, SHIM_POLL },
-    { SYS_write, SHIM_WRITE },
+    { SYS_recvmsg, SHIM_RECVMSG },   { SYS_write, SHIM_WRITE },
 };
 
 long

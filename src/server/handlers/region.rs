@@ -105,11 +105,17 @@ impl<D: Device> Context<D> {
     }
 
     /// Checks an access; `data` is the length of what comes with a write.
-    fn check_access(&self, access: &RegionAccess, data: Option<usize>) -> Result<Access> {
+    #[inline(always)]
+    pub(in crate::server) fn check_access(
+        &self,
+        access: &RegionAccess,
+        data: Option<usize>,
+    ) -> Result<Access> {
         let count = access.count as usize;
         Errno::EINVAL.unless(count <= MAX_DATA_XFER_SIZE, "more than max_data_xfer_size")?;
         Errno::EINVAL.unless(data.is_none_or(|len| len == count), "count is not the length of the data")?;
-        let region = self.regions.borrow().access(access.region)?;
+        let regions = self.regions.borrow();
+        let region = regions.get(access.region)?;
         let end = access
             .offset
             .checked_add(u64::from(access.count))
@@ -122,13 +128,13 @@ impl<D: Device> Context<D> {
         )?;
         let needed = if data.is_some() { RegionFlags::WRITE } else { RegionFlags::READ };
         Errno::EPERM.unless(region.flags.contains(needed), "the region does not allow it")?;
-        Ok(region)
+        Ok(region.access())
     }
 
     /// Reads into, or writes from, `buffer`, which is not empty: how many bytes,
     /// at least one.
     #[inline(always)]
-    fn access_region(
+    pub(in crate::server) fn access_region(
         &self,
         access: &RegionAccess,
         region: Access,
