@@ -128,8 +128,15 @@ pub(super) unsafe fn enter_late<R: Failure, A: Into<Answer<R>>>(
     body: impl FnOnce(&vfu_ctx_t, &mut Hold) -> Result<A>,
 ) -> R {
     let mut hold = Hold { before: None };
+    let body = |context: &vfu_ctx_t| {
+        body(context, &mut hold).inspect_err(|errno| {
+            // The program's log function may be a cancellation point.
+            hold.hold();
+            context.log_refusal(format_args!("{name}"), *errno);
+        })
+    };
     // SAFETY: the caller's promise.
-    let answer = unsafe { checked(handle, name, |context| body(context, &mut hold)) };
+    let answer = unsafe { checked(handle, name, body) };
     if let Some(before) = hold.before {
         restore_cancellation(before);
     }

@@ -26,6 +26,12 @@ impl Channel {
         Ok(Channel { socket, receiver, maker: Process::current() })
     }
 
+    /// Another channel of the same process.
+    pub fn beside(&self, socket: OwnedFd, pool: &mut Pool, may_carry_fds: MayCarryFds) -> Result<Channel> {
+        let receiver = Receiver::new(pool, may_carry_fds)?;
+        Ok(Channel { socket, receiver, maker: self.maker })
+    }
+
     pub fn socket(&self) -> RawFd {
         self.socket.as_raw_fd()
     }

@@ -108,7 +108,7 @@ impl Connection {
 
     /// From now on our commands go over `socket`.
     pub fn set_twin(&mut self, socket: OwnedFd) -> Result<()> {
-        self.twin = Some(Channel::new(socket, &mut self.pool, self.may_carry_fds)?);
+        self.twin = Some(self.main.beside(socket, &mut self.pool, self.may_carry_fds)?);
         Ok(())
     }
 
@@ -178,6 +178,7 @@ impl Connection {
             && self.queue.is_empty()
             && self.sender.is_empty()
             && self.late_socket().is_none()
+            && self.expecting.is_none()
             && !self.lost
     }
 

@@ -305,6 +305,7 @@ INTERPOSE(int, fstatfs64, SHIM_FSTATFS, (int fd, struct statfs64 *s), (fd, s))
 INTERPOSE(int, getsockopt, SHIM_GETSOCKOPT, (int s, int l, int o, void *restrict v, socklen_t *restrict n),
           (s, l, o, v, n))
 INTERPOSE(int, listen, SHIM_LISTEN, (int s, int n), (s, n))
+INTERPOSE(int, lstat, SHIM_LSTAT, (const char *p, struct stat *s), (p, s))
 INTERPOSE(int, lstat64, SHIM_LSTAT, (const char *p, struct stat64 *s), (p, s))
 INTERPOSE(int, statx, SHIM_LSTAT, (int d, const char *restrict p, int f, unsigned m, struct statx *restrict s),
           (d, p, f, m, s))
