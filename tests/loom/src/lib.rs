@@ -1,9 +1,10 @@
-//! Models of what threads see of the DMA table, for `cargo test`.
+//! Models of what threads see of the DMA table and of interrupt vectors, for
+//! `cargo test`.
 //!
 //! Loom runs a model again and again until it has tried the orders in which its
 //! threads may run, and for each load the values that the memory orders allow.
-//! What runs is the library's own source: `dma` is compiled once more, with
-//! atomics and locks of loom.
+//! What runs is the library's own source: `dma`, and of `irq` what threads meet
+//! at, are compiled once more, with atomics and locks of loom.
 //!
 //! What loom can't show:
 //! - To it, a `SeqCst` load or store is no more than `Acquire` and `Release`.
@@ -26,3 +27,7 @@ pub use vfio_user::{descriptors, memory, wire};
 
 #[allow(dead_code)]
 mod dma;
+#[cfg(test)]
+mod explore;
+#[allow(dead_code)]
+mod irq;

@@ -1,0 +1,3 @@
+//! What the library's `sync` has, of loom.
+
+pub(super) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
