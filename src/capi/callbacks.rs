@@ -13,6 +13,7 @@ use parking_lot::RwLock;
 use super::{
     RawMigrState, vfu_ctx_t, vfu_dev_irq_state_cb_t, vfu_device_quiesce_cb_t, vfu_dma_register_cb_t,
     vfu_dma_unregister_cb_t, vfu_log_fn_t, vfu_migr_state_t, vfu_region_access_cb_t, vfu_reset_cb_t,
+    vfux_dma_lost_cb_t,
 };
 use crate::dma::RegionId;
 use crate::irq::IrqType;
@@ -41,6 +42,7 @@ pub struct Callbacks {
     pub(super) dma_unregister: Cell<vfu_dma_unregister_cb_t>,
     /// What the register callback that runs has decided; `None`: none runs.
     registering: Cell<Option<Result<()>>>,
+    pub(super) dma_lost: Cell<vfux_dma_lost_cb_t>,
     /// By interrupt type.
     pub(super) irq_state: [Cell<vfu_dev_irq_state_cb_t>; IrqType::COUNT],
     pub(super) migration: Cell<Option<Migration>>,
@@ -58,6 +60,7 @@ impl Callbacks {
             dma_register: Cell::default(),
             dma_unregister: Cell::default(),
             registering: Cell::default(),
+            dma_lost: Cell::default(),
             irq_state: Default::default(),
             migration: Cell::default(),
             log: RwLock::default(),
@@ -153,6 +156,13 @@ impl Device for Callbacks {
         if let Some(callback) = self.dma_unregister.get() {
             // SAFETY: as for dma_register.
             unsafe { callback(handle(context), context.dma_info(region)) };
+        }
+    }
+
+    fn dma_lost(&self, context: &vfu_ctx_t, region: RegionId, offset: u64) {
+        if let Some(callback) = self.dma_lost.get() {
+            // SAFETY: as for dma_register.
+            unsafe { callback(handle(context), context.dma_info(region), offset) };
         }
     }
 

@@ -237,6 +237,14 @@ pub unsafe extern "C-unwind" fn vfu_sg_is_mappable(vfu_ctx: *mut vfu_ctx_t, sg: 
 ///
 /// The memory is the client's own. It may be used until vfu_sgl_put(), which has
 /// to follow, and at most until the unregister callback of its region returns.
+/// The client, and with it the guest, can change it at any time: copy what is to be
+/// checked, then check the copy. And it can take it away: an access to a page that
+/// its file has lost (truncated, or a hole that a full file system has no room for)
+/// ends the process by SIGBUS, and all contexts with it. Who serves clients that are
+/// not trusted so far calls vfux_guard_dma() or vfux_setup_dma_policy(), see
+/// libvfio-user-ext.h, or uses vfu_sgl_read() and vfu_sgl_write() by messages.
+/// These with VFU_SGL_DIRECT_ACCESS touch the same memory.
+///
 /// May be called from any thread while the device is not quiesced.
 ///
 /// Returns 0, or -1 and sets errno:
@@ -496,7 +504,8 @@ pub unsafe extern "C-unwind" fn vfu_sgl_mark_dirty(vfu_ctx: *mut vfu_ctx_t, sgl:
 ///   EPERM      the client does not allow it
 ///   ENOTCONN   no client, or it went
 ///   EINTR      a signal arrived while waiting for the client
-///   EIO        the client's file cannot be read, or is too short
+///   EIO        the client's file cannot be read, or is too short, or its memory
+///              has gone, see vfux_guard_dma()
 ///   EPROTO     a reply to something else
 ///   others     what the client answered
 #[unsafe(no_mangle)]

@@ -71,7 +71,7 @@ impl AddressSpace {
     ///
     /// # Errors
     /// `ENOENT`, `EACCES`: as [`AddressSpace::translate`]; `EFAULT`: a region is
-    /// reached by messages; `EIO`: a file cannot be read there.
+    /// reached by messages; `EIO`: a file cannot be read there, or has lost memory.
     pub fn copy_from(&self, iova: u64, data: &mut [u8]) -> Result<()> {
         let mut rest = data;
         self.for_each_piece(iova, rest.len() as u64, Prot::READ, |entry| {
@@ -125,6 +125,7 @@ impl AddressSpace {
             let memory = backing.mapping.as_ref().and_then(|_| self.get(entry).ok());
             memory.map(|memory| copy(memory.iov_base.cast()))
         });
-        copied.flatten().ok_or(Errno::EINVAL)
+        copied.flatten().ok_or(Errno::EINVAL)?;
+        self.check_kept(entry)
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Facts {
     pub(super) page_size: u64,
     /// In bytes, when it was asked.
     size: u64,
+    /// Which device it is, if it is one.
+    device: (u32, u32),
 }
 
 impl Facts {
@@ -51,6 +53,7 @@ impl Facts {
             kind: SFlag::from_bits_truncate(u32::from(answer.stx_mode) & SFlag::S_IFMT.bits()),
             page_size: page_size(answer.stx_blksize.into()),
             size: answer.stx_size,
+            device: (answer.stx_rdev_major, answer.stx_rdev_minor),
         };
         Ok(((device, answer.stx_ino), facts))
     }
@@ -72,6 +75,30 @@ impl Facts {
     }
 }
 
+/// Whether nobody can take away a file's memory while it is mapped.
+///
+/// Seals are for ever, so that what is true now stays so. They do for a memfd of
+/// ordinary pages, whose holes are filled when they are touched. They don't for
+/// huge pages: who has the file can punch a hole, which gives the page back to a
+/// pool that others may empty. Of devices, device DAX has memory that is always
+/// there; others may let their pages come and go.
+pub(super) fn is_lasting(fd: impl AsFd, facts: &Facts) -> bool {
+    match facts.kind {
+        SFlag::S_IFREG => {
+            let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).unwrap_or(0);
+            seals & libc::F_SEAL_SHRINK != 0 && !is_hugetlbfs(fd)
+        }
+        SFlag::S_IFCHR => is_of_subsystem(facts.device, "dax"),
+        _ => false,
+    }
+}
+
+/// What sysfs, which is the kernel's own, says of a character device.
+fn is_of_subsystem((major, minor): (u32, u32), name: &str) -> bool {
+    let subsystem = std::fs::read_link(format!("/sys/dev/char/{major}:{minor}/subsystem"));
+    subsystem.is_ok_and(|path| path.file_name().is_some_and(|found| found == name))
+}
+
 /// The larger of the host's page size and a block size. Block sizes that no
 /// page could have don't count.
 fn page_size(block: u64) -> u64 {
@@ -85,4 +112,25 @@ fn page_size(block: u64) -> u64 {
 pub(super) fn is_hugetlbfs(fd: impl AsFd) -> bool {
     fcntl(&fd, FcntlArg::F_GET_SEALS).is_ok()
         && fstatfs(fd).is_ok_and(|fs| fs.filesystem_type() == HUGETLBFS_MAGIC)
+}
+
+/// What of a file's memory can be replaced by itself, in bytes. Block sizes of
+/// network file systems are larger than what is mapped at once; only huge pages
+/// are really indivisible.
+pub(super) fn indivisible(fd: impl AsFd, facts: &Facts) -> u64 {
+    let host = host_page_size();
+    if facts.page_size > host && is_hugetlbfs(fd) { facts.page_size } else { host }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysfs_tells_the_subsystem_of_a_device() {
+        let null = (1, 3);
+        assert!(is_of_subsystem(null, "mem"));
+        assert!(!is_of_subsystem(null, "dax"));
+        assert!(!is_of_subsystem((4095, 3), "mem"));
+    }
 }

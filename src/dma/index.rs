@@ -21,28 +21,27 @@ const UNUSED: u64 = u64::MAX;
 /// Region starts, ascending, with their slots: a B+-tree leaf. A search for one
 /// region touches neither the length nor the rest of a cache line of slots.
 #[repr(C, align(64))]
-struct Leaf {
+struct Leaf<T> {
     starts: [AtomicU64; LEAF_CAPACITY],
-    slots: [AtomicPtr<Slot>; LEAF_CAPACITY],
+    slots: [AtomicPtr<T>; LEAF_CAPACITY],
     len: AtomicUsize,
 }
 
 /// The leaves in order: the first start of each (a leaf is never empty).
-struct Top {
+struct Top<T> {
     len: AtomicUsize,
     starts: Box<[AtomicU64]>,
-    leaves: Box<[AtomicPtr<Leaf>]>,
+    leaves: Box<[AtomicPtr<Leaf<T>>]>,
 }
 
 /// What only writers need: the owners of all that readers may be looking at.
-#[derive(Default)]
-struct Writer {
+struct Writer<T> {
     /// The sequence number.
     sequence: u64,
-    tops: Vec<Owned<Top>>,
-    leaves: Vec<Owned<Leaf>>,
+    tops: Vec<Owned<Top<T>>>,
+    leaves: Vec<Owned<Leaf<T>>>,
     /// Has room for all leaves.
-    unused: Vec<*mut Leaf>,
+    unused: Vec<*mut Leaf<T>>,
 }
 
 /// A `Box` that others may look into.
@@ -50,32 +49,32 @@ struct Owned<T>(*mut T);
 
 /// The sorted array. It never looks into the slots, and hands out only those
 /// that it was given, for as long as it is borrowed.
-pub(super) struct Index {
+pub(super) struct Index<T = Slot> {
     /// Odd while a change is being made.
     sequence: AtomicU64,
     /// Null until the first region comes.
-    top: AtomicPtr<Top>,
-    writer: Mutex<Writer>,
+    top: AtomicPtr<Top<T>>,
+    writer: Mutex<Writer<T>>,
 }
 
 /// A place in the index, from where it goes up region by region.
-pub(super) struct Cursor<'a> {
-    top: &'a Top,
+pub(super) struct Cursor<'a, T = Slot> {
+    top: &'a Top<T>,
     position: usize,
-    leaf: &'a Leaf,
+    leaf: &'a Leaf<T>,
     entry: usize,
 }
 
 /// A change of the index in progress.
-struct Change<'a> {
-    index: &'a Index,
-    writer: MutexGuard<'a, Writer>,
+struct Change<'a, T> {
+    index: &'a Index<T>,
+    writer: MutexGuard<'a, Writer<T>>,
 }
 
 // SAFETY: it owns what it points to, and shares it as it would by reference.
 unsafe impl<T: Send + Sync> Send for Owned<T> {}
 // SAFETY: `unused` repeats some of `leaves`.
-unsafe impl Send for Writer {}
+unsafe impl<T: Sync> Send for Writer<T> {}
 
 impl<T> Owned<T> {
     fn new(value: T) -> Result<Owned<T>> {
@@ -91,8 +90,8 @@ impl<T> Drop for Owned<T> {
     }
 }
 
-impl Writer {
-    fn new_leaf(&mut self) -> Result<*mut Leaf> {
+impl<T> Writer<T> {
+    fn new_leaf(&mut self) -> Result<*mut Leaf<T>> {
         memory::reserve(&mut self.unused, self.leaves.len().saturating_add(1))?;
         let leaf = Owned::new(Leaf::new())?;
         let pointer = leaf.0;
@@ -101,8 +100,8 @@ impl Writer {
     }
 }
 
-impl Leaf {
-    fn new() -> Leaf {
+impl<T> Leaf<T> {
+    fn new() -> Leaf<T> {
         Leaf {
             starts: std::array::from_fn(|_| AtomicU64::new(UNUSED)),
             slots: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
@@ -140,7 +139,7 @@ impl Leaf {
         if address == UNUSED { count.min(self.len()) } else { count }
     }
 
-    fn insert(&self, at: usize, start: u64, slot: *mut Slot) {
+    fn insert(&self, at: usize, start: u64, slot: *mut T) {
         let len = self.len();
         insert(&self.starts, len, at, start, AtomicU64::load, AtomicU64::store);
         insert(&self.slots, len, at, slot, AtomicPtr::load, AtomicPtr::store);
@@ -162,7 +161,7 @@ impl Leaf {
     }
 
     /// Moves the entries from `from` on to an unused leaf.
-    fn split(&self, from: usize, to: &Leaf) {
+    fn split(&self, from: usize, to: &Leaf<T>) {
         let len = self.len();
         let starts = to.starts.iter().zip(self.starts.iter().take(len).skip(from));
         starts.for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
@@ -198,9 +197,9 @@ fn remove<A, V>(array: &[A], len: usize, at: usize, load: Load<A, V>, store: Sto
     }
 }
 
-impl Top {
+impl<T> Top<T> {
     /// Room for this many leaves, with those of another.
-    fn new(capacity: usize, old: Option<&Top>) -> Result<Top> {
+    fn new(capacity: usize, old: Option<&Top<T>>) -> Result<Top<T>> {
         let mut starts = Vec::new();
         let mut leaves = Vec::new();
         starts.try_reserve_exact(capacity).map_err(|_| Errno::ENOMEM)?;
@@ -219,7 +218,7 @@ impl Top {
         self.len.load(Relaxed)
     }
 
-    fn leaf(&self, position: usize) -> Option<&Leaf> {
+    fn leaf(&self, position: usize) -> Option<&Leaf<T>> {
         // SAFETY: null, or a leaf that the index of this top owns until it goes,
         // and the top with it.
         unsafe { self.leaves.get(position)?.load(Acquire).as_ref() }
@@ -228,7 +227,7 @@ impl Top {
     /// Position of the leaf that the region with the greatest start up to
     /// `address` is in, position of that region in the leaf, and the leaf.
     #[inline(always)]
-    fn place(&self, address: u64) -> Option<(usize, usize, &Leaf)> {
+    fn place(&self, address: u64) -> Option<(usize, usize, &Leaf<T>)> {
         let starts = self.starts.get(..self.len())?;
         let position = starts.partition_point(|start| start.load(Relaxed) <= address).checked_sub(1)?;
         let leaf = self.leaf(position)?;
@@ -236,11 +235,11 @@ impl Top {
     }
 }
 
-impl<'a> Cursor<'a> {
+impl<'a, T> Cursor<'a, T> {
     /// The region's slot. None beyond the last region, or if a change is being
     /// made.
     #[inline(always)]
-    pub(super) fn slot(&self) -> Option<&'a Slot> {
+    pub(super) fn slot(&self) -> Option<&'a T> {
         // SAFETY: null, or a slot that `insert` was given.
         unsafe { self.leaf.slots.get(self.entry)?.load(Acquire).as_ref() }
     }
@@ -260,17 +259,17 @@ impl<'a> Cursor<'a> {
     }
 }
 
-impl Index {
-    pub(super) fn new() -> Index {
+impl<T> Index<T> {
+    pub(super) fn new() -> Index<T> {
         Index {
             sequence: AtomicU64::new(0),
             top: AtomicPtr::new(ptr::null_mut()),
-            writer: Mutex::new(Writer::default()),
+            writer: Mutex::new(Writer { sequence: 0, tops: Vec::new(), leaves: Vec::new(), unused: Vec::new() }),
         }
     }
 
     #[inline(always)]
-    fn top(&self) -> Option<&Top> {
+    fn top(&self) -> Option<&Top<T>> {
         // SAFETY: null, or a top that is owned until the index goes.
         unsafe { self.top.load(Acquire).as_ref() }
     }
@@ -278,7 +277,7 @@ impl Index {
     /// The slot of the region with the greatest start up to `address`; to be
     /// called when nobody changes the index, or to be checked.
     #[inline(always)]
-    pub(super) fn up_to(&self, address: u64) -> Option<&Slot> {
+    pub(super) fn up_to(&self, address: u64) -> Option<&T> {
         let (_, entry, leaf) = self.top()?.place(address)?;
         // SAFETY: null, or a slot that `insert` was given.
         unsafe { leaf.slots.get(entry)?.load(Acquire).as_ref() }
@@ -286,7 +285,7 @@ impl Index {
 
     /// The slot of the region with the lowest start from `address` on; to be
     /// called when nobody changes the index.
-    pub(super) fn from(&self, address: u64) -> Option<&Slot> {
+    pub(super) fn from(&self, address: u64) -> Option<&T> {
         let top = self.top()?;
         let before = address.checked_sub(1).and_then(|before| top.place(before));
         let (position, entry) = match before {
@@ -304,7 +303,7 @@ impl Index {
 
     /// Gives the slots of all regions to `visit`, ascending; to be called when
     /// nobody changes the index.
-    pub(super) fn for_each(&self, mut visit: impl FnMut(&Slot)) {
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&T)) {
         let Some(top) = self.top() else { return };
         for leaf in (0..top.len()).map_while(|position| top.leaf(position)) {
             for slot in leaf.slots.iter().take(leaf.len()) {
@@ -319,7 +318,7 @@ impl Index {
     /// The region with the greatest start up to `address`, and those above it; to
     /// be used within [`Index::read`] or when nobody changes the index.
     #[inline(always)]
-    pub(super) fn cursor(&self, address: u64) -> Option<Cursor<'_>> {
+    pub(super) fn cursor(&self, address: u64) -> Option<Cursor<'_, T>> {
         let top = self.top()?;
         let (position, entry, leaf) = top.place(address)?;
         Some(Cursor { top, position, leaf, entry })
@@ -353,7 +352,7 @@ impl Index {
         before & 1 == 0 && self.sequence.load(Relaxed) == before
     }
 
-    fn change(&self) -> Change<'_> {
+    fn change(&self) -> Change<'_, T> {
         let mut writer = self.writer.lock();
         writer.sequence = writer.sequence.wrapping_add(1);
         self.sequence.store(writer.sequence, Relaxed);
@@ -364,7 +363,7 @@ impl Index {
 
     /// Adds a region, which overlaps no other, by a slot that must live as long
     /// as the index. `ENOMEM` if there is no room.
-    pub(super) fn insert(&self, start: u64, slot: &Slot) -> Result<()> {
+    pub(super) fn insert(&self, start: u64, slot: &T) -> Result<()> {
         self.change().insert(start, ptr::from_ref(slot).cast_mut())
     }
 
@@ -374,15 +373,15 @@ impl Index {
     }
 }
 
-impl Drop for Change<'_> {
+impl<T> Drop for Change<'_, T> {
     fn drop(&mut self) {
         self.writer.sequence = self.writer.sequence.wrapping_add(1);
         self.index.sequence.store(self.writer.sequence, Release);
     }
 }
 
-impl<'a> Change<'a> {
-    fn insert(&mut self, start: u64, slot: *mut Slot) -> Result<()> {
+impl<'a, T> Change<'a, T> {
+    fn insert(&mut self, start: u64, slot: *mut T) -> Result<()> {
         let index = self.index;
         let Some(top) = index.top().filter(|top| top.len() > 0) else {
             self.add_leaf(0, start, slot)?;
@@ -414,7 +413,7 @@ impl<'a> Change<'a> {
     }
 
     /// Puts a new leaf with one entry at a position of the top.
-    fn add_leaf(&mut self, position: usize, start: u64, slot: *mut Slot) -> Result<&'a Leaf> {
+    fn add_leaf(&mut self, position: usize, start: u64, slot: *mut T) -> Result<&'a Leaf<T>> {
         let top = self.top_with_room()?;
         let writer = &mut *self.writer;
         let new = match writer.unused.pop() {
@@ -431,7 +430,7 @@ impl<'a> Change<'a> {
     }
 
     /// The top, grown if need be for one more leaf.
-    fn top_with_room(&mut self) -> Result<&'a Top> {
+    fn top_with_room(&mut self) -> Result<&'a Top<T>> {
         let index = self.index;
         let old = index.top();
         let is_full = old.is_none_or(|old| old.len() == old.leaves.len());

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
-use super::facts::{Facts, is_hugetlbfs};
+use super::facts::{Facts, indivisible};
 use super::file::SharedFile;
 use super::region::Prot;
 use crate::wire::{Errno, Result};
@@ -148,9 +148,6 @@ fn end_of_file(file: &SharedFile, before: &Facts, end: u64) -> Result<Option<u64
     if !now.ends_before(end) {
         return Ok(None);
     }
-    // Block sizes of network file systems are larger than what is mapped at
-    // once; only huge pages are really indivisible.
-    let unit = if is_hugetlbfs(file) { now.page_size } else { host_page_size() };
-    let first = now.end(unit).ok_or(Errno::EINVAL)?;
+    let first = now.end(indivisible(file, &now)).ok_or(Errno::EINVAL)?;
     Ok((first < end).then_some(first))
 }

@@ -8,7 +8,8 @@
 //! which name a slot and its generation (`sgl`) or copy by address (`copy`). Dirty pages are bits in
 //! bitmaps of the regions (`bitmap`, `dirty`), reported at any page size
 //! (`logging`, `report`). Descriptors are shared by all address spaces of the
-//! process (`file`, `mapping`); what is asked of them does not wait (`facts`). What
+//! process (`file`, `mapping`); what is asked of them does not wait (`facts`). Memory that
+//! its client takes away is replaced, if the program asked for that (`guard`). What
 //! threads share is made of `sync`, in numbers of `sizes` and memory of `zeroed`,
 //! from the first region on: a space without any is small.
 //!
@@ -21,6 +22,7 @@ mod copy;
 mod dirty;
 mod facts;
 mod file;
+mod guard;
 mod hint;
 mod index;
 mod logging;
@@ -38,7 +40,8 @@ mod zeroed;
 mod tests;
 
 pub use copy::DmaRegion;
+pub use guard::install as install_guard;
 pub use region::{Access, DmaInfo, Prot, RegionId};
 pub use report::bitmap_size;
 pub use sgl::{SgEntry, SgRange, Translation};
-pub use space::{AddressSpace, MAX_REGION_SIZE, MapRequest, Mapped};
+pub use space::{AddressSpace, Loss, MAX_REGION_SIZE, MapRequest, Mapped};

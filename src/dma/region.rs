@@ -6,6 +6,7 @@ use std::ptr;
 use bitflags::bitflags;
 
 use super::file::SharedFile;
+use super::guard::Watched;
 use super::mapping::Mapping;
 
 bitflags! {
@@ -126,6 +127,8 @@ impl Snapshot {
 /// What a region holds on to.
 #[derive(Default)]
 pub(super) struct Backing {
+    /// If it is guarded. Dropped before the mapping.
+    pub(super) watched: Option<Watched>,
     pub(super) mapping: Option<Mapping>,
     pub(super) file: Option<SharedFile>,
     /// Where the region starts in the file.

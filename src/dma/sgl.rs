@@ -9,6 +9,7 @@ use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
+use super::guard;
 use super::region::{Access, Prot, RegionId, Snapshot};
 use super::slots::Slot;
 use super::space::AddressSpace;
@@ -366,7 +367,7 @@ impl AddressSpace {
     ///
     /// # Errors
     /// `EINVAL` as [`AddressSpace::range_of`]; `EFAULT` if the region is reached
-    /// by messages; `EIO` if its file can't be read there.
+    /// by messages; `EIO` if its file can't be read there, or has lost memory.
     ///
     /// # Safety
     /// `data` is good for writing `entry.length()` bytes, and the region is not
@@ -382,7 +383,7 @@ impl AddressSpace {
                 // device may hand us a buffer in the region itself, hence no
                 // assumption that they don't overlap.
                 unsafe { ptr::copy(from.iov_base.cast_const().cast(), data, from.iov_len) };
-                Ok(())
+                self.check_kept(entry)
             }
             Access::FileIo => self.transfer(&region, entry, |file, done, left, offset| {
                 // SAFETY: `done + left` is the entry's length, for which `data`
@@ -409,7 +410,7 @@ impl AddressSpace {
                 let to = self.get(entry)?;
                 // SAFETY: as in `read`, the other way round.
                 unsafe { ptr::copy(data, to.iov_base.cast(), to.iov_len) };
-                Ok(())
+                self.check_kept(entry)
             }
             Access::FileIo => self.transfer(&region, entry, |file, done, left, offset| {
                 // SAFETY: as in `read`.
@@ -420,6 +421,19 @@ impl AddressSpace {
         // failure some of them may have been written.
         self.mark_dirty(entry);
         result
+    }
+
+    /// Whether the region of an entry is there and has lost memory that was mapped:
+    /// some of what is read there is zeroes, and of what is written lost.
+    pub fn is_lost(&self, entry: &SgEntry) -> bool {
+        let lost = self.slots.with(entry.region, |slot| slot.is_lost(entry.tag()).then_some(()));
+        lost.is_some()
+    }
+
+    /// After an access to an entry's memory.
+    #[inline(always)]
+    pub(super) fn check_kept(&self, entry: &SgEntry) -> Result<()> {
+        if guard::is_on() && self.is_lost(entry) { Err(Errno::EIO) } else { Ok(()) }
     }
 
     /// Calls `step` with a descriptor, bytes done, bytes left and file offset

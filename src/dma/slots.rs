@@ -4,7 +4,7 @@
 
 use std::cell::UnsafeCell;
 use std::ptr;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use super::bitmap::Block;
 use super::chunked::Chunked;
@@ -36,7 +36,7 @@ pub(super) struct Slot {
     /// The size again if the region is mapped, else 0.
     mapped: AtomicU64,
     attributes: AtomicU32,
-    /// Bits of `Prot` that the region doesn't allow.
+    /// Bits of `Prot` that the region doesn't allow, [`Slot::LOST`] and [`Slot::TOLD`].
     denied: AtomicU32,
     /// The region's dirty bitmap: its handle, 0 if it has none, and itself.
     block: AtomicU32,
@@ -68,6 +68,10 @@ unsafe impl Send for Cold {}
 impl Slot {
     /// No region's tag.
     const VACANT: u64 = 0;
+    /// Bits of `denied` that are none of `Prot`: memory of the region was lost, and
+    /// its address space knows that.
+    const LOST: u32 = 1 << 31;
+    const TOLD: u32 = 1 << 30;
 
     pub(super) fn vacant() -> Slot {
         Slot {
@@ -198,6 +202,25 @@ impl Slot {
         self.is_still(tag).then_some(address)
     }
 
+    /// The region has lost memory; whether that is new. For signal handlers,
+    /// while the region stays.
+    pub(super) fn set_lost(&self) -> bool {
+        self.denied.fetch_or(Slot::LOST, AcqRel) & Slot::LOST == 0
+    }
+
+    /// Whether the region has lost memory, and this is the first time that it is
+    /// asked for.
+    pub(super) fn take_loss(&self) -> bool {
+        let is_lost = self.denied.load(Acquire) & Slot::LOST != 0;
+        is_lost && self.denied.fetch_or(Slot::TOLD, Relaxed) & Slot::TOLD == 0
+    }
+
+    /// Whether the region of this tag is here, and has lost memory.
+    pub(super) fn is_lost(&self, tag: u64) -> bool {
+        let is_lost = self.denied.load(Acquire) & Slot::LOST != 0;
+        is_lost && self.is_still(tag)
+    }
+
     #[inline(always)]
     fn is_still(&self, tag: u64) -> bool {
         fence(Acquire);
@@ -218,16 +241,18 @@ pub(super) struct Slots {
     /// Where the slot of handle 0 would be if each chunk had all from there on;
     /// null if there is no such chunk (yet).
     chunks: [AtomicPtr<Slot>; 64],
-    owned: Mutex<Vec<Zeroed<Slot>>>,
+    /// Goes before the slots, which handlers may look at until regions are
+    /// guarded no more.
     cold: Chunked<Cold, HANDLE_BASE>,
+    owned: Mutex<Vec<Zeroed<Slot>>>,
 }
 
 impl Slots {
     pub(super) fn new() -> Slots {
         Slots {
             chunks: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
-            owned: Mutex::new(Vec::new()),
             cold: Chunked::new(),
+            owned: Mutex::new(Vec::new()),
         }
     }
 
@@ -299,7 +324,10 @@ impl Slots {
         if let Some(slot) = self.get(handle.into()) {
             slot.retire();
         }
-        self.with_backing(handle, std::mem::take).unwrap_or_default()
+        let mut backing = self.with_backing(handle, std::mem::take).unwrap_or_default();
+        // While the slot is nobody else's.
+        backing.watched = None;
+        backing
     }
 
     /// Where the callbacks' information lies; see [`DmaInfo`].

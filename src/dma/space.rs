@@ -1,13 +1,16 @@
 //! The table of regions: map, find, remove.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::bitmap::Pool;
 use super::chunked::Handles;
 use super::dirty::{CLOSED, Dirty};
+use super::facts::{indivisible, is_lasting};
 use super::file::{Recent, SharedFile};
+use super::guard::{self, Mailbox, Range, Watched};
 use super::hint::Hints;
 use super::index::Index;
 use super::logging::Logging;
@@ -75,6 +78,10 @@ pub struct AddressSpace {
     pub(super) index: Index,
     pub(super) state: Mutex<State>,
     pub(super) hints: Hints,
+    /// Only memory that stays is taken.
+    lasting: AtomicBool,
+    /// Of lost memory. Goes after the slots.
+    losses: Mailbox,
 }
 
 /// A region about to be made.
@@ -83,6 +90,24 @@ struct NewRegion {
     vaddr: usize,
     page_size: u64,
     beyond_file: Option<u64>,
+    /// What of its memory can be replaced by itself, if it is guarded.
+    unit: Option<u64>,
+}
+
+/// A region that has lost memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// The region.
+    pub region: RegionId,
+    /// Its first address.
+    pub iova: u64,
+    /// Bytes from there to the page where it was noticed.
+    pub offset: u64,
+}
+
+impl Loss {
+    /// Room for one.
+    pub const NONE: Loss = Loss { region: RegionId { handle: 0, tag: 0 }, iova: 0, offset: 0 };
 }
 
 impl Default for AddressSpace {
@@ -107,6 +132,8 @@ impl AddressSpace {
                 pool: Pool::new(),
             }),
             hints: Hints::new(),
+            lasting: AtomicBool::new(false),
+            losses: Mailbox::new(),
         }
     }
 
@@ -120,6 +147,12 @@ impl AddressSpace {
     /// Sets how many regions there may be. Those that there are stay.
     pub fn set_limit(&self, limit: u64) {
         self.limit.store(limit, Relaxed);
+    }
+
+    /// Chooses whether only memory is mapped that its owner cannot take away, see
+    /// [`AddressSpace::map`]. Regions that there are stay.
+    pub fn set_lasting_only(&self, lasting: bool) {
+        self.lasting.store(lasting, Relaxed);
     }
 
     /// How many regions there may be.
@@ -143,8 +176,9 @@ impl AddressSpace {
     /// In this order: `ENOSPC` for a size above [`MAX_REGION_SIZE`]; `EINVAL` for
     /// size 0 or a range that wraps; `EEXIST` if it overlaps a region, unless it
     /// is equal to it in everything; `EINVAL` if there are as many as there may
-    /// be, or if a file for access by I/O is no regular file or block device; the errno of
-    /// mmap(2).
+    /// be, or if a file for access by I/O is no regular file or block device; `EPERM` if
+    /// only memory that stays is taken (a memfd of ordinary pages with `F_SEAL_SHRINK`,
+    /// device DAX) and this may go; the errno of mmap(2).
     pub fn map(&self, request: MapRequest) -> Result<Mapped> {
         let MapRequest { iova, size, prot, access, .. } = request;
         if size > MAX_REGION_SIZE {
@@ -160,7 +194,7 @@ impl AddressSpace {
         if state.count >= self.limit() {
             return Err(Errno::EINVAL);
         }
-        let new = NewRegion::make(request, &mut state.recent)?;
+        let new = NewRegion::make(request, &mut state.recent, self.lasting.load(Relaxed))?;
         self.hints.begin()?;
         let handle = state.handles.take()?;
         let tag = tag(GENERATION.fetch_add(1, Relaxed));
@@ -180,12 +214,60 @@ impl AddressSpace {
         region.block = self.block_for(state, region)?;
         let info = new.info(region)?;
         let bitmap = self.dirty.blocks.get(region.block);
+        let range = new.range(region);
         let slot = self.slots.publish(region, bitmap, info, new.backing)?;
-        if let Err(e) = self.index.insert(region.start, slot) {
+        let watched = range.map_or(Ok(()), |range| self.watch(&range, slot, region.handle));
+        if let Err(e) = watched.and_then(|()| self.index.insert(region.start, slot)) {
             drop(self.slots.retire(region.handle));
             return Err(e);
         }
         Ok(())
+    }
+
+    /// Guards a region that nobody has found yet.
+    #[cold]
+    fn watch(&self, range: &Range, slot: &Slot, handle: u32) -> Result<()> {
+        let news = self.losses.get_or_make()?;
+        // SAFETY: all is there until the backing has been dropped: `retire` drops
+        // what is watched first, and so does the end of the address space.
+        let watched = unsafe { guard::watch(range, slot, news) }?;
+        self.slots.with_backing(handle, |backing| backing.watched = Some(watched));
+        Ok(())
+    }
+
+    /// What becomes readable when memory is lost (see [`install_guard`]), if there
+    /// can be such; it stays the same.
+    ///
+    /// [`install_guard`]: super::install_guard
+    pub fn loss_descriptor(&self) -> Option<RawFd> {
+        self.losses.descriptor()
+    }
+
+    /// Whether [`AddressSpace::take_losses`] may have something.
+    #[inline(always)]
+    pub fn has_losses(&self) -> bool {
+        guard::is_on() && self.losses.are_pending()
+    }
+
+    /// Regions that have lost memory, each once; all of them if there is room for
+    /// more. Says how many.
+    pub fn take_losses(&self, out: &mut [Loss]) -> usize {
+        self.losses.take();
+        let _state = self.state.lock();
+        let mut places = out.iter_mut();
+        let mut count = 0;
+        self.for_each_region(|region, slot| {
+            if places.len() > 0
+                && slot.take_loss()
+                && let Some(place) = places.next()
+            {
+                let first = |backing: &mut Backing| backing.watched.as_ref().map(Watched::first_lost);
+                let offset = self.slots.with_backing(region.handle, first).flatten().unwrap_or(0);
+                *place = Loss { region: region.id(), iova: region.start, offset };
+                count += 1;
+            }
+        });
+        count
     }
 
     /// Maps what overlaps a region: fine if it is the same again.
@@ -300,28 +382,50 @@ impl Backing {
 }
 
 impl NewRegion {
-    fn make(request: MapRequest, recent: &mut Recent) -> Result<NewRegion> {
+    fn make(request: MapRequest, recent: &mut Recent, lasting: bool) -> Result<NewRegion> {
         let MapRequest { size, prot, access, file, offset, .. } = request;
         let Some(fd) = file else {
             if access != Access::Message {
                 return Err(Errno::EINVAL);
             }
             let backing = Backing { offset, ..Backing::default() };
-            return Ok(NewRegion { backing, vaddr: 0, page_size: host_page_size(), beyond_file: None });
+            return Ok(NewRegion {
+                backing,
+                vaddr: 0,
+                page_size: host_page_size(),
+                beyond_file: None,
+                unit: None,
+            });
         };
         let (file, facts) = SharedFile::acquire(fd, recent)?;
         if access == Access::Message || access == Access::FileIo && !facts.is_for_file_io() {
             return Err(Errno::EINVAL);
         }
-        let mut backing = Backing { mapping: None, file: None, offset };
-        let (mut vaddr, mut beyond_file) = (0, None);
+        let mut backing = Backing { offset, ..Backing::default() };
+        let (mut vaddr, mut beyond_file, mut unit) = (0, None, None);
         if access == Access::Mmap {
+            if lasting && !is_lasting(&file, &facts) {
+                return Err(Errno::EPERM);
+            }
+            unit = guard::is_on().then(|| indivisible(&file, &facts));
             let mapped = map_file(&file, &facts, offset, size, prot)?;
             (vaddr, beyond_file) = (mapped.vaddr, mapped.beyond_file);
             backing.mapping = Some(mapped.mapping);
         }
         backing.file = Some(file);
-        Ok(NewRegion { backing, vaddr, page_size: facts.page_size, beyond_file })
+        Ok(NewRegion { backing, vaddr, page_size: facts.page_size, beyond_file, unit })
+    }
+
+    /// What is to be guarded of it.
+    fn range(&self, region: &Snapshot) -> Option<Range> {
+        let mapping = self.backing.mapping.as_ref()?;
+        Some(Range {
+            base: mapping.base().addr(),
+            length: mapping.length(),
+            vaddr: self.vaddr,
+            page_size: self.unit?,
+            prot: region.attributes.prot(),
+        })
     }
 
     fn info(&self, region: &Snapshot) -> Result<DmaInfo> {

@@ -100,6 +100,17 @@ pub trait Device: Sized {
         let _ = (context, region);
     }
 
+    /// Memory of a DMA region has gone while it was used (its client truncated the
+    /// file, say): where it was missed there are zeroes now that the client does not
+    /// share. `offset` is where that was noticed first, in bytes from the region's
+    /// start. Called once for a region, if the program has [installed] the guard;
+    /// the device is not quiesced. What relies on the region is to be failed.
+    ///
+    /// [installed]: crate::dma::install_guard
+    fn dma_lost(&self, context: &Context<Self>, region: RegionId, offset: u64) {
+        let _ = (context, region, offset);
+    }
+
     /// The client masked or unmasked `count` vectors from `start` on. Holding
     /// masked interrupts back is up to the device.
     fn irq_state(&self, context: &Context<Self>, kind: IrqType, start: u32, count: u32, mask: bool) {

@@ -27,6 +27,7 @@ impl<D: Device> Context<D> {
         if self.poller.borrow().is_none() {
             *self.poller.borrow_mut() = Some(Poller::new()?);
         }
+        self.watch_losses();
         self.update_poller();
         self.poller.borrow().as_ref().map(Poller::fd).ok_or(Errno::EBADF)
     }
@@ -36,6 +37,16 @@ impl<D: Device> Context<D> {
         match self.attached() {
             true => self.with_connection(|connection| connection.credentials()).ok_or(Errno::ENOTCONN)?,
             false => Err(Errno::ENOTCONN),
+        }
+    }
+
+    /// Makes the descriptor tell of lost memory, too, once there can be such.
+    pub(super) fn watch_losses(&self) {
+        let Some(event) = self.dma.loss_descriptor() else { return };
+        if let Some(poller) = self.poller.borrow_mut().as_mut()
+            && let Err(errno) = poller.watch_also(event)
+        {
+            log!(self, LOG_ERR, "the poll descriptor will not tell of lost memory: {errno}");
         }
     }
 

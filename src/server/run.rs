@@ -127,6 +127,7 @@ impl<D: Device> Context<D> {
         if !self.realized.get() {
             return Step::Fail(Errno::EINVAL.because("vfu_realize_ctx() has not been called"));
         }
+        self.tell_losses();
         if self.pending.borrow().is_some() {
             return Step::Fail(Errno::EBUSY);
         }
@@ -254,6 +255,7 @@ impl<D: Device> Context<D> {
                 break End::Enough;
             }
         };
+        self.tell_losses();
         match (self.flush_small(), end) {
             (Sent::Lost, End::Drained | End::Enough | End::Stuck) => End::Lost,
             (Sent::Stuck | Sent::More, End::Drained | End::Enough) => End::Stuck,

@@ -73,6 +73,16 @@ impl<D: Device> Context<D> {
         Ok(())
     }
 
+    /// Chooses whether only memory is taken that the client cannot take away again.
+    /// Once regions exist it is too late: `EEXIST`.
+    pub fn set_lasting_memory_only(&self, lasting: bool) -> Result<()> {
+        if !self.dma.is_empty() {
+            return Err(Errno::EEXIST.because("there are DMA regions"));
+        }
+        self.dma.set_lasting_only(lasting);
+        Ok(())
+    }
+
     /// The device can migrate, from now on: it runs.
     pub fn setup_migration(&self) {
         self.migration.begin();

@@ -128,6 +128,11 @@ impl<D: Device> Context<D> {
         }
     }
 
+    /// See `vfux_sg_is_lost`. Any thread may call this.
+    pub fn sg_is_lost(&self, entry: &SgEntry) -> bool {
+        self.dma.is_lost(entry)
+    }
+
     /// See `vfu_sg_is_mappable`. Any thread may call this.
     pub(crate) fn sg_is_mappable(&self, entry: &SgEntry) -> bool {
         self.dma.is_mappable(entry)

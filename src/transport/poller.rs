@@ -33,6 +33,8 @@ pub struct Poller {
     epoll: Epoll,
     event: EventFd,
     set: Interest,
+    /// See [`Poller::watch_also`].
+    watches_also: bool,
     maker: Process,
 }
 
@@ -42,7 +44,7 @@ impl Poller {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        Ok(Poller { epoll, event, set: Interest::default(), maker: Process::current() })
+        Ok(Poller { epoll, event, set: Interest::default(), watches_also: false, maker: Process::current() })
     }
 
     /// The descriptor.
@@ -72,6 +74,17 @@ impl Poller {
             self.set.left_behind = left_behind;
         }
         watched
+    }
+
+    /// From now on it is readable, too, when this descriptor is, whatever the
+    /// interest. For one descriptor only; what comes after the first time costs
+    /// nothing.
+    pub fn watch_also(&mut self, fd: RawFd) -> Result<()> {
+        if !self.watches_also {
+            self.control(EpollOp::EpollCtlAdd, fd, EpollFlags::EPOLLIN)?;
+            self.watches_also = true;
+        }
+        Ok(())
     }
 
     fn watch(&mut self, interest: Interest) -> Result<()> {

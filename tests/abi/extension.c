@@ -46,6 +46,12 @@ int main(int argc, char **argv)
 	FAILS(vfux_get_client_credentials(ctx, NULL), EINVAL);
 	FAILS(vfux_get_client_credentials(ctx, &credentials), ENOTCONN);
 
+	FAILS(vfux_setup_dma_policy(NULL, VFUX_DMA_POLICY_ANY), EINVAL);
+	FAILS(vfux_setup_dma_policy(ctx, -1), EINVAL);
+	FAILS(vfux_setup_dma_lost_cb(NULL, NULL), EINVAL);
+	if (vfux_sg_is_lost(NULL, NULL) || vfux_sg_is_lost(ctx, NULL))
+		return 1;
+
 	vfu_destroy_ctx(ctx);
 	return 0;
 }

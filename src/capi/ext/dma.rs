@@ -1,7 +1,5 @@
 //! How the client's memory is reached, and refusing it.
 
-#![allow(non_camel_case_types, reason = "these are the names of the C interface")]
-
 use std::ffi::c_int;
 
 use crate::capi::{guard, vfu_ctx_t, vfu_dma_addr_t};

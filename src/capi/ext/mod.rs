@@ -3,10 +3,14 @@
 //! Their names start with `vfux_`, so that nothing that the C library may add
 //! one day collides with them; their symbols have a version node of their own.
 
+#![allow(non_camel_case_types, reason = "these are the names of the C interface")]
+
 mod client;
 mod dma;
 mod irq;
+mod lost;
 
 pub use client::*;
 pub use dma::*;
 pub use irq::*;
+pub use lost::*;

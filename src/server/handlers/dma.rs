@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::dma::{Access, MapRequest, Prot, RegionId, bitmap_size};
+use crate::dma::{Access, Loss, MapRequest, Prot, RegionId, bitmap_size};
 use crate::server::log::log;
 use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
@@ -19,6 +19,9 @@ fn with_map_rule(errno: Errno) -> Errno {
         Errno::ENOSPC => "it is larger than a region may be, or there are as many as there may be",
         Errno::EMFILE => "the process has few descriptors left",
         Errno::EINVAL => "empty, without an end, or not of pages, or of the wrong kind of file",
+        Errno::EPERM => {
+            "its memory can be taken away, and only a memfd with F_SEAL_SHRINK or device DAX is taken"
+        }
         _ => "the system refuses to map it",
     })
 }
@@ -68,6 +71,7 @@ impl<D: Device> Context<D> {
         if access == Access::Message && prot.contains(Prot::WRITE) {
             self.warn_of_messages(iova, size);
         }
+        self.watch_losses();
         if mapped.fresh
             && let Err(errno) = self.device.dma_register(self, mapped.region)
         {
@@ -164,9 +168,40 @@ impl<D: Device> Context<D> {
         }
     }
 
+    /// Tells the device of the regions that have lost memory since it was told
+    /// last.
+    #[inline(always)]
+    pub(in crate::server) fn tell_losses(&self) {
+        if self.dma.has_losses() {
+            self.tell_all_losses();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tell_all_losses(&self) {
+        let mut losses = [Loss::NONE; 16];
+        loop {
+            let count = self.dma.take_losses(&mut losses);
+            for Loss { region, iova, offset } in losses.iter().take(count) {
+                log!(
+                    self,
+                    LOG_ERR,
+                    "DMA region at {iova:#x}: the client has taken memory away, seen first at its byte \
+                     {offset:#x}; zeroes are there now, which are not shared"
+                );
+                self.device.dma_lost(self, *region, *offset);
+            }
+            if count < losses.len() {
+                break;
+            }
+        }
+    }
+
     /// Tells the device that a region goes, while the region can still be
     /// used, then removes it.
     pub(in crate::server) fn remove_dma_region(&self, region: RegionId) {
+        self.tell_losses();
         self.device.dma_unregister(self, region);
         self.dma.remove(region);
     }

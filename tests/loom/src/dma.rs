@@ -1,4 +1,5 @@
-//! The modules of the library's `src/dma`, but `sizes`, `sync` and `zeroed`,
+//! The modules of the library's `src/dma`, but `guard`, `sizes`, `sync` and
+//! `zeroed`,
 //! which are here.
 
 #[path = "../../../src/dma/bitmap.rs"]
@@ -11,6 +12,7 @@ mod dirty;
 mod facts;
 #[path = "../../../src/dma/file.rs"]
 mod file;
+mod guard;
 #[path = "../../../src/dma/hint.rs"]
 mod hint;
 #[path = "../../../src/dma/index.rs"]
