@@ -67,7 +67,7 @@ touch_without_guard(void)
     struct entry entry;
 
     make_truncated(&device, false);
-    *(volatile char *)get(&device, GUEST + PAGE, PAGE, &entry) = 1;
+    *get(&device, GUEST + PAGE, PAGE, &entry) = 1;
 }
 
 static void
@@ -146,7 +146,8 @@ the_lost_region_is_told_of(void)
 {
     struct device device;
     struct entry kept, lost, other;
-    char page[PAGE], *memory, *first;
+    char page[PAGE];
+    volatile char *memory, *first;
     int poll_fd;
 
     make_truncated(&device, true);
@@ -222,7 +223,7 @@ after_some_pages_all_of_a_region_is_replaced(void)
 {
     struct device device;
     struct entry entry;
-    char *memory;
+    volatile char *memory;
 
     make_truncated(&device, true);
     memory = get(&device, GUEST, GUEST_SIZE, &entry);
@@ -283,7 +284,7 @@ huge_pages_are_replaced_as_a_whole(void)
     enum { HUGE = 2 << 20 };
     struct device device;
     struct entry entry;
-    char *memory;
+    volatile char *memory;
     int fd = make_memory(2 * HUGE, MFD_HUGETLB);
     void *test;
 
@@ -318,7 +319,7 @@ a_child_s_losses_are_its_own(void)
 {
     struct device device;
     struct entry entry;
-    char *memory;
+    volatile char *memory;
     int status, poll_fd;
     pid_t child;
 
@@ -348,7 +349,7 @@ a_child_s_losses_are_its_own(void)
 enum { MEETINGS = 300 };
 
 static pthread_barrier_t barrier;
-static char *meeting_place;
+static volatile char *meeting_place;
 
 static void *
 meet(void *number)
@@ -385,7 +386,8 @@ two_threads_fault_on_one_page(void)
             meeting_place = get(&device, GUEST + page * PAGE, PAGE, &entry);
             pthread_barrier_wait(&barrier);
             pthread_barrier_wait(&barrier);
-            CHECK_MEM_EQ(meeting_place, "ab", 2);
+            CHECK_EQ(meeting_place[0], 'a');
+            CHECK_EQ(meeting_place[1], 'b');
         }
         CHECK_EQ(unmap(&device, GUEST, GUEST_SIZE), 0);
         CHECK_EQ(device.losses, i + 1);
@@ -418,13 +420,13 @@ copy_page(vfu_ctx_t *ctx, char *buf, size_t count, loff_t offset, bool is_write)
 {
     struct device *device = vfu_get_private(ctx);
     struct entry from, to;
-    char *source, *target;
+    volatile char *source, *target;
 
     (void)buf, (void)offset;
     CHECK(is_write);
     source = get(device, GUEST, PAGE, &from);
     target = get(device, GUEST + 8 * PAGE, PAGE, &to);
-    memcpy(target, source, PAGE);
+    memcpy((char *)target, (const char *)source, PAGE);
     if (is_lost(device, &from) || is_lost(device, &to)) {
         errno = EIO;
         return -1;

@@ -146,8 +146,8 @@ struct entry {
     char bytes[40];
 };
 
-/* Memory of the guest, and the entry that it is from. */
-static inline char *
+/* Memory of the guest, which others change, and the entry that it is from. */
+static inline volatile char *
 get(struct device *device, uint64_t iova, size_t size, struct entry *entry)
 {
     struct iovec iov;
