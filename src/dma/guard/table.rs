@@ -372,7 +372,7 @@ mod tests {
                     drop(watched);
                     is_gone.store(true, SeqCst);
                 });
-                while found(base).is_some() {
+                while TABLE.get().unwrap().find(base).is_some() {
                     std::thread::yield_now();
                 }
                 assert!(!is_gone.load(SeqCst));
