@@ -264,7 +264,12 @@ impl<T> Index<T> {
         Index {
             sequence: AtomicU64::new(0),
             top: AtomicPtr::new(ptr::null_mut()),
-            writer: Mutex::new(Writer { sequence: 0, tops: Vec::new(), leaves: Vec::new(), unused: Vec::new() }),
+            writer: Mutex::new(Writer {
+                sequence: 0,
+                tops: Vec::new(),
+                leaves: Vec::new(),
+                unused: Vec::new(),
+            }),
         }
     }
 

@@ -16,7 +16,8 @@ use parking_lot::Mutex;
 use super::super::chunked::{Chunked, Handles};
 use super::super::index::Index;
 use super::super::region::Prot;
-use super::super::slots::{HANDLE_BASE, Slot};
+use super::super::sizes::HANDLE_BASE;
+use super::super::slots::Slot;
 use super::news::News;
 use crate::wire::{Errno, Result};
 
