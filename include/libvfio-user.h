@@ -1123,8 +1123,7 @@ typedef struct {
  * @vfu_ctx: the context
  * @callbacks: what the device does for it, all of them; copied
  *
- * The migration state is RUNNING then. Calling it again replaces the callbacks, and
- * leaves the state as it is.
+ * The migration state becomes RUNNING. Calling it again replaces the callbacks.
  *
  * Threads: on the thread that uses the context, see the top of this file.
  *

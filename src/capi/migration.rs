@@ -12,8 +12,7 @@ use crate::wire::Errno;
 /// @vfu_ctx: the context
 /// @callbacks: what the device does for it, all of them; copied
 ///
-/// The migration state is RUNNING then. Calling it again replaces the callbacks, and
-/// leaves the state as it is.
+/// The migration state becomes RUNNING. Calling it again replaces the callbacks.
 ///
 /// Threads: on the thread that uses the context, see the top of this file.
 ///
@@ -38,12 +37,8 @@ pub unsafe extern "C-unwind" fn vfu_setup_device_migration_callbacks(
                     Errno::EINVAL.because("version is not VFU_MIGR_CALLBACKS_VERS, or a callback is NULL")
                 );
             };
-            let is_first = ctx.device().migration.get().is_none();
             ctx.device().migration.set(Some(Migration { transition, read_data, write_data }));
-            // In the middle of a migration the client goes on from where it is.
-            if is_first {
-                ctx.setup_migration();
-            }
+            ctx.setup_migration();
             Ok(0)
         })
     }
