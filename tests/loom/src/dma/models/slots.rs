@@ -46,7 +46,7 @@ fn new() -> Snapshot {
 fn publish(slots: &Slots, region: &Snapshot) {
     let fd = OwnedFd::from(File::open("/dev/null").unwrap());
     let file = Some(SharedFile::acquire(fd, &mut Recent::default()).unwrap().0);
-    let backing = Backing { mapping: None, file, offset: region.tag };
+    let backing = Backing { file, offset: region.tag, ..Backing::default() };
     slots.publish(region, None, DmaInfo::EMPTY, backing).unwrap();
 }
 
