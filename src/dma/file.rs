@@ -86,9 +86,10 @@ impl SharedFile {
             Ok(at) => at,
             Err(_) if !may_stay(slice::from_ref(&fd)) => return Err(Errno::EMFILE),
             Err(at) => {
-                memory::reserve(&mut files, 1)?;
                 let mut kept = Vec::new();
                 memory::reserve(&mut kept, 1)?;
+                // Last, since an empty list keeps its memory.
+                memory::reserve(&mut files, 1)?;
                 files.insert(at, Inode { key, facts, kept });
                 at
             }

@@ -4,8 +4,7 @@
 //! than a look; but the thread pointer, which those are found by, tells threads
 //! apart as well. If two threads do share a lane, a search is made, no more.
 
-use std::ptr;
-use std::sync::Arc;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::sizes::LANES_LOG2;
@@ -28,9 +27,29 @@ pub(super) struct Hints {
 
 struct Made {
     lanes: Box<[Lane]>,
-    /// A slot that never holds a region. (No `Box`, which would claim to be the
-    /// only way to it.)
-    _nowhere: Arc<Slot>,
+    _nowhere: Nowhere,
+}
+
+/// A slot that never holds a region. (No `Box`, which would claim to be the
+/// only way to it.)
+struct Nowhere(NonNull<Slot>);
+
+// SAFETY: a slot may be looked at by any thread, and is only freed by the last.
+unsafe impl Send for Nowhere {}
+// SAFETY: as above.
+unsafe impl Sync for Nowhere {}
+
+impl Nowhere {
+    fn new() -> Result<Nowhere> {
+        Ok(Nowhere(NonNull::from(Box::leak(memory::boxed(Slot::vacant())?))))
+    }
+}
+
+impl Drop for Nowhere {
+    fn drop(&mut self) {
+        // SAFETY: made of a box; lanes that name it go with it.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
 }
 
 impl Hints {
@@ -44,8 +63,8 @@ impl Hints {
         if self.made.get().is_some() {
             return Ok(());
         }
-        let nowhere = Arc::new(Slot::vacant());
-        let hint = Arc::as_ptr(&nowhere).cast_mut();
+        let nowhere = Nowhere::new()?;
+        let hint = nowhere.0.as_ptr();
         let lanes = memory::collect((0..1 << LANES_LOG2).map(|_: usize| Lane(AtomicPtr::new(hint))))?;
         let _ = self.made.set(Made { lanes, _nowhere: nowhere });
         if let Some(made) = self.made.get() {

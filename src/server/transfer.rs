@@ -100,11 +100,13 @@ impl<D: Device> Context<D> {
                 self.go_on(transfer, Some(News::Received(outcome)))
             },
             // SAFETY: the caller's promise.
-            (_, transfer) => unsafe { self.start(access) }.and_then(|started| match started {
-                None => Ok(None),
+            (_, transfer) => match unsafe { self.start(access) } {
+                // No message, and so nothing that belongs to the context's own thread.
+                Ok(None) => return Step::Return { value: 0, errno: None },
+                Err(errno) => return Step::Fail(errno),
                 // SAFETY: the caller's promise.
-                Some(started) => unsafe { self.go_on(transfer.insert(started), None) },
-            }),
+                Ok(Some(started)) => unsafe { self.go_on(transfer.insert(started), None) },
+            },
         };
         if let Ok(Some(wait)) = outcome {
             return Step::Wait(wait);

@@ -315,6 +315,7 @@ INTERPOSE(ssize_t, pread64, SHIM_PREAD, (int fd, void *b, size_t n, off64_t at),
 INTERPOSE(ssize_t, pwrite64, SHIM_PWRITE, (int fd, const void *b, size_t n, off64_t at), (fd, b, n, at))
 INTERPOSE(ssize_t, read, SHIM_READ, (int fd, void *b, size_t n), (fd, b, n))
 INTERPOSE(ssize_t, readlink, SHIM_READLINK, (const char *restrict p, char *restrict b, size_t n), (p, b, n))
+INTERPOSE(ssize_t, recv, SHIM_RECVMSG, (int s, void *b, size_t n, int f), (s, b, n, f))
 INTERPOSE(ssize_t, recvmsg, SHIM_RECVMSG, (int s, struct msghdr *m, int f), (s, m, f))
 /* One way of sending or the other: a matter of what is sent. */
 INTERPOSE(ssize_t, send, SHIM_SENDMSG, (int s, const void *b, size_t n, int f), (s, b, n, f))
