@@ -308,7 +308,7 @@ static struct {
 static bool
 serve_one(void)
 {
-    static char message[sizeof(struct vfio_user_header) + 16 + (128 << 10)];
+    static char message[sizeof(struct vfio_user_header) + 16 + (1 << 20)];
     struct vfio_user_header *header = (void *)message;
     struct vfio_user_dma_region_access *access = (void *)(header + 1);
     size_t size;
