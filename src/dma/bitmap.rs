@@ -8,7 +8,7 @@
 use std::slice;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use super::chunked::{Chunked, Handles};
+use super::chunked::Chunked;
 use super::mapping::{Mapping, host_page_size};
 use super::sizes::GROUP_WORDS;
 use super::sync::{AtomicU64, OnceLock};
@@ -172,7 +172,8 @@ impl Block {
 
 /// Where blocks come from.
 pub(super) struct Pool {
-    handles: Handles<0>,
+    /// The handle of the next block that is made.
+    next: u32,
     /// Handles of unused blocks, by class; with room for all there are.
     free: [Vec<u32>; 32],
     /// How many there are, by class.
@@ -185,7 +186,7 @@ pub(super) struct Pool {
 impl Pool {
     pub(super) fn new() -> Pool {
         Pool {
-            handles: Handles::new(),
+            next: 1,
             free: [const { Vec::new() }; 32],
             counts: [0; 32],
             mappings: Vec::new(),
@@ -236,7 +237,8 @@ impl Pool {
         self.mappings.push(mapping);
         self.reserved = reserved;
         for at in (0..length).step_by(size) {
-            let handle = self.handles.take()?;
+            let handle = self.next;
+            self.next = handle.checked_add(1).ok_or(Errno::ENOMEM)?;
             let words = base.wrapping_byte_add(at).cast_const().cast();
             // SAFETY: the words lie in a mapping of the pool, which is dropped
             // together with its blocks; this is the only one of them that has

@@ -2,13 +2,14 @@
 //! that threads may look at an element while its owner reuses it.
 
 use super::sync::OnceLock;
+use super::zeroed::Pages;
 use crate::memory;
 use crate::wire::{Errno, Result};
 
 /// Elements named by handles from `1 << BASE` up. Chunk k holds the handles
 /// that have their highest bit at position `BASE + k`.
 pub(super) struct Chunked<T, const BASE: u32> {
-    chunks: [OnceLock<Box<[T]>>; 32],
+    chunks: [OnceLock<Pages<T>>; 32],
 }
 
 impl<T, const BASE: u32> Chunked<T, BASE> {
@@ -31,11 +32,9 @@ impl<T, const BASE: u32> Chunked<T, BASE> {
         let chunk = self.chunks.get(top_bit.wrapping_sub(BASE) as usize).ok_or(Errno::ENOMEM)?;
         if chunk.get().is_none() {
             let count = 1_u32 << top_bit;
-            let mut elements = Vec::new();
-            elements.try_reserve_exact(count as usize).map_err(|_| Errno::ENOMEM)?;
-            elements.extend((count..=count | (count - 1)).map(make));
+            let elements = Pages::collect((0..count).map(|number| make(count | number)))?;
             // Whoever came first wins; the elements are alike.
-            let _ = chunk.set(elements.into_boxed_slice());
+            let _ = chunk.set(elements);
         }
         self.get(handle.into()).ok_or(Errno::ENOMEM)
     }

@@ -1,8 +1,9 @@
 //! The regions in the order of their addresses: a B+-tree of two levels, a sorted
 //! array of leaves, each a sorted array of region starts.
 //!
-//! Readers take no lock: the whole is a seqlock. What they read is atomic, its
-//! memory stays until the index goes, and whatever they read of a half-made change
+//! Readers take no lock: the whole is a seqlock. What they read is atomic, has its
+//! place until the index goes (its memory may go, which makes zeroes of it, and is
+//! a change as any other), and whatever they read of a half-made change
 //! is bounded by lengths of arrays; so the worst a change does to them is to lead
 //! them astray. They see that from the sequence number and look again.
 
@@ -12,6 +13,7 @@ use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
 use super::sizes::{LEAF_CAPACITY, PATIENCE, TOP_CAPACITY};
 use super::slots::Slot;
 use super::sync::{AtomicPtr, AtomicU64, AtomicUsize, Mutex, MutexGuard, fence, spin_loop};
+use super::zeroed::Zeroed;
 use crate::memory;
 use crate::wire::{Errno, Result};
 
@@ -25,13 +27,15 @@ struct Leaf<T> {
     starts: [AtomicU64; LEAF_CAPACITY],
     slots: [AtomicPtr<T>; LEAF_CAPACITY],
     len: AtomicUsize,
+    /// For writers: the unused leaf that follows this one, which is unused.
+    next: AtomicPtr<Leaf<T>>,
 }
 
 /// The leaves in order: the first start of each (a leaf is never empty).
 struct Top<T> {
     len: AtomicUsize,
-    starts: Box<[AtomicU64]>,
-    leaves: Box<[AtomicPtr<Leaf<T>>]>,
+    starts: Zeroed<AtomicU64>,
+    leaves: Zeroed<AtomicPtr<Leaf<T>>>,
 }
 
 /// What only writers need: the owners of all that readers may be looking at.
@@ -39,9 +43,12 @@ struct Writer<T> {
     /// The sequence number.
     sequence: u64,
     tops: Vec<Owned<Top<T>>>,
-    leaves: Vec<Owned<Leaf<T>>>,
-    /// Has room for all leaves.
-    unused: Vec<*mut Leaf<T>>,
+    /// Each has twice as many leaves as the one before, the first has one.
+    leaves: Vec<Zeroed<Leaf<T>>>,
+    /// How many of these have been used since there were no regions.
+    used: usize,
+    /// The first of those that are not used any more, or null.
+    unused: *mut Leaf<T>,
 }
 
 /// A `Box` that others may look into.
@@ -73,7 +80,7 @@ struct Change<'a, T> {
 
 // SAFETY: it owns what it points to, and shares it as it would by reference.
 unsafe impl<T: Send + Sync> Send for Owned<T> {}
-// SAFETY: `unused` repeats some of `leaves`.
+// SAFETY: `unused` is one of `leaves`.
 unsafe impl<T: Sync> Send for Writer<T> {}
 
 impl<T> Owned<T> {
@@ -91,22 +98,54 @@ impl<T> Drop for Owned<T> {
 }
 
 impl<T> Writer<T> {
-    fn new_leaf(&mut self) -> Result<*mut Leaf<T>> {
-        memory::reserve(&mut self.unused, self.leaves.len().saturating_add(1))?;
-        let leaf = Owned::new(Leaf::new())?;
-        let pointer = leaf.0;
-        memory::push(&mut self.leaves, leaf)?;
-        Ok(pointer)
+    fn new() -> Writer<T> {
+        Writer { sequence: 0, tops: Vec::new(), leaves: Vec::new(), used: 0, unused: ptr::null_mut() }
+    }
+
+    /// An empty leaf.
+    fn take_leaf(&mut self) -> Result<&Leaf<T>> {
+        // SAFETY: null, or a leaf that lives as long as the index.
+        if let Some(leaf) = unsafe { self.unused.as_ref() } {
+            self.unused = leaf.next.load(Relaxed);
+            return Ok(leaf);
+        }
+        let number = self.used.saturating_add(1);
+        let (chunk, first) = (number.ilog2() as usize, 1 << number.ilog2());
+        if chunk >= self.leaves.len() {
+            memory::reserve(&mut self.leaves, 1)?;
+            // SAFETY: a cleared leaf is zeroes.
+            self.leaves.push(unsafe { Zeroed::new(first, Leaf::cleared) }?);
+        }
+        let chunk = self.leaves.get(chunk).ok_or(Errno::ENOMEM)?;
+        let leaf = chunk.as_slice().get(number ^ first).ok_or(Errno::ENOMEM)?;
+        self.used = number;
+        leaf.starts.iter().for_each(|start| start.store(UNUSED, Relaxed));
+        Ok(leaf)
+    }
+
+    /// Takes back a leaf that is empty.
+    fn give_back(&mut self, leaf: &Leaf<T>) {
+        leaf.next.store(self.unused, Relaxed);
+        self.unused = ptr::from_ref(leaf).cast_mut();
     }
 }
 
 impl<T> Leaf<T> {
-    fn new() -> Leaf<T> {
+    fn cleared() -> Leaf<T> {
         Leaf {
-            starts: std::array::from_fn(|_| AtomicU64::new(UNUSED)),
+            starts: std::array::from_fn(|_| AtomicU64::new(0)),
             slots: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
             len: AtomicUsize::new(0),
+            next: AtomicPtr::new(ptr::null_mut()),
         }
+    }
+
+    /// Makes zeroes of it. Who is in it finds no slots, whatever else.
+    fn clear(&self) {
+        self.slots.iter().for_each(|slot| slot.store(ptr::null_mut(), Relaxed));
+        self.starts.iter().for_each(|start| start.store(0, Relaxed));
+        self.len.store(0, Relaxed);
+        self.next.store(ptr::null_mut(), Relaxed);
     }
 
     fn len(&self) -> usize {
@@ -200,18 +239,25 @@ fn remove<A, V>(array: &[A], len: usize, at: usize, load: Load<A, V>, store: Sto
 impl<T> Top<T> {
     /// Room for this many leaves, with those of another.
     fn new(capacity: usize, old: Option<&Top<T>>) -> Result<Top<T>> {
-        let mut starts = Vec::new();
-        let mut leaves = Vec::new();
-        starts.try_reserve_exact(capacity).map_err(|_| Errno::ENOMEM)?;
-        leaves.try_reserve_exact(capacity).map_err(|_| Errno::ENOMEM)?;
+        // SAFETY: the number is zeroes.
+        let starts = unsafe { Zeroed::new(capacity, || AtomicU64::new(0)) }?;
+        // SAFETY: so is null.
+        let leaves = unsafe { Zeroed::new(capacity, || AtomicPtr::new(ptr::null_mut())) }?;
+        let top = Top { len: AtomicUsize::new(old.map_or(0, Top::len)), starts, leaves };
         if let Some(old) = old {
-            starts.extend(old.starts.iter().map(|start| AtomicU64::new(start.load(Relaxed))));
-            leaves.extend(old.leaves.iter().map(|leaf| AtomicPtr::new(leaf.load(Relaxed))));
+            let starts = top.starts.as_slice().iter().zip(old.starts.as_slice());
+            starts.for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
+            let leaves = top.leaves.as_slice().iter().zip(old.leaves.as_slice());
+            leaves.for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
         }
-        starts.resize_with(capacity, || AtomicU64::new(0));
-        leaves.resize_with(capacity, || AtomicPtr::new(ptr::null_mut()));
-        let len = AtomicUsize::new(old.map_or(0, Top::len));
-        Ok(Top { len, starts: starts.into_boxed_slice(), leaves: leaves.into_boxed_slice() })
+        Ok(top)
+    }
+
+    /// Gives its memory back. Who is in it finds no leaves.
+    fn discard(&self) {
+        self.len.store(0, Relaxed);
+        self.leaves.discard(|leaf| leaf.store(ptr::null_mut(), Relaxed));
+        self.starts.discard(|start| start.store(0, Relaxed));
     }
 
     fn len(&self) -> usize {
@@ -221,14 +267,14 @@ impl<T> Top<T> {
     fn leaf(&self, position: usize) -> Option<&Leaf<T>> {
         // SAFETY: null, or a leaf that the index of this top owns until it goes,
         // and the top with it.
-        unsafe { self.leaves.get(position)?.load(Acquire).as_ref() }
+        unsafe { self.leaves.as_slice().get(position)?.load(Acquire).as_ref() }
     }
 
     /// Position of the leaf that the region with the greatest start up to
     /// `address` is in, position of that region in the leaf, and the leaf.
     #[inline(always)]
     fn place(&self, address: u64) -> Option<(usize, usize, &Leaf<T>)> {
-        let starts = self.starts.get(..self.len())?;
+        let starts = self.starts.as_slice().get(..self.len())?;
         let position = starts.partition_point(|start| start.load(Relaxed) <= address).checked_sub(1)?;
         let leaf = self.leaf(position)?;
         Some((position, leaf.count_up_to(address).checked_sub(1)?, leaf))
@@ -264,12 +310,7 @@ impl<T> Index<T> {
         Index {
             sequence: AtomicU64::new(0),
             top: AtomicPtr::new(ptr::null_mut()),
-            writer: Mutex::new(Writer {
-                sequence: 0,
-                tops: Vec::new(),
-                leaves: Vec::new(),
-                unused: Vec::new(),
-            }),
+            writer: Mutex::new(Writer::new()),
         }
     }
 
@@ -372,6 +413,11 @@ impl<T> Index<T> {
         self.change().insert(start, ptr::from_ref(slot).cast_mut())
     }
 
+    /// Gives the memory of an index without regions back to the system.
+    pub(super) fn discard(&self) {
+        self.change().discard();
+    }
+
     /// Removes the region that starts exactly here, if there is one.
     pub(super) fn remove(&self, start: u64) {
         self.change().remove(start);
@@ -420,14 +466,10 @@ impl<'a, T> Change<'a, T> {
     /// Puts a new leaf with one entry at a position of the top.
     fn add_leaf(&mut self, position: usize, start: u64, slot: *mut T) -> Result<&'a Leaf<T>> {
         let top = self.top_with_room()?;
-        let writer = &mut *self.writer;
-        let new = match writer.unused.pop() {
-            Some(leaf) => leaf,
-            None => writer.new_leaf()?,
-        };
+        let new = ptr::from_ref(self.writer.take_leaf()?).cast_mut();
         let len = top.len();
-        insert(&top.starts, len, position, start, AtomicU64::load, AtomicU64::store);
-        insert(&top.leaves, len, position, new, AtomicPtr::load, AtomicPtr::store);
+        insert(top.starts.as_slice(), len, position, start, AtomicU64::load, AtomicU64::store);
+        insert(top.leaves.as_slice(), len, position, new, AtomicPtr::load, AtomicPtr::store);
         top.len.store(len + 1, Relaxed);
         let leaf = top.leaf(position).ok_or(Errno::ENOMEM)?;
         leaf.insert(0, start, slot);
@@ -438,9 +480,9 @@ impl<'a, T> Change<'a, T> {
     fn top_with_room(&mut self) -> Result<&'a Top<T>> {
         let index = self.index;
         let old = index.top();
-        let is_full = old.is_none_or(|old| old.len() == old.leaves.len());
+        let is_full = old.is_none_or(|old| old.len() == old.leaves.as_slice().len());
         if is_full {
-            let capacity = old.map_or(TOP_CAPACITY, |old| old.leaves.len() * 2);
+            let capacity = old.map_or(TOP_CAPACITY, |old| old.leaves.as_slice().len() * 2);
             let new = Owned::new(Top::new(capacity, old)?)?;
             let pointer = new.0;
             memory::push(&mut self.writer.tops, new)?;
@@ -453,7 +495,7 @@ impl<'a, T> Change<'a, T> {
     fn note_first(&self, position: usize) {
         if let Some(top) = self.index.top()
             && let Some(first) = top.leaf(position).and_then(|leaf| leaf.start(0))
-            && let Some(copy) = top.starts.get(position)
+            && let Some(copy) = top.starts.as_slice().get(position)
         {
             copy.store(first, Relaxed);
         }
@@ -470,11 +512,17 @@ impl<'a, T> Change<'a, T> {
             return self.note_first(position);
         }
         let len = top.len();
-        if let Some(leaf) = top.leaves.get(position) {
-            self.writer.unused.push(leaf.load(Relaxed));
-        }
-        remove(&top.starts, len, position, AtomicU64::load, AtomicU64::store);
-        remove(&top.leaves, len, position, AtomicPtr::load, AtomicPtr::store);
+        self.writer.give_back(leaf);
+        remove(top.starts.as_slice(), len, position, AtomicU64::load, AtomicU64::store);
+        remove(top.leaves.as_slice(), len, position, AtomicPtr::load, AtomicPtr::store);
         top.len.store(len - 1, Relaxed);
+    }
+
+    fn discard(&mut self) {
+        let Writer { tops, leaves, used, unused, .. } = &mut *self.writer;
+        // SAFETY: tops live as long as the index.
+        tops.iter().for_each(|top| unsafe { &*top.0 }.discard());
+        leaves.iter().for_each(|chunk| chunk.discard(Leaf::clear));
+        (*used, *unused) = (0, ptr::null_mut());
     }
 }

@@ -66,6 +66,17 @@ impl Mapping {
         if advised < 0 { Err(Errno::last()) } else { Ok(mapping) }
     }
 
+    /// Gives the memory back to the system, and keeps its address. Private
+    /// anonymous memory reads as zero from then on.
+    ///
+    /// # Safety
+    /// Zero is a value of what is there, to all who look.
+    pub(super) unsafe fn discard(&self) -> Result<()> {
+        // SAFETY: the range is the mapping's; the rest is the caller's to see to.
+        let advised = unsafe { libc::madvise(self.base, self.length, libc::MADV_DONTNEED) };
+        if advised < 0 { Err(Errno::last()) } else { Ok(()) }
+    }
+
     pub(super) fn base(&self) -> *mut c_void {
         self.base
     }

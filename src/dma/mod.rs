@@ -11,7 +11,8 @@
 //! process (`file`, `mapping`); what is asked of them does not wait (`facts`). Memory that
 //! its client takes away is replaced, if the program asked for that (`guard`). What
 //! threads share is made of `sync`, in numbers of `sizes` and memory of `zeroed`,
-//! from the first region on: a space without any is small.
+//! from the first region on: a space without any is small. When the last of many
+//! goes, so does this memory; its addresses stay, and read as zero.
 //!
 //! Nothing here knows of sockets: what is reached by messages is told apart
 //! ([`SgRange::access`]) and left to the caller.

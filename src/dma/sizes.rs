@@ -5,13 +5,18 @@
 /// many take up one page.
 pub(super) const LANES_LOG2: u32 = 9;
 
-/// The lowest handle of a slot is 2 to this, which is at least 1.
+/// The lowest handle of a slot is 2 to this, which is at least 1; that many slots are made
+/// first.
 pub(super) const HANDLE_BASE: u32 = 6;
+/// If there were more regions than these at a time, the memory that told of them
+/// goes back to the system when the last one goes. (What these take up is less
+/// than 64 KiB.)
+pub(super) const KEPT: u32 = 192;
 
 /// Regions in a leaf of the index: a power of four.
 pub(super) const LEAF_CAPACITY: usize = 256;
-/// Leaves that the first array of leaves holds.
-pub(super) const TOP_CAPACITY: usize = 16;
+/// Leaves that the first array of leaves holds: a page of starts.
+pub(super) const TOP_CAPACITY: usize = 512;
 /// Looks into the index before a reader waits for the writer instead.
 pub(super) const PATIENCE: u32 = 64;
 

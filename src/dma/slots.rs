@@ -11,7 +11,7 @@ use super::chunked::Chunked;
 use super::file::SharedFile;
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, Snapshot};
 use super::sizes::HANDLE_BASE;
-use super::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Mutex, fence};
+use super::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Mutex, RwLock, fence};
 use super::zeroed::Zeroed;
 use crate::memory;
 use crate::wire::{Errno, Result};
@@ -22,9 +22,10 @@ thread_local! {
     pub(super) static LOOKS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
 }
 
-/// Room for one region. Slots are never freed while threads can look, so all
-/// that they read is atomic, and the tag tells whether what was read belongs
-/// together and to the region that was meant.
+/// Room for one region. Slots are never freed while threads can look (their memory
+/// may go, which makes zeroes of them), so all that they read is atomic, and the
+/// tag tells whether what was read belongs together and to the region that was
+/// meant.
 #[repr(C, align(64))]
 pub(super) struct Slot {
     /// See [`tag`]; [`Slot::VACANT`] when there is no region.
@@ -110,6 +111,28 @@ impl Slot {
         self.size.store(0, Relaxed);
     }
 
+    /// Makes it as new.
+    fn clear(&self) {
+        self.retire();
+        self.start.store(0, Relaxed);
+        self.vaddr.store(0, Relaxed);
+        self.mapped.store(0, Relaxed);
+        self.attributes.store(0, Relaxed);
+        self.denied.store(0, Relaxed);
+        self.handle.store(0, Relaxed);
+        self.set_block(0, None);
+    }
+
+    /// What follows this slot in the list of vacant ones. It takes the place of
+    /// the start, which says nothing without a size.
+    fn next(&self) -> u32 {
+        self.start.load(Relaxed) as u32
+    }
+
+    fn set_next(&self, handle: u32) {
+        self.start.store(handle.into(), Relaxed);
+    }
+
     /// The region that is here now. None if there is none, or if it changed
     /// while being looked at.
     #[inline]
@@ -156,7 +179,7 @@ impl Slot {
         if size.wrapping_sub(offset) < length || !self.is_still(tag) {
             return None;
         }
-        // The handle never changes.
+        // The handle never changes, but where the tag goes too.
         Some((tag, self.handle.load(Relaxed), start, offset))
     }
 
@@ -241,17 +264,36 @@ pub(super) struct Slots {
     /// Where the slot of handle 0 would be if each chunk had all from there on;
     /// null if there is no such chunk (yet).
     chunks: [AtomicPtr<Slot>; 64],
-    /// Goes before the slots, which handlers may look at until regions are
-    /// guarded no more.
-    cold: Chunked<Cold, HANDLE_BASE>,
+    /// Changed as a whole only when there are no regions: then all of it goes. With
+    /// the space, it goes before the slots, which handlers may look at until
+    /// regions are guarded no more.
+    cold: RwLock<Chunked<Cold, HANDLE_BASE>>,
     owned: Mutex<Vec<Zeroed<Slot>>>,
+}
+
+/// Which handles have no region: those from `next` on, and a list that starts
+/// with `free` and goes through the slots; 0 ends it.
+pub(super) struct Vacant {
+    free: u32,
+    next: u32,
+}
+
+impl Vacant {
+    pub(super) const fn new() -> Vacant {
+        Vacant { free: 0, next: 1 << HANDLE_BASE }
+    }
+
+    /// How many handles there were at a time, at the most.
+    pub(super) fn peak(&self) -> u32 {
+        self.next - (1 << HANDLE_BASE)
+    }
 }
 
 impl Slots {
     pub(super) fn new() -> Slots {
         Slots {
             chunks: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
-            cold: Chunked::new(),
+            cold: RwLock::new(Chunked::new()),
             owned: Mutex::new(Vec::new()),
         }
     }
@@ -282,8 +324,40 @@ impl Slots {
         look(unsafe { &*origin.wrapping_add(handle as usize) })
     }
 
+    /// A handle that no region has, the last returned first; `ENOMEM` if all 2^32
+    /// are in use. The caller excludes other writers.
+    pub(super) fn take(&self, vacant: &mut Vacant) -> Result<u32> {
+        if let Some(slot) = self.get(vacant.free.into()) {
+            return Ok(std::mem::replace(&mut vacant.free, slot.next()));
+        }
+        let handle = vacant.next;
+        vacant.next = handle.checked_add(1).ok_or(Errno::ENOMEM)?;
+        Ok(handle)
+    }
+
+    /// Takes a handle back. The caller excludes other writers.
+    pub(super) fn give_back(&self, vacant: &mut Vacant, handle: u32) {
+        match self.get(handle.into()) {
+            Some(slot) => slot.set_next(std::mem::replace(&mut vacant.free, handle)),
+            // There was no memory for it, so it is the last one.
+            None => vacant.next = handle,
+        }
+    }
+
+    /// Gives all memory back to the system; there is no region, and the caller
+    /// excludes other writers. Readers that are in a slot, by an entry that is
+    /// stale or by a hint, see that it is vacant, as it was before.
+    pub(super) fn discard(&self, vacant: &mut Vacant) {
+        *vacant = Vacant::new();
+        self.owned.lock().iter().for_each(|chunk| chunk.discard(Slot::clear));
+        // Nobody has a way into what is not locked of it: `info` is the callbacks'
+        // of a region.
+        let old = std::mem::replace(&mut *self.cold.write(), Chunked::new());
+        drop(old);
+    }
+
     /// The caller excludes other writers.
-    fn get_or_make(&self, handle: u32) -> Result<(&Slot, &Cold)> {
+    fn get_or_make(&self, handle: u32) -> Result<&Slot> {
         let chunk = self.chunk(handle.into());
         if chunk.load(Relaxed).is_null() {
             let first = 1_usize << (handle | 1).ilog2();
@@ -294,10 +368,7 @@ impl Slots {
             chunk.store(made.as_ptr().wrapping_sub(first), Release);
             owned.push(made);
         }
-        let make =
-            |_| Cold { info: UnsafeCell::new(DmaInfo::EMPTY), backing: Mutex::new(Backing::default()) };
-        let cold = self.cold.get_or_make(handle, make)?;
-        Ok((self.get(handle.into()).ok_or(Errno::ENOMEM)?, cold))
+        self.get(handle.into()).ok_or(Errno::ENOMEM)
     }
 
     /// Puts a region into the vacant slot of its handle; the caller excludes
@@ -309,7 +380,11 @@ impl Slots {
         info: DmaInfo,
         backing: Backing,
     ) -> Result<&Slot> {
-        let (slot, cold) = self.get_or_make(region.handle)?;
+        let slot = self.get_or_make(region.handle)?;
+        let make =
+            |_| Cold { info: UnsafeCell::new(DmaInfo::EMPTY), backing: Mutex::new(Backing::default()) };
+        let all = self.cold.read();
+        let cold = all.get_or_make(region.handle, make)?;
         // SAFETY: the slot is vacant, so no region's callbacks can hold the
         // pointer any more, and other writers are excluded.
         unsafe { cold.info.get().write(info) };
@@ -330,9 +405,10 @@ impl Slots {
         backing
     }
 
-    /// Where the callbacks' information lies; see [`DmaInfo`].
+    /// Where the callbacks' information lies, as long as there are regions; see
+    /// [`DmaInfo`].
     pub(super) fn info(&self, handle: u32) -> *mut DmaInfo {
-        self.cold.get(handle.into()).map_or(std::ptr::null_mut(), |cold| cold.info.get())
+        self.cold.read().get(handle.into()).map_or(std::ptr::null_mut(), |cold| cold.info.get())
     }
 
     /// The file of the region with this tag and where it starts there. The
@@ -349,6 +425,6 @@ impl Slots {
 
     /// Looks at what the region in a slot holds.
     pub(super) fn with_backing<R>(&self, handle: u32, look: impl FnOnce(&mut Backing) -> R) -> Option<R> {
-        self.cold.get(handle.into()).map(|cold| look(&mut cold.backing.lock()))
+        self.cold.read().get(handle.into()).map(|cold| look(&mut cold.backing.lock()))
     }
 }

@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::bitmap::Pool;
-use super::chunked::Handles;
 use super::dirty::{CLOSED, Dirty};
 use super::facts::{indivisible, is_lasting};
 use super::file::{Recent, SharedFile};
@@ -16,8 +15,8 @@ use super::index::Index;
 use super::logging::Logging;
 use super::mapping::{host_page_size, map_file};
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, RegionId, Snapshot};
-use super::sizes::HANDLE_BASE;
-use super::slots::{Slot, Slots, tag};
+use super::sizes::KEPT;
+use super::slots::{Slot, Slots, Vacant, tag};
 use super::sync::{AtomicU64, Mutex};
 use crate::wire::{Errno, Result};
 
@@ -62,7 +61,7 @@ pub struct Mapped {
 
 /// What is changed by one thread at a time.
 pub(super) struct State {
-    handles: Handles<HANDLE_BASE>,
+    vacant: Vacant,
     count: u64,
     recent: Recent,
     pub(super) logging: Option<Logging>,
@@ -125,7 +124,7 @@ impl AddressSpace {
             slots: Slots::new(),
             index: Index::new(),
             state: Mutex::new(State {
-                handles: Handles::new(),
+                vacant: Vacant::new(),
                 count: 0,
                 recent: Recent::default(),
                 logging: None,
@@ -196,14 +195,14 @@ impl AddressSpace {
         }
         let new = NewRegion::make(request, &mut state.recent, self.lasting.load(Relaxed))?;
         self.hints.begin()?;
-        let handle = state.handles.take()?;
+        let handle = self.slots.take(&mut state.vacant)?;
         let tag = tag(GENERATION.fetch_add(1, Relaxed));
         let attributes = Attributes::new(prot, access);
         let mut region = Snapshot { tag, handle, attributes, start: iova, size, vaddr: new.vaddr, block: 0 };
         let beyond_file = new.beyond_file;
         if let Err(e) = self.add(&mut state, &mut region, new) {
             state.pool.give_back(&self.dirty.blocks, region.block);
-            state.handles.give_back(handle);
+            self.slots.give_back(&mut state.vacant, handle);
             return Err(e);
         }
         state.count += 1;
@@ -332,8 +331,12 @@ impl AddressSpace {
         self.index.remove(region.start);
         let backing = self.slots.retire(region.handle);
         state.pool.give_back(&self.dirty.blocks, region.block);
-        state.handles.give_back(region.handle);
+        self.slots.give_back(&mut state.vacant, region.handle);
         state.count -= 1;
+        if state.count == 0 && state.vacant.peak() > KEPT {
+            self.index.discard();
+            self.slots.discard(&mut state.vacant);
+        }
         drop(state);
         drop(backing);
     }

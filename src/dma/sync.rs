@@ -8,7 +8,7 @@ pub(super) use std::hint::spin_loop;
 pub(super) use std::sync::OnceLock;
 pub(super) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, fence};
 
-pub(super) use parking_lot::{Mutex, MutexGuard};
+pub(super) use parking_lot::{Mutex, MutexGuard, RwLock};
 
 /// A `SeqCst` fence.
 #[inline(always)]

@@ -222,3 +222,49 @@ fn translating_while_mapping_in_any_memory_order() {
         done.store(true, Relaxed);
     });
 }
+
+/// Entries are used while all regions go, and the memory that told of them, and
+/// others come to the same places.
+#[test]
+fn translating_while_memory_goes() {
+    const PLACES: u64 = 600;
+    let place = |i: u64| i * 0x10_0000;
+    let space = AddressSpace::new();
+    let fd = memory(page());
+    let (stop, found) = (AtomicBool::new(false), AtomicU32::new(0));
+    thread::scope(|scope| {
+        for thread in 0..2 {
+            let (space, stop, found) = (&space, &stop, &found);
+            scope.spawn(move || {
+                let mut i = thread;
+                while !stop.load(Relaxed) {
+                    i = (i + 7) % PLACES;
+                    let Ok((entries, _)) = entries(space, place(i) + 8, 16, Prot::READ, 1) else { continue };
+                    let entry = entries[0];
+                    let mut bytes = [0; 16];
+                    let copied = space.copy_from(place(i) + 8, &mut bytes);
+                    assert!(matches!(copied, Ok(()) | Err(Errno::ENOENT | Errno::EINVAL)));
+                    if let Ok(range) = space.range_of(&entry) {
+                        assert_eq!((range.iova, range.length), (place(i) + 8, 16));
+                        found.fetch_add(1, Relaxed);
+                    }
+                }
+            });
+        }
+        let mut rounds = 0;
+        while rounds < 10 || found.load(Relaxed) < 100 {
+            rounds += 1;
+            for i in 0..PLACES {
+                let access = if i.is_multiple_of(3) { Access::Mmap } else { Access::FileIo };
+                space.map(request(place(i), page(), access, Some(&fd))).unwrap();
+            }
+            let old = entry(&space, place(5), 1, Prot::READ);
+            assert_eq!(remove_range(&space, 0, u64::MAX), Ok(PLACES));
+            assert_eq!(space.range_of(&old), Err(Errno::EINVAL));
+            let again = space.map(request(place(5), page(), Access::FileIo, Some(&fd))).unwrap();
+            assert_eq!(space.range_of(&old), Err(Errno::EINVAL));
+            space.remove(again.region);
+        }
+        stop.store(true, Relaxed);
+    });
+}

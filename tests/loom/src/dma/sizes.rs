@@ -3,6 +3,7 @@
 pub(super) const LANES_LOG2: u32 = 1;
 
 pub(super) const HANDLE_BASE: u32 = 1;
+pub(super) const KEPT: u32 = 1;
 
 pub(super) const LEAF_CAPACITY: usize = 4;
 pub(super) const TOP_CAPACITY: usize = 1;

@@ -5,6 +5,7 @@ pub(super) use loom::sync::MutexGuard;
 pub(super) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, fence};
 
 use loom::sync::atomic::AtomicBool;
+use loom::sync::{RwLockReadGuard, RwLockWriteGuard};
 use std::sync::atomic::Ordering::{Acquire, Release, SeqCst};
 
 /// A lock that can't be poisoned.
@@ -17,6 +18,23 @@ impl<T> Mutex<T> {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap()
+    }
+}
+
+/// Likewise.
+pub(super) struct RwLock<T>(loom::sync::RwLock<T>);
+
+impl<T> RwLock<T> {
+    pub(super) fn new(value: T) -> RwLock<T> {
+        RwLock(loom::sync::RwLock::new(value))
+    }
+
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, T> {
+        self.0.read().unwrap()
+    }
+
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, T> {
+        self.0.write().unwrap()
     }
 }
 

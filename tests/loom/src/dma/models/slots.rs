@@ -11,7 +11,7 @@ use super::{explore, spawn};
 use crate::dma::file::{Recent, SharedFile};
 use crate::dma::region::{Access, Attributes, Backing, DmaInfo, Prot, Snapshot};
 use crate::dma::sizes::HANDLE_BASE;
-use crate::dma::slots::{Slot, Slots, tag};
+use crate::dma::slots::{Slot, Slots, Vacant, tag};
 
 const HANDLE: u32 = 1 << HANDLE_BASE;
 /// In both regions, where nothing else is the same.
@@ -76,15 +76,16 @@ fn assert_same(a: &Snapshot, b: &Snapshot) {
     );
 }
 
-/// Removes the old region on another thread, says so, and puts the new one in
-/// its place.
-fn replace(slots: &Arc<Slots>, is_gone: &AtomicBool) {
+/// Removes the old region on another thread, says so, does what there is to do
+/// between, and puts the new one in its place.
+fn replace(slots: &Arc<Slots>, is_gone: &AtomicBool, between: fn(&Slots)) {
     let remover = {
         let slots = Arc::clone(slots);
         spawn(move || drop(slots.retire(HANDLE)))
     };
     remover.join().unwrap();
     is_gone.store(true, Release);
+    between(slots);
     publish(slots, &new());
 }
 
@@ -95,11 +96,20 @@ fn stale(slots: &Slots) -> Option<usize> {
 
 /// Runs `read` beside `replace`.
 fn beside_replace(preemptions: usize, read: fn(&Slots, &AtomicBool)) {
+    beside(preemptions, |_| (), read);
+}
+
+/// Runs `read` beside `replace` in which the memory of all slots goes.
+fn beside_discard(preemptions: usize, read: fn(&Slots, &AtomicBool)) {
+    beside(preemptions, |slots| slots.discard(&mut Vacant::new()), read);
+}
+
+fn beside(preemptions: usize, between: fn(&Slots), read: fn(&Slots, &AtomicBool)) {
     explore(preemptions, move || {
         let (slots, is_gone) = (slots(), Arc::new(AtomicBool::new(false)));
         let writer = {
             let (slots, is_gone) = (Arc::clone(&slots), Arc::clone(&is_gone));
-            spawn(move || replace(&slots, &is_gone))
+            spawn(move || replace(&slots, &is_gone, between))
         };
         read(&slots, &is_gone);
         writer.join().unwrap();
@@ -183,6 +193,44 @@ fn the_region_of_a_tag_is_that_region() {
 #[test]
 fn a_file_is_of_the_region_asked_for() {
     beside_replace(3, |slots, is_gone| {
+        let was_gone = is_gone.load(Acquire);
+        if let Some((_, offset)) = slots.open_file(HANDLE, old().tag) {
+            assert!(offset == old().tag && !was_gone);
+        }
+    });
+}
+
+/// An entry that is made while memory goes is of the new region or stale.
+#[test]
+fn what_covers_while_memory_goes() {
+    beside_discard(2, |slots, _| {
+        let Some((tag, handle, start, offset)) = slot(slots).covers(IOVA, LENGTH, Prot::WRITE) else {
+            return;
+        };
+        let Some(region) = of(tag) else { return };
+        assert_eq!((start, offset), (region.start, IOVA - region.start));
+        assert!(handle == HANDLE || handle == 0 && tag == old().tag);
+        if tag == new().tag {
+            assert_eq!(stale(slots), None);
+        }
+    });
+}
+
+#[test]
+fn an_address_while_memory_goes() {
+    beside_discard(2, |slots, is_gone| {
+        let was_gone = is_gone.load(Acquire);
+        let offset = IOVA - old().start;
+        if let Some(address) = slot(slots).address(old().tag, offset, LENGTH) {
+            assert!(address == old().vaddr + offset as usize && !was_gone);
+        }
+    });
+}
+
+/// What a slot holds goes when nobody is at it.
+#[test]
+fn a_file_while_memory_goes() {
+    beside_discard(2, |slots, is_gone| {
         let was_gone = is_gone.load(Acquire);
         if let Some((_, offset)) = slots.open_file(HANDLE, old().tag) {
             assert!(offset == old().tag && !was_gone);
