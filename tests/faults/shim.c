@@ -51,6 +51,7 @@ const char *const shim_names[SHIM_CALLS] = {
     [SHIM_READLINK] = "readlink",
     [SHIM_RECVMSG] = "recvmsg",
     [SHIM_SENDMSG] = "sendmsg",
+    [SHIM_SETSOCKOPT] = "setsockopt",
     [SHIM_SHUTDOWN] = "shutdown",
     [SHIM_SOCKET] = "socket",
     [SHIM_SOCKETPAIR] = "socketpair",
@@ -320,6 +321,7 @@ INTERPOSE(ssize_t, recvmsg, SHIM_RECVMSG, (int s, struct msghdr *m, int f), (s, 
 /* One way of sending or the other: a matter of what is sent. */
 INTERPOSE(ssize_t, send, SHIM_SENDMSG, (int s, const void *b, size_t n, int f), (s, b, n, f))
 INTERPOSE(ssize_t, sendmsg, SHIM_SENDMSG, (int s, const struct msghdr *m, int f), (s, m, f))
+INTERPOSE(int, setsockopt, SHIM_SETSOCKOPT, (int s, int l, int o, const void *v, socklen_t n), (s, l, o, v, n))
 INTERPOSE(int, shutdown, SHIM_SHUTDOWN, (int s, int how), (s, how))
 INTERPOSE(int, socket, SHIM_SOCKET, (int d, int t, int p), (d, t, p))
 INTERPOSE(int, socketpair, SHIM_SOCKETPAIR, (int d, int t, int p, int s[2]), (d, t, p, s))
