@@ -31,7 +31,8 @@ impl<D: Device> Context<D> {
     /// point.
     #[inline(always)]
     pub(crate) fn poll(&self) -> Polled {
-        if !self.nonblocking || self.busy.get() || !self.realized.get() || !self.attached() {
+        let is_ready = self.nonblocking && !self.busy.get() && self.realized.get() && self.attached();
+        if !is_ready || self.dma.has_losses() {
             return Polled::Go(Event::Start);
         }
         let mut connection = self.connection.borrow_mut();
