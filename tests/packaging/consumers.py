@@ -54,8 +54,7 @@ def run(command, **environment):
 
 
 def public_names():
-    listed = re.search(r"global:(.*)local:", (PROJECT / "libvfio-user.map").read_text(), re.DOTALL)
-    return set(re.findall(r"\w+", listed.group(1)))
+    return set(re.findall(r"^\s*(\w+);", (PROJECT / "libvfio-user.map").read_text(), re.MULTILINE))
 
 
 def exported(library):
