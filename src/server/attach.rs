@@ -49,10 +49,16 @@ impl<D: Device> Context<D> {
     }
 
     fn accept(&self) -> Step {
-        if !self.nonblocking {
-            return Step::Wait(Wait::Accept(self.listener.socket()));
+        if let Some(socket) = self.handed_client.take() {
+            return self.begin(socket);
         }
-        match self.listener.accept() {
+        let Some(listener) = &self.listener else {
+            return Step::Fail(Errno::ENOTCONN.because("the one client that was handed in has gone"));
+        };
+        if !self.nonblocking {
+            return Step::Wait(Wait::Accept(listener.socket()));
+        }
+        match listener.accept() {
             Ok(socket) => self.begin(socket),
             Err(errno) => Step::Fail(errno),
         }

@@ -7,6 +7,7 @@
 //! back into the library.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -20,7 +21,7 @@ use crate::dma::AddressSpace;
 use crate::irq::Irqs;
 use crate::migration::Session;
 use crate::pci::Pci;
-use crate::transport::{Connection, Listener, Poller};
+use crate::transport::{Connection, Handed, Listener, Poller};
 use crate::wire::capabilities::ClientCapabilities;
 use crate::wire::{Errno, LoggingReport, Result};
 
@@ -67,7 +68,10 @@ pub struct Context<D> {
     pub(super) memory_disregarded: Cell<bool>,
 
     // The client.
-    pub(super) listener: Listener,
+    /// Where clients come from, if more than one can.
+    pub(super) listener: Option<Listener>,
+    /// A connection that was handed in, until it is taken on.
+    pub(super) handed_client: Cell<Option<OwnedFd>>,
     pub(super) phase: Cell<Phase>,
     pub(super) connection: RefCell<Option<Connection>>,
     pub(super) client: Cell<ClientCapabilities>,
@@ -98,7 +102,43 @@ impl<D: Device> Context<D> {
     /// as socket(2), bind(2) and listen(2).
     pub fn create(path: &Path, nonblocking: bool, device: D) -> Result<Box<Context<D>>> {
         let listener = Listener::bind(path.as_os_str().as_bytes(), nonblocking)?;
-        Ok(Box::new(Context {
+        Ok(Context::make(Handed::Listener(listener), nonblocking, device))
+    }
+
+    /// The same; but the socket file of a process that is no more, if that is what is
+    /// there, is replaced, in one step.
+    ///
+    /// # Errors
+    /// `ENAMETOOLONG` above 102 bytes; `EADDRINUSE` if something else is there, or
+    /// another process is about to do the same; others as open(2), connect(2) and
+    /// rename(2) besides.
+    pub fn create_replacing(path: &Path, nonblocking: bool, device: D) -> Result<Box<Context<D>>> {
+        let listener = Listener::bind_replacing(path.as_os_str().as_bytes(), nonblocking)?;
+        Ok(Context::make(Handed::Listener(listener), nonblocking, device))
+    }
+
+    /// Makes a context that serves clients of a UNIX stream socket which was handed
+    /// in: one that listens, or one that is connected. To the latter's client there is
+    /// never another: [`attach`](Context::attach) fails with `ENOTCONN` then.
+    ///
+    /// # Errors
+    /// See [`Handed::new`]. The descriptor is the context's if this succeeds.
+    ///
+    /// # Safety
+    ///
+    /// If this succeeds, nobody else closes the descriptor.
+    pub unsafe fn create_over(fd: RawFd, nonblocking: bool, device: D) -> Result<Box<Context<D>>> {
+        // SAFETY: the caller's promise.
+        let handed = unsafe { Handed::new(fd, nonblocking) }?;
+        Ok(Context::make(handed, nonblocking, device))
+    }
+
+    fn make(handed: Handed, nonblocking: bool, device: D) -> Box<Context<D>> {
+        let (listener, client) = match handed {
+            Handed::Listener(listener) => (Some(listener), None),
+            Handed::Client(client) => (None, Some(client)),
+        };
+        Box::new(Context {
             log: Log::default(),
             irqs: Irqs::default(),
             dma: AddressSpace::new(),
@@ -114,6 +154,7 @@ impl<D: Device> Context<D> {
             realized: Cell::new(false),
             memory_disregarded: Cell::new(false),
             listener,
+            handed_client: Cell::new(client),
             phase: Cell::default(),
             connection: RefCell::new(None),
             client: Cell::default(),
@@ -124,7 +165,7 @@ impl<D: Device> Context<D> {
             loss_unreported: Cell::new(false),
             report_rest: Cell::new(LoggingReport { iova: 0, length: 0, page_size: 0 }),
             last_errno: Cell::new(None),
-        }))
+        })
     }
 
     /// The device.

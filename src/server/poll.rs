@@ -72,13 +72,22 @@ impl<D: Device> Context<D> {
         resting == Some(true) && self.attached() && self.pending.borrow().is_none()
     }
 
+    fn has_handed_client(&self) -> bool {
+        let client = self.handed_client.take();
+        let has = client.is_some();
+        self.handed_client.set(client);
+        has
+    }
+
     fn interest(&self) -> Interest {
         let connection = self.connection.borrow();
         let (Some(connection), Phase::Attached | Phase::Negotiating) =
             (connection.as_ref(), self.phase.get())
         else {
-            let socket = Some((self.listener.socket(), false));
-            return Interest { socket, twin: None, left_behind: self.loss_unreported.get() };
+            let socket = self.listener.as_ref().map(|listener| (listener.socket(), false));
+            // A client that was handed in is taken on at once.
+            let left_behind = self.loss_unreported.get() || self.has_handed_client();
+            return Interest { socket, twin: None, left_behind };
         };
         if self.pending.borrow().is_some() {
             // Nothing is done before the device says that it is quiet.

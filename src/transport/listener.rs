@@ -2,71 +2,32 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use super::address::{Address, Identity};
 use super::channel::close_gently;
 use super::process::Process;
+use super::replace::{Found, Turn};
 use crate::wire::{Errno, Result};
+
+/// What is added to a path for the socket that takes its place.
+const NEW: &[u8] = b".new";
 
 /// A listening UNIX stream socket. Dropping it removes its path, if that is still
 /// the one that was bound here, and closes the connections that were not accepted
-/// yet, as gently as others. In a child it only closes.
+/// yet, as gently as others. In a child it only closes, and so one that was
+/// [handed in](Listener::over).
 #[derive(Debug)]
 pub struct Listener {
     socket: OwnedFd,
+    /// Where it was bound, by whom.
+    place: Option<Place>,
+}
+
+#[derive(Debug)]
+struct Place {
     address: Address,
     /// What was bound; `None` if it has no path, or that was gone at once.
     bound: Option<Identity>,
     maker: Process,
-}
-
-/// Of a file: which one it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    dev: libc::dev_t,
-    ino: libc::ino_t,
-}
-
-/// An address whose path, if it is not empty, ends in NUL.
-struct Address(libc::sockaddr_un);
-
-impl Address {
-    /// `ENAMETOOLONG` for more than 107 bytes.
-    fn new(path: &[u8]) -> Result<Address> {
-        // SAFETY: zeros are a valid sockaddr_un.
-        let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-        if path.len() >= address.sun_path.len() {
-            return Err(Errno::ENAMETOOLONG);
-        }
-        for (to, from) in address.sun_path.iter_mut().zip(path) {
-            *to = *from as libc::c_char;
-        }
-        Ok(Address(address))
-    }
-
-    fn is_path(&self) -> bool {
-        matches!(self.0.sun_path, [first, ..] if first != 0)
-    }
-
-    /// What is at the path now, and whether that is its only name.
-    fn find(&self) -> Option<(Identity, bool)> {
-        // SAFETY: zeros are a valid stat.
-        let mut found: libc::stat = unsafe { std::mem::zeroed() };
-        // SAFETY: the path ends in NUL; found is good for writes.
-        let outcome = unsafe { libc::lstat(self.0.sun_path.as_ptr(), &mut found) };
-        let identity = Identity { dev: found.st_dev, ino: found.st_ino };
-        (outcome == 0).then_some((identity, found.st_nlink == 1))
-    }
-
-    fn unlink(&self) -> bool {
-        // SAFETY: the path ends in NUL.
-        unsafe { libc::unlink(self.0.sun_path.as_ptr()) == 0 }
-    }
-}
-
-impl std::fmt::Debug for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Address")
-    }
 }
 
 impl Listener {
@@ -76,31 +37,60 @@ impl Listener {
     /// The whole address is handed to the kernel, so that an empty path gives
     /// an (abstract) name of NULs.
     pub fn bind(path: &[u8], nonblocking: bool) -> Result<Listener> {
-        let address = Address::new(path)?;
-        let nonblock = if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
-        // SAFETY: no pointers.
-        let fd = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC | nonblock, 0) };
-        if fd < 0 {
-            return Err(Errno::last());
-        }
-        // SAFETY: just made, and nobody else knows of it.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let size = size_of_val(&address.0) as libc::socklen_t;
-        // SAFETY: address is a whole sockaddr_un of that size.
-        if unsafe { libc::bind(fd, (&raw const address.0).cast(), size) } < 0 {
-            return Err(Errno::last());
-        }
+        Listener::bind_to(Address::new(path)?, nonblocking)
+    }
+
+    fn bind_to(address: Address, nonblocking: bool) -> Result<Listener> {
+        let socket = address.bind(nonblocking)?;
         // At once: who waits for the path to appear connects as soon as it does.
         // SAFETY: no pointers.
-        let listening = match unsafe { libc::listen(fd, 0) } {
+        let listening = match unsafe { libc::listen(socket.as_raw_fd(), 0) } {
             0 => Ok(()),
             _ => Err(Errno::last()),
         };
         let found = if address.is_path() { address.find() } else { None };
-        let bound = found.map(|(identity, _)| identity);
-        let listener = Listener { socket, address, bound, maker: Process::current() };
+        let bound = found.map(|found| found.identity);
+        let place = Place { address, bound, maker: Process::current() };
+        let listener = Listener { socket, place: Some(place) };
         listening?;
         Ok(listener)
+    }
+
+    /// The same; but the socket file of a process that is no more is replaced, in one
+    /// step, so that there is one at any time. `EADDRINUSE` if anything else is there,
+    /// or if another process is about to do the same. A path of 102 bytes at most,
+    /// since there are files with longer names beside it meanwhile.
+    pub fn bind_replacing(path: &[u8], nonblocking: bool) -> Result<Listener> {
+        let address = Address::new(path)?;
+        if !address.is_path() {
+            return Listener::bind_to(address, nonblocking);
+        }
+        let _turn = Turn::take(path)?;
+        match Found::at(&address)? {
+            Found::Nothing => Listener::bind_to(address, nonblocking),
+            Found::Stale => Listener::replace(address, Address::with_suffix(path, NEW)?, nonblocking),
+        }
+    }
+
+    /// Listens under another name, and moves that to where the old one is.
+    fn replace(address: Address, new: Address, nonblocking: bool) -> Result<Listener> {
+        if Found::at(&new)? == Found::Stale {
+            // Of one who did not get further.
+            new.unlink();
+        }
+        let mut listener = Listener::bind_to(new, nonblocking)?;
+        if let Some(place) = &mut listener.place {
+            place.address.rename(&address)?;
+            place.address = address;
+        }
+        Ok(listener)
+    }
+
+    /// Goes on with a listening UNIX stream socket that somebody else made, and may
+    /// go on with, too: neither its path nor those who wait at it are touched when
+    /// it goes.
+    pub fn over(socket: OwnedFd) -> Listener {
+        Listener { socket, place: None }
     }
 
     /// The socket.
@@ -119,15 +109,6 @@ impl Listener {
             // SAFETY: just made, and nobody else knows of it.
             0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
             _ => Err(Errno::last()),
-        }
-    }
-
-    /// Removes the path if it is still what was bound here; whether nobody can find
-    /// the socket any more, by that name or another.
-    fn remove_path(&self) -> bool {
-        match (self.bound, self.address.find()) {
-            (Some(bound), Some((found, is_only))) if bound == found => self.address.unlink() && is_only,
-            _ => false,
         }
     }
 
@@ -150,12 +131,28 @@ impl Listener {
     }
 }
 
+impl Place {
+    /// Removes the path if it is still what was bound here; whether nobody can find
+    /// the socket any more, by that name or another.
+    fn remove_path(&self) -> bool {
+        match (self.bound, self.address.find()) {
+            (Some(bound), Some(found)) if bound == found.identity => {
+                self.address.unlink() && found.is_only_name
+            }
+            _ => false,
+        }
+    }
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
         // Without a name there are no new visitors, but for one who found it before
         // and is on the way, who has sent nothing that could lie unread. To accept
         // nobody costs as much as to make a socket.
-        if self.maker.is_current() && !(self.remove_path() && self.is_unvisited()) {
+        if let Some(place) = &self.place
+            && place.maker.is_current()
+            && !(place.remove_path() && self.is_unvisited())
+        {
             self.close_unaccepted();
         }
     }

@@ -8,18 +8,21 @@
 //! whatever a callback makes the connection do meanwhile cannot move the bytes
 //! that the callback looks at.
 
+mod address;
 mod allowance;
 mod buffer;
 mod channel;
 mod connection;
 mod control;
 mod exchange;
+mod handed;
 mod listener;
 mod message;
 mod poller;
 mod pool;
 mod process;
 mod receive;
+mod replace;
 mod reply;
 mod send;
 mod waiting;
@@ -30,6 +33,7 @@ mod tests;
 pub use buffer::Buffer;
 pub use connection::{Connection, Received, Sent};
 pub use exchange::{Answer, Awaited, Data, Outstanding};
+pub use handed::Handed;
 pub use listener::Listener;
 pub use message::{Message, Next};
 pub use poller::{Interest, Poller};

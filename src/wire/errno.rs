@@ -41,6 +41,7 @@ known!(
     EAGAIN,
     EBADF,
     EBUSY,
+    ECONNREFUSED,
     ECONNRESET,
     EEXIST,
     EFAULT,
@@ -61,6 +62,7 @@ known!(
     EPERM,
     EPIPE,
     EPROTO,
+    EPROTOTYPE,
     ETOOMANYREFS,
 );
 

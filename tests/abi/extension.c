@@ -8,6 +8,7 @@
 #include <libvfio-user-ext.h>
 
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -21,6 +22,16 @@
 		} \
 	} while (0)
 
+/* A call that has to fail with NULL and an errno. */
+#define MAKES_NONE(call, number) \
+	do { \
+		errno = 0; \
+		if ((call) != NULL || errno != (number)) { \
+			printf("line %d: %s, errno %d\n", __LINE__, #call, errno); \
+			exit(1); \
+		} \
+	} while (0)
+
 int main(int argc, char **argv)
 {
 	vfux_credentials_t credentials;
@@ -29,6 +40,15 @@ int main(int argc, char **argv)
 
 	if (argc != 2 || (ctx = vfu_create_ctx(VFU_TRANS_SOCK, argv[1], 0, NULL, VFU_DEV_TYPE_PCI)) == NULL)
 		return 1;
+
+	MAKES_NONE(vfux_create_ctx_replacing(NULL, 0, NULL, VFU_DEV_TYPE_PCI), EINVAL);
+	MAKES_NONE(vfux_create_ctx_replacing(argv[1], 0, NULL, VFU_DEV_TYPE_PCI), EADDRINUSE);
+	MAKES_NONE(vfux_create_ctx_replacing(argv[1], 2, NULL, VFU_DEV_TYPE_PCI), EINVAL);
+	MAKES_NONE(vfux_create_ctx_replacing(argv[1], 0, NULL, (vfu_dev_type_t)1), ENOTSUP);
+	MAKES_NONE(vfux_create_ctx_over_fd(-1, 0, NULL, VFU_DEV_TYPE_PCI), EBADF);
+	MAKES_NONE(vfux_create_ctx_over_fd(INT_MAX, 0, NULL, VFU_DEV_TYPE_PCI), EBADF);
+	MAKES_NONE(vfux_create_ctx_over_fd(0, 2, NULL, VFU_DEV_TYPE_PCI), EINVAL);
+	MAKES_NONE(vfux_create_ctx_over_fd(0, 0, NULL, (vfu_dev_type_t)1), ENOTSUP);
 
 	FAILS(vfux_setup_pending_irqs(NULL), EINVAL);
 	FAILS(vfux_irq_trigger(NULL, VFU_DEV_REQ_IRQ, 0), EINVAL);

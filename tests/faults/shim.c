@@ -30,12 +30,15 @@ const char *const shim_names[SHIM_CALLS] = {
     [SHIM_AIO] = "aio",
     [SHIM_BIND] = "bind",
     [SHIM_CLOSE] = "close",
+    [SHIM_CONNECT] = "connect",
     [SHIM_EPOLL_CREATE1] = "epoll_create1",
     [SHIM_EPOLL_CTL] = "epoll_ctl",
     [SHIM_EVENTFD] = "eventfd",
     [SHIM_FCNTL] = "fcntl",
+    [SHIM_FLOCK] = "flock",
     [SHIM_FSTAT] = "fstat",
     [SHIM_FSTATFS] = "fstatfs",
+    [SHIM_GETPEERNAME] = "getpeername",
     [SHIM_GETSOCKOPT] = "getsockopt",
     [SHIM_KCMP] = "kcmp",
     [SHIM_LISTEN] = "listen",
@@ -44,12 +47,14 @@ const char *const shim_names[SHIM_CALLS] = {
     [SHIM_MALLOC] = "malloc",
     [SHIM_MMAP] = "mmap",
     [SHIM_MUNMAP] = "munmap",
+    [SHIM_OPEN] = "open",
     [SHIM_POLL] = "poll",
     [SHIM_PREAD] = "pread",
     [SHIM_PWRITE] = "pwrite",
     [SHIM_READ] = "read",
     [SHIM_READLINK] = "readlink",
     [SHIM_RECVMSG] = "recvmsg",
+    [SHIM_RENAME] = "rename",
     [SHIM_SENDMSG] = "sendmsg",
     [SHIM_SETSOCKOPT] = "setsockopt",
     [SHIM_SHUTDOWN] = "shutdown",
@@ -297,12 +302,15 @@ next(const char *name)
 
 INTERPOSE(int, accept4, SHIM_ACCEPT4, (int s, struct sockaddr *a, socklen_t *l, int f), (s, a, l, f))
 INTERPOSE(int, bind, SHIM_BIND, (int s, const struct sockaddr *a, socklen_t l), (s, a, l))
+INTERPOSE(int, connect, SHIM_CONNECT, (int s, const struct sockaddr *a, socklen_t l), (s, a, l))
 INTERPOSE(int, epoll_create1, SHIM_EPOLL_CREATE1, (int f), (f))
 INTERPOSE(int, epoll_ctl, SHIM_EPOLL_CTL, (int e, int op, int fd, struct epoll_event *ev), (e, op, fd, ev))
 INTERPOSE(int, eventfd, SHIM_EVENTFD, (unsigned n, int f), (n, f))
+INTERPOSE(int, flock, SHIM_FLOCK, (int fd, int how), (fd, how))
 INTERPOSE(int, fstat, SHIM_FSTAT, (int fd, struct stat *s), (fd, s))
 INTERPOSE(int, fstat64, SHIM_FSTAT, (int fd, struct stat64 *s), (fd, s))
 INTERPOSE(int, fstatfs64, SHIM_FSTATFS, (int fd, struct statfs64 *s), (fd, s))
+INTERPOSE(int, getpeername, SHIM_GETPEERNAME, (int s, struct sockaddr *a, socklen_t *l), (s, a, l))
 INTERPOSE(int, getsockopt, SHIM_GETSOCKOPT, (int s, int l, int o, void *restrict v, socklen_t *restrict n),
           (s, l, o, v, n))
 INTERPOSE(int, listen, SHIM_LISTEN, (int s, int n), (s, n))
@@ -321,6 +329,7 @@ INTERPOSE(ssize_t, recvmsg, SHIM_RECVMSG, (int s, struct msghdr *m, int f), (s, 
 /* One way of sending or the other: a matter of what is sent. */
 INTERPOSE(ssize_t, send, SHIM_SENDMSG, (int s, const void *b, size_t n, int f), (s, b, n, f))
 INTERPOSE(ssize_t, sendmsg, SHIM_SENDMSG, (int s, const struct msghdr *m, int f), (s, m, f))
+INTERPOSE(int, rename, SHIM_RENAME, (const char *from, const char *to), (from, to))
 INTERPOSE(int, setsockopt, SHIM_SETSOCKOPT, (int s, int l, int o, const void *v, socklen_t n), (s, l, o, v, n))
 INTERPOSE(int, shutdown, SHIM_SHUTDOWN, (int s, int how), (s, how))
 INTERPOSE(int, socket, SHIM_SOCKET, (int d, int t, int p), (d, t, p))
@@ -357,6 +366,22 @@ fcntl(int fd, int cmd, ...)
     argument = va_arg(arguments, long);
     va_end(arguments);
     return fails(SHIM_FCNTL) ? -1 : real(fd, cmd, argument);
+}
+
+int
+open(const char *path, int flags, ...)
+{
+    static int (*_Atomic real)(const char *, int, ...);
+    va_list arguments;
+    unsigned mode;
+
+    if (real == NULL) {
+        real = (int (*)(const char *, int, ...))next("open");
+    }
+    va_start(arguments, flags);
+    mode = va_arg(arguments, unsigned);
+    va_end(arguments);
+    return fails(SHIM_OPEN) ? -1 : real(path, flags, mode);
 }
 
 /* Calls that are made without the C library's functions. */

@@ -11,6 +11,8 @@ class credentials(c.Structure):
     _fields_ = [("pid", c.c_int), ("uid", c.c_uint), ("gid", c.c_uint)]
 
 
+_declare("vfux_create_ctx_replacing", P, c.c_char_p, c.c_int, P, c.c_uint)
+_declare("vfux_create_ctx_over_fd", P, c.c_int, c.c_int, P, c.c_uint)
 _declare("vfux_get_client_credentials", c.c_int, P, P)
 _declare("vfux_get_dma_access", c.c_int, P, c.c_uint64)
 _declare("vfux_refuse_dma_region", c.c_int, P, c.c_int)

@@ -155,12 +155,13 @@ class Ctx:
     """
 
     def __init__(self, nonblocking=True, path=None, quiesce=False, dma=False, migration=False,
-                 max_regions=64, realize=True, log=True, reset=True):
+                 max_regions=64, realize=True, log=True, reset=True, create=None):
         self.events, self.lines, self.keep = [], [], []
         self.dir = tempfile.TemporaryDirectory() if path is None else None
         self.path = path if path is not None else os.path.join(self.dir.name, "s")
         flags = ATTACH_NB if nonblocking else 0
-        self.p = call("vfu_create_ctx", 0, self.path.encode(), flags, None, 0)
+        # `create` makes the context in another way: it is given the path and the flags.
+        self.p = (create or self._create)(self.path.encode(), flags)
         self.quiesce_errno = self.reset_errno = self.transition_errno = 0
         self.results = {}
         self.polled = None
@@ -179,6 +180,10 @@ class Ctx:
             self.setup_migration()
         if realize:
             self.realize()
+
+    @staticmethod
+    def _create(path, flags):
+        return call("vfu_create_ctx", 0, path, flags, None, 0)
 
     def cb(self, kind, f):
         """A C function pointer that lives as long as the context."""
@@ -388,13 +393,14 @@ class Reply:
 class Client:
     """A client. `ctx` is run by the test in the same thread: send, ctx.run(), receive."""
 
-    def __init__(self, ctx, caps=None, version=None, attach=True):
+    def __init__(self, ctx, caps=None, version=None, attach=True, sock=None):
         self.ctx = ctx
         self.twin = None
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock = sock or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(20)
-        path = ctx.path if ctx.path else "\0" * 108
-        self.sock.connect(path)
+        if sock is None:
+            path = ctx.path if ctx.path else "\0" * 108
+            self.sock.connect(path)
         self.next_id = 100
         self.server = None
         if attach:

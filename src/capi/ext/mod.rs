@@ -6,11 +6,13 @@
 #![allow(non_camel_case_types, reason = "these are the names of the C interface")]
 
 mod client;
+mod context;
 mod dma;
 mod irq;
 mod lost;
 
 pub use client::*;
+pub use context::*;
 pub use dma::*;
 pub use irq::*;
 pub use lost::*;
