@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use vfio_user::capi;
-use vfio_user::dma::bitmap_size;
+use vfio_user::wire::bitmap_size;
 
 use crate::peer::{self, Context, Handle, words};
 

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use super::dirty::mask;
 use super::region::{Access, Snapshot};
-use super::report::{Part, Reply, bitmap_size};
+use super::report::{Part, Reply};
 use super::sizes::GROUP_WORDS;
 use super::space::{AddressSpace, State};
 use crate::memory;
-use crate::wire::{Errno, LoggingRange, Result};
+use crate::wire::{Errno, LoggingRange, Result, bitmap_size};
 
 /// Logging in progress.
 pub(super) struct Logging {
@@ -33,14 +33,11 @@ impl Logging {
 
 /// Checks and sorts the ranges of a request and joins those that overlap.
 fn sorted(ranges: &[LoggingRange]) -> Result<Vec<(u64, u64)>> {
-    let last = |range: &LoggingRange| range.iova.checked_add(range.length.checked_sub(1)?);
-    let pairs = ranges.iter().map(|range| Some((range.iova, last(range)?)));
-    let mut checked = Vec::new();
-    memory::reserve(&mut checked, ranges.len())?;
-    for pair in pairs {
-        checked.push(pair.ok_or(Errno::EINVAL)?);
+    let mut pairs = Vec::new();
+    memory::reserve(&mut pairs, ranges.len())?;
+    for range in ranges {
+        pairs.push((range.iova, range.last()?));
     }
-    let mut pairs = checked;
     pairs.sort_unstable();
     pairs.dedup_by(|next, joined| {
         let overlaps = next.0 <= joined.1;

@@ -43,6 +43,5 @@ mod tests;
 pub use copy::DmaRegion;
 pub use guard::install as install_guard;
 pub use region::{Access, DmaInfo, Prot, RegionId};
-pub use report::bitmap_size;
 pub use sgl::{SgEntry, SgRange, Translation};
 pub use space::{AddressSpace, Loss, MAX_REGION_SIZE, MapRequest, Mapped};

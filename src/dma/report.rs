@@ -5,20 +5,6 @@
 //! the first address of the report.
 
 use super::sizes::GROUP_WORDS;
-use crate::wire::limits::MAX_BITMAP_SIZE;
-use crate::wire::{Errno, Result};
-
-/// Bytes of the bitmap that a report of `length` bytes has at this page size,
-/// always a multiple of 8. `EINVAL` if the page size is 0 or above the length,
-/// or the bitmap larger than a reply may be.
-pub fn bitmap_size(length: u64, page_size: u64) -> Result<u64> {
-    if page_size == 0 || page_size > length {
-        return Err(Errno::EINVAL);
-    }
-    // At most 2^58 words.
-    let size = length.div_ceil(page_size).div_ceil(64) * 8;
-    if size > MAX_BITMAP_SIZE { Err(Errno::EINVAL) } else { Ok(size) }
-}
 
 /// The part of a region that is being reported.
 #[derive(Clone, Copy)]

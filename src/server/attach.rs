@@ -12,7 +12,7 @@ use super::{Context, Device};
 use crate::transport::{Connection, Message, Next, Received, Reply, Sent};
 use crate::wire::capabilities::{ClientCapabilities, ServerCapabilities};
 use crate::wire::limits::{HEADER_SIZE, MAX_DMA_MAPS};
-use crate::wire::{self, Command, Errno, MessageType, Result, Version, take};
+use crate::wire::{self, Command, Errno, MessageType, Request, Result, Version};
 
 const NO_VERSION: &str = "the first message is no VERSION that can be read";
 
@@ -179,8 +179,7 @@ impl<D: Device> Context<D> {
     }
 
     fn version_reply(&self, payload: &[u8], reply: &mut Reply) -> Result<()> {
-        let (version, text) = take::<Version>(payload)?;
-        Errno::EINVAL.unless(version.major == wire::VERSION_MAJOR, "another major version than 0")?;
+        let (version, text) = Version::parse(payload)?;
         let client = ClientCapabilities::parse(text)
             .map_err(|errno| errno.because("its capabilities make no sense"))?;
         let page_size = page_size();

@@ -8,8 +8,7 @@ use super::regions::RegionFlags;
 use super::{Context, Device};
 use crate::memory;
 use crate::transport::{Message, Reply};
-use crate::wire::limits::MAX_DATA_XFER_SIZE;
-use crate::wire::{Errno, IoFdEntry, IoFdType, RegionIoFds, Result, take};
+use crate::wire::{Errno, IoFdEntry, IoFdType, RegionIoFds, Request, Result};
 
 /// One entry; its descriptor is borrowed.
 #[derive(Clone, Copy, Debug)]
@@ -54,16 +53,11 @@ impl<D: Device> Context<D> {
 
     /// `VFIO_USER_DEVICE_GET_REGION_IO_FDS`
     pub(super) fn device_get_region_io_fds(&self, message: &Message, reply: &mut Reply) -> Result<()> {
-        let (request, _) = take::<RegionIoFds>(message.payload())?;
+        let (request, _) = RegionIoFds::parse(message.payload())?;
         let fixed = size_of::<RegionIoFds>();
         let argsz = request.argsz as usize;
-        if request.flags != 0 || request.count != 0 {
-            return Err(Errno::EINVAL);
-        }
         let access = self.regions.borrow().access(request.index)?;
-        if access.flags == RegionFlags::empty() || !(fixed..=MAX_DATA_XFER_SIZE).contains(&argsz) {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(access.flags != RegionFlags::empty(), "the region is not set up")?;
         let all = self.io_eventfds.borrow();
         let entries = all.regions.get(request.index as usize).ok_or(Errno::EINVAL)?;
         // The region may have been set up anew, and smaller.

@@ -6,10 +6,9 @@ use nix::sys::socket::UnixCredentials;
 
 use super::context::Phase;
 use super::log::log;
-use super::run::admissible;
 use super::{Context, Device};
 use crate::transport::{Interest, Poller};
-use crate::wire::{Errno, Result};
+use crate::wire::{Errno, Header, Result};
 
 impl<D: Device> Context<D> {
     /// See `vfu_get_poll_fd`. The descriptor is made at the first call and
@@ -95,7 +94,7 @@ impl<D: Device> Context<D> {
         }
         let stuck = connection.has_unsent();
         let left_behind = connection.lost()
-            || !stuck && self.attached() && (connection.has_next(admissible) || connection.ended());
+            || !stuck && self.attached() && (connection.has_next(Header::is_request) || connection.ended());
         Interest { socket: Some((connection.socket(), stuck)), twin: connection.late_socket(), left_behind }
     }
 }

@@ -6,8 +6,7 @@ use super::regions::{self, RegionFlags};
 use super::{Context, Device, ResetType};
 use crate::transport::Message;
 use crate::wire::{
-    Command, DeviceFeature, Errno, Feature, FeatureFlags, RegionAccess, Result, WriteMultiEntry,
-    WriteMultiHead, take,
+    Command, Errno, FeatureFlags, RegionAccess, Result, WriteMultiEntry, WriteMultiHead, take,
 };
 
 /// What goes on once the device is quiet.
@@ -80,14 +79,7 @@ impl<D: Device> Context<D> {
     /// Setting the device state, and starting and stopping the log of writes,
     /// if the request is one that will be tried.
     fn feature_asks(&self, payload: &[u8]) -> bool {
-        let Ok((feature, _)) = take::<DeviceFeature>(payload) else {
-            return false;
-        };
-        let operation = feature.flags & !Feature::MASK;
-        operation == FeatureFlags::SET.bits()
-            && Feature::from_number(feature.flags & Feature::MASK)
-                .is_some_and(|known| known.operations().contains(FeatureFlags::SET))
-            && self.check_feature_set(payload).is_ok()
+        self.check_feature(payload).is_ok_and(|(request, _)| request.operation() == FeatureFlags::SET)
     }
 
     /// See `vfu_device_quiesced`.

@@ -15,8 +15,7 @@ use super::quiesce::Pending;
 use super::step::{Event, Step, Wait};
 use super::{Context, Device};
 use crate::transport::{Connection, Message, Next, Received, Reply, Sent};
-use crate::wire::limits::HEADER_SIZE;
-use crate::wire::{Command, Errno, Header, MessageType, Result};
+use crate::wire::{Command, Errno, Header, Result};
 
 /// How many requests one call in a non-blocking context executes at the most,
 /// so that the caller's loop gets round.
@@ -276,7 +275,7 @@ impl<D: Device> Context<D> {
     #[inline(never)]
     fn long_turn(&self) -> Turn {
         let next = match self.connection.borrow_mut().as_mut() {
-            Some(connection) if !connection.lost() => connection.next(admissible),
+            Some(connection) if !connection.lost() => connection.next(Header::is_request),
             _ => return Turn::Lost,
         };
         match next {
@@ -305,7 +304,7 @@ impl<D: Device> Context<D> {
             let rule = "descriptors came with it that could not be taken";
             return self.refuse(&header, message.payload(), errno.because(rule));
         }
-        if !admissible(&header) {
+        if !header.is_request() {
             return self.refuse(&header, message.payload(), Errno::EINVAL.because(BAD_HEADER));
         }
         let command = Command::from_number(header.cmd);
@@ -483,10 +482,4 @@ fn wait_ready(first: (RawFd, c_short), second: Option<(RawFd, c_short)>) -> Step
     let [first, second] =
         [first, second.unwrap_or((-1, 0))].map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
     Step::Wait(Wait::Ready([first, second]))
-}
-
-/// Whether a header is one of a command. Only a reset has no payload.
-pub(super) fn admissible(header: &Header) -> bool {
-    header.message_type() == Some(MessageType::Command)
-        && (header.msg_size as usize > HEADER_SIZE || header.cmd == Command::DeviceReset as u16)
 }

@@ -16,9 +16,9 @@ use super::log::log;
 use super::step::{Event, Step, Wait};
 use super::{Context, Device};
 use crate::dma::{Access, Prot, SgEntry};
-use crate::transport::{Answer, Awaited, Connection, Data, Message, Outstanding, Sent};
+use crate::transport::{Answer, Awaited, Connection, Data, Outstanding, Sent};
 use crate::wire::limits::{MAX_DATA_XFER_SIZE, MAX_DMA_CHUNK};
-use crate::wire::{Command, DmaAccess, Errno, Result, take};
+use crate::wire::{Command, DmaAccess, Errno, Result};
 
 /// `VFU_SGL_DIRECT_ACCESS`: without messages, where the region allows.
 const DIRECT_ACCESS: i32 = 1;
@@ -348,31 +348,14 @@ impl Transfer {
         self.awaited.copy_within(at.saturating_add(1)..self.count, at);
         self.count = self.count.saturating_sub(1);
         if let (Answer::Message(message), Some(command)) = (answer, command) {
-            let good = matches!(command.data, Data::Write(_)) && echoes_write(&message, command.head);
+            let good = matches!(command.data, Data::Write(_))
+                && DmaAccess::read_from_bytes(&command.head)
+                    .is_ok_and(|access| access.is_echoed(message.payload()));
             connection.recycle(message);
             if !good {
                 return Err(Awaited::Failed(Errno::EINVAL));
             }
         }
         Ok(())
-    }
-}
-
-/// Whether a message is the answer to a write: address and count. The
-/// specification's table has a count of four bytes, its C structure one of
-/// eight; both are understood.
-fn echoes_write(message: &Message, head: [u8; 16]) -> bool {
-    let Ok(access) = DmaAccess::read_from_bytes(&head) else { return false };
-    let payload = message.payload();
-    match take::<DmaAccess>(payload) {
-        Ok((echo, rest)) => echo == access && rest.is_empty(),
-        Err(_) => match take::<u64>(payload) {
-            Ok((addr, rest)) => {
-                let count = take::<u32>(rest);
-                addr == access.addr
-                    && count.is_ok_and(|(n, rest)| rest.is_empty() && u64::from(n) == access.count)
-            }
-            Err(_) => false,
-        },
     }
 }

@@ -21,7 +21,7 @@ use super::control;
 use super::message::{Message, Next};
 use super::send::Flushed;
 use crate::memory;
-use crate::wire::limits::{HEADER_SIZE, MAX_ERRNO};
+use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, HeaderFlags, MessageType, Result};
 
 /// Commands of ours that may be unanswered. Once there are so many, no further
@@ -457,11 +457,8 @@ impl Connection {
                 self.unanswered.remove(command.msg_id);
                 if !is_reply(&header) || header.cmd != command.cmd {
                     Errno::EINVAL
-                } else if header.flags().contains(HeaderFlags::ERROR) {
-                    match header.error_no {
-                        1..=MAX_ERRNO => Errno::new(i32::try_from(header.error_no).unwrap_or(libc::EINVAL)),
-                        _ => Errno::EINVAL,
-                    }
+                } else if let Some(errno) = header.failure() {
+                    errno
                 } else {
                     return Ok(message);
                 }

@@ -18,7 +18,7 @@ use super::control::{self, Header as SocketHeader};
 use super::message::{Message, Next};
 use super::pool::Pool;
 use super::waiting::{Seen, Waiting};
-use crate::wire::limits::{HEADER_SIZE, MAX_MESSAGE_SIZE};
+use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, Result, take};
 
 /// Messages up to this size are always copied: that costs next to nothing.
@@ -129,7 +129,7 @@ impl Receiver {
             Some(header) => {
                 let size = header.msg_size as usize;
                 // One that is refused is so before its body has come.
-                judge(&header).is_err() || !admit(&header) || size <= self.tail.saturating_sub(self.head)
+                header.size().is_err() || !admit(&header) || size <= self.tail.saturating_sub(self.head)
             }
         }
     }
@@ -257,7 +257,7 @@ impl Receiver {
             let start = at;
             let (size, carries) = match take::<Header>(rest) {
                 Err(_) => (HEADER_SIZE, None),
-                Ok((header, arrived)) => match judge(&header) {
+                Ok((header, arrived)) => match header.size() {
                     // Nothing is known of what follows.
                     Err(_) => (rest.len(), Some(false)),
                     Ok(size) => {
@@ -426,7 +426,7 @@ impl Receiver {
         let Some(header) = self.peek() else {
             return self.make_room(HEADER_SIZE, pool);
         };
-        let size = match judge(&header) {
+        let size = match header.size() {
             Err(_) => return Ok(Next::Unfollowable(header)),
             Ok(size) => size,
         };
@@ -588,14 +588,6 @@ impl Receiver {
 /// Whether a failure to receive means that the connection is at its end.
 pub fn is_end(errno: Errno) -> bool {
     matches!(errno, Errno::ECONNRESET | Errno::ENOTCONN)
-}
-
-/// The size of a message, if it can be one.
-fn judge(header: &Header) -> Result<usize> {
-    match header.msg_size as usize {
-        size @ HEADER_SIZE..=MAX_MESSAGE_SIZE => Ok(size),
-        _ => Err(Errno::EINVAL),
-    }
 }
 
 /// Copies `from` to the start of `to`.

@@ -3,6 +3,9 @@
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::request::check_argsz;
+use super::{Request, Result};
+
 bitflags! {
     /// Flags of [`DeviceInfo`].
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,4 +29,10 @@ pub struct DeviceInfo {
     pub num_regions: u32,
     /// Number of interrupt types.
     pub num_irqs: u32,
+}
+
+impl Request for DeviceInfo {
+    fn check(&self, _data: &[u8]) -> Result<()> {
+        check_argsz(self.argsz, size_of::<Self>())
+    }
 }

@@ -3,7 +3,8 @@
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::Errno;
+use super::limits::{HEADER_SIZE, MAX_ERRNO, MAX_MESSAGE_SIZE};
+use super::{Command, Errno, Result};
 
 bitflags! {
     /// Bits of [`Header::flags`] above the message type.
@@ -57,6 +58,35 @@ impl Header {
             1 => Some(MessageType::Reply),
             _ => None,
         }
+    }
+
+    /// Size of the whole message in bytes.
+    ///
+    /// # Errors
+    /// `EINVAL`: no message has this size, so nobody can tell where the next begins.
+    #[inline(always)]
+    pub fn size(&self) -> Result<usize> {
+        match self.msg_size as usize {
+            size @ HEADER_SIZE..=MAX_MESSAGE_SIZE => Ok(size),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Whether it is one of a request. Only a reset has no payload.
+    #[inline(always)]
+    pub fn is_request(&self) -> bool {
+        self.message_type() == Some(MessageType::Command)
+            && (self.msg_size as usize > HEADER_SIZE || self.cmd == Command::DeviceReset as u16)
+    }
+
+    /// What went wrong, if that is what this reply says; `EINVAL` stands for a
+    /// number that is no errno.
+    pub fn failure(&self) -> Option<Errno> {
+        let is_error = self.flags().contains(HeaderFlags::ERROR);
+        is_error.then(|| match (self.error_no, i32::try_from(self.error_no)) {
+            (1..=MAX_ERRNO, Ok(number)) => Errno::new(number),
+            _ => Errno::EINVAL,
+        })
     }
 
     /// Whether the sender of this command wants no reply.

@@ -3,7 +3,8 @@
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Errno, Result, take};
+use super::request::check_argsz;
+use super::{Errno, Request, Result, take};
 
 bitflags! {
     /// Flags of [`IrqInfo`].
@@ -50,6 +51,12 @@ pub struct IrqInfo {
     pub count: u32,
 }
 
+impl Request for IrqInfo {
+    fn check(&self, _data: &[u8]) -> Result<()> {
+        check_argsz(self.argsz, size_of::<Self>())
+    }
+}
+
 /// `struct vfio_irq_set` without its data: request of
 /// `VFIO_USER_DEVICE_SET_IRQS`. Booleans follow it; eventfds come as descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -89,7 +96,38 @@ pub enum IrqData {
     Eventfd,
 }
 
+impl Request for IrqSet {
+    /// An eventfd that masks or unmasks, which the server would have to watch, is
+    /// not supported.
+    fn check(&self, data: &[u8]) -> Result<()> {
+        let IrqSet { argsz, start, count, .. } = *self;
+        check_argsz(argsz, size_of::<Self>())?;
+        let (action, kind) = (self.action()?, self.data()?);
+        let is_trigger = action == IrqAction::Trigger;
+        Errno::EINVAL
+            .unless(kind != IrqData::Bool || data.len() == count as usize, "not a byte for each vector")?;
+        let can_be_none = start == 0 && is_trigger && kind == IrqData::None;
+        Errno::EINVAL.unless(count != 0 || can_be_none, "count is 0")?;
+        Errno::EINVAL.unless(start.checked_add(count).is_some(), "there are not so many vectors")?;
+        Errno::EINVAL.unless(
+            is_trigger || kind != IrqData::Eventfd,
+            "an eventfd that masks or unmasks is not supported",
+        )
+    }
+}
+
 impl IrqSet {
+    /// Whether as many descriptors came along as the request is about: one for
+    /// each vector, or none.
+    ///
+    /// # Errors
+    /// `EINVAL`: other ones came.
+    pub fn check_fds(&self, count: usize) -> Result<()> {
+        let has_eventfds = self.data() == Ok(IrqData::Eventfd);
+        Errno::EINVAL.unless(count == 0 || has_eventfds, "descriptors without DATA_EVENTFD")?;
+        Errno::EINVAL.unless(count == 0 || count == self.count as usize, "not a descriptor for each vector")
+    }
+
     /// Whether a request whose payload begins with `start` comes with
     /// descriptors. None: too little of it is there to tell.
     pub fn may_carry_fds(start: &[u8]) -> Option<bool> {
@@ -105,7 +143,7 @@ impl IrqSet {
             IrqSetFlags::ACTION_MASK => Ok(IrqAction::Mask),
             IrqSetFlags::ACTION_UNMASK => Ok(IrqAction::Unmask),
             IrqSetFlags::ACTION_TRIGGER => Ok(IrqAction::Trigger),
-            _ => Err(Errno::EINVAL),
+            _ => Err(Errno::EINVAL.because("not one of MASK, UNMASK and TRIGGER")),
         }
     }
 
@@ -121,7 +159,7 @@ fn data_of(flags: u32) -> Result<IrqData> {
         IrqSetFlags::DATA_NONE => Ok(IrqData::None),
         IrqSetFlags::DATA_BOOL => Ok(IrqData::Bool),
         IrqSetFlags::DATA_EVENTFD => Ok(IrqData::Eventfd),
-        _ => Err(Errno::EINVAL),
+        _ => Err(Errno::EINVAL.because("not one of DATA_NONE, DATA_BOOL and DATA_EVENTFD")),
     }
 }
 

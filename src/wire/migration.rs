@@ -2,6 +2,9 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::request::check_argsz;
+use super::{Request, Result};
+
 /// `enum vfio_device_mig_state`: the states of the device migration FSM, with
 /// their numbers on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,4 +55,10 @@ pub struct MigData {
     pub argsz: u32,
     /// Bytes of data.
     pub size: u32,
+}
+
+impl Request for MigData {
+    fn check(&self, _data: &[u8]) -> Result<()> {
+        check_argsz(self.argsz, size_of::<Self>().saturating_add(self.size as usize))
+    }
 }

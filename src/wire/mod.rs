@@ -3,7 +3,8 @@
 //! Nothing here does I/O or knows what a message leads to. Every payload is a
 //! `repr(C)` struct that is read from and written to bytes by `zerocopy`, in
 //! host byte order, from any position in a buffer. Names are those of the
-//! vfio-user specification and of `linux/vfio.h`.
+//! vfio-user specification and of `linux/vfio.h`. The rules that a structure has by
+//! itself stand beside it, as its [`Request::check`].
 
 pub mod capabilities;
 mod command;
@@ -16,13 +17,17 @@ mod irq;
 pub mod limits;
 mod migration;
 mod region;
+mod request;
+#[cfg(test)]
+mod tests;
 
 pub use command::{Command, may_carry_fds};
 pub use device::{DeviceFlags, DeviceInfo};
-pub use dma::{Bitmap, DmaAccess, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags};
+pub use dma::{Bitmap, DmaAccess, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, bitmap_size};
 pub use errno::{Errno, Result};
 pub use feature::{
-    DeviceFeature, Feature, FeatureFlags, LoggingControl, LoggingRange, LoggingReport, MigrationFlags,
+    DeviceFeature, Feature, FeatureFlags, LoggingControl, LoggingRange, LoggingReport, MigState,
+    MigrationFlags,
 };
 pub use header::{Header, HeaderFlags, MessageType};
 pub use irq::{IrqAction, IrqData, IrqInfo, IrqInfoFlags, IrqSet, IrqSetFlags};
@@ -31,6 +36,7 @@ pub use region::{
     CapHeader, IoFdEntry, IoFdType, RegionAccess, RegionInfo, RegionInfoFlags, RegionIoFds, ShortAccess,
     SparseArea, SparseMmap, WriteMultiEntry, WriteMultiHead,
 };
+pub use request::Request;
 
 use zerocopy::FromBytes;
 
@@ -58,6 +64,14 @@ pub struct Version {
     pub major: u16,
     /// Minor version.
     pub minor: u16,
+}
+
+impl Request for Version {
+    /// The capabilities behind it are for
+    /// [`parse`](capabilities::ClientCapabilities::parse).
+    fn check(&self, _capabilities: &[u8]) -> Result<()> {
+        Errno::EINVAL.unless(self.major == VERSION_MAJOR, "another major version than 0")
+    }
 }
 
 /// Takes a structure from the front of `bytes`: the structure and what follows

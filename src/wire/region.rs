@@ -3,7 +3,9 @@
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{Command, Header, MessageType};
+use super::limits::MAX_DATA_XFER_SIZE;
+use super::request::check_argsz;
+use super::{Command, Errno, Header, MessageType, Request, Result};
 
 bitflags! {
     /// Flags of [`RegionInfo`].
@@ -36,6 +38,12 @@ pub struct RegionInfo {
     pub size: u64,
     /// Where the region starts in the descriptor sent with the reply.
     pub offset: u64,
+}
+
+impl Request for RegionInfo {
+    fn check(&self, _data: &[u8]) -> Result<()> {
+        check_argsz(self.argsz, size_of::<Self>())
+    }
 }
 
 /// `struct vfio_info_cap_header`.
@@ -89,6 +97,37 @@ pub struct RegionAccess {
     pub count: u32,
 }
 
+impl Request for RegionAccess {
+    #[inline(always)]
+    fn check(&self, _data: &[u8]) -> Result<()> {
+        Errno::EINVAL.unless(self.count as usize <= MAX_DATA_XFER_SIZE, "more than max_data_xfer_size")?;
+        let end = self.offset.checked_add(u64::from(self.count));
+        // No region reaches as far as the last byte that an offset can name.
+        Errno::EINVAL.unless(end.is_some() && self.offset != u64::MAX, Self::BEYOND)
+    }
+}
+
+impl RegionAccess {
+    /// The rule that an access to what is no part of a region breaks.
+    pub const BEYOND: &str = "it ends beyond the region";
+
+    /// Whether a write comes with the `data` bytes that it says.
+    ///
+    /// # Errors
+    /// `EINVAL`: it comes with more, or fewer.
+    #[inline(always)]
+    pub fn check_written(&self, data: usize) -> Result<()> {
+        Errno::EINVAL.unless(data == self.count as usize, "count is not the length of the data")
+    }
+
+    /// The offset behind the access, which [`check`](Request::check) has found to
+    /// be there.
+    #[inline(always)]
+    pub fn end(&self) -> u64 {
+        self.offset.wrapping_add(u64::from(self.count))
+    }
+}
+
 /// A whole `VFIO_USER_REGION_READ` or `VFIO_USER_REGION_WRITE` that is short, or its
 /// reply: as much of it as its header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -138,6 +177,13 @@ pub struct WriteMultiHead {
     pub wr_cnt: u64,
 }
 
+impl Request for WriteMultiHead {
+    fn check(&self, entries: &[u8]) -> Result<()> {
+        let expected = self.wr_cnt.checked_mul(size_of::<WriteMultiEntry>() as u64);
+        Errno::EINVAL.unless(expected == Some(entries.len() as u64), "wr_cnt is not the number of entries")
+    }
+}
+
 /// One write of a `VFIO_USER_REGION_WRITE_MULTI`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -152,6 +198,21 @@ pub struct WriteMultiEntry {
     pub data: [u8; 8],
 }
 
+impl Request for WriteMultiEntry {
+    fn check(&self, _data: &[u8]) -> Result<()> {
+        let most = size_of_val(&self.data);
+        Errno::EINVAL.unless(self.count as usize <= most, "a write of more than 8 bytes")?;
+        self.access().check(&[])
+    }
+}
+
+impl WriteMultiEntry {
+    /// The same write by itself.
+    pub fn access(&self) -> RegionAccess {
+        RegionAccess { offset: self.offset, region: self.region, count: self.count }
+    }
+}
+
 /// Request, and head of the reply, of `VFIO_USER_DEVICE_GET_REGION_IO_FDS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -164,6 +225,14 @@ pub struct RegionIoFds {
     pub index: u32,
     /// Zero; in the reply, the number of entries of the region.
     pub count: u32,
+}
+
+impl Request for RegionIoFds {
+    fn check(&self, _data: &[u8]) -> Result<()> {
+        Errno::EINVAL.unless((self.flags, self.count) == (0, 0), "flags and count are not 0")?;
+        let in_range = (size_of::<Self>()..=MAX_DATA_XFER_SIZE).contains(&(self.argsz as usize));
+        Errno::EINVAL.unless(in_range, "argsz is out of range")
+    }
 }
 
 /// Kinds of [`IoFdEntry`].

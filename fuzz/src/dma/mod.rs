@@ -10,8 +10,8 @@ use std::slice;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vfio_user::dma::{Access, AddressSpace, MapRequest, Prot, SgEntry, Translation, bitmap_size};
-use vfio_user::wire::{Errno, LoggingRange};
+use vfio_user::dma::{Access, AddressSpace, MapRequest, Prot, SgEntry, Translation};
+use vfio_user::wire::{Errno, LoggingRange, bitmap_size};
 
 use model::{Attributes, Model};
 

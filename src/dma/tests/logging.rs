@@ -109,26 +109,6 @@ fn reports_fail_in_order() {
 }
 
 #[test]
-fn bitmap_sizes() {
-    for (length, page_size, size) in [
-        (1, 1, Ok(8)),
-        (64, 1, Ok(8)),
-        (65, 1, Ok(16)),
-        (8 << 40, 4096, Ok(256 << 20)),
-        ((8 << 40) + 1, 4096, Err(Errno::EINVAL)),
-        (u64::MAX, 1, Err(Errno::EINVAL)),
-        (u64::MAX, u64::MAX, Ok(8)),
-        (u64::MAX, 1 << 63, Ok(8)),
-        (10, 11, Err(Errno::EINVAL)),
-        (10, 0, Err(Errno::EINVAL)),
-        (0, 0, Err(Errno::EINVAL)),
-        (0, 1, Err(Errno::EINVAL)),
-    ] {
-        assert_eq!(bitmap_size(length, page_size), size, "{length} {page_size}");
-    }
-}
-
-#[test]
 fn page_sizes_of_start() {
     let space = AddressSpace::new();
     map_memory(&space, 0, 4 * page());

@@ -15,7 +15,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
 use super::*;
-use crate::wire::{Errno, Result};
+use crate::wire::{Errno, Result, bitmap_size};
 
 /// The host's page size.
 fn page() -> u64 {

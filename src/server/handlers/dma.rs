@@ -2,15 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::dma::{Access, Loss, MapRequest, Prot, RegionId, bitmap_size};
+use crate::dma::{Access, Loss, MapRequest, Prot, RegionId};
 use crate::server::log::log;
 use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
-use crate::wire::limits::MAX_DATA_XFER_SIZE;
-use crate::wire::{Bitmap, DmaMap, DmaMapFlags, DmaUnmap, DmaUnmapFlags, Errno, Result, take};
-
-const SMALL_ARGSZ: &str = "argsz is out of range";
-const UNKNOWN_FLAG: &str = "an unknown flag";
+use crate::wire::{Bitmap, DmaMap, DmaMapFlags, DmaUnmap, Errno, Request, Result, take};
 
 /// Says why there is no room in the address space, where an errno tells it.
 fn with_map_rule(errno: Errno) -> Errno {
@@ -38,21 +34,14 @@ impl<D: Device> Context<D> {
             self.memory_disregarded.set(true);
             return Ok(());
         }
-        let (request, _) = take::<DmaMap>(message.payload())?;
-        Errno::EINVAL.unless(request.argsz as usize >= size_of::<DmaMap>(), SMALL_ARGSZ)?;
-        let flags =
-            DmaMapFlags::from_bits(request.flags).ok_or_else(|| Errno::EINVAL.because(UNKNOWN_FLAG))?;
-        let how = flags & (DmaMapFlags::MMAP | DmaMapFlags::FILE_IO);
+        let (request, _) = DmaMap::parse(message.payload())?;
+        request.check_fds(message.fds.len())?;
+        let flags = request.flags();
         let file = message.fds.drain(..).next();
-        let access = match (&file, how) {
-            (None, how) if how.is_empty() => Access::Message,
-            (Some(_), how) if how.is_empty() || how == DmaMapFlags::MMAP => Access::Mmap,
-            (Some(_), DmaMapFlags::FILE_IO) => Access::FileIo,
-            _ => {
-                return Err(
-                    Errno::EINVAL.because("the flags do not go together with the descriptor, or its absence")
-                );
-            }
+        let access = match file {
+            None => Access::Message,
+            Some(_) if flags.contains(DmaMapFlags::FILE_IO) => Access::FileIo,
+            Some(_) => Access::Mmap,
         };
         let mut prot = Prot::empty();
         prot.set(Prot::READ, flags.contains(DmaMapFlags::READ));
@@ -86,21 +75,14 @@ impl<D: Device> Context<D> {
         if !self.dma_is_ready() {
             return self.unmap_nothing(message.payload(), reply);
         }
-        let (request, rest) = take::<DmaUnmap>(message.payload())?;
-        let DmaUnmap { argsz, flags, addr, size } = request;
-        let with_bitmap = flags == DmaUnmapFlags::GET_DIRTY_BITMAP.bits();
-        let all = flags == DmaUnmapFlags::ALL.bits();
-        if flags != 0 && !with_bitmap && !all || all && (addr != 0 || size != 0) {
-            return Err(Errno::EINVAL.because("flags that do not go together, or all with a range"));
-        }
-        let argsz = argsz as usize;
-        Errno::EINVAL.unless((size_of::<DmaUnmap>()..=MAX_DATA_XFER_SIZE).contains(&argsz), SMALL_ARGSZ)?;
+        let (request, rest) = DmaUnmap::parse(message.payload())?;
+        let DmaUnmap { flags, addr, size, .. } = request;
         log!(self, LOG_DEBUG, "DMA unmap of {size:#x} bytes at {addr:#x}, flags {flags}");
-        if with_bitmap {
+        if request.with_bitmap() {
             let (bitmap, _) = take::<Bitmap>(rest)?;
             return self.unmap_with_bitmap(&request, &bitmap, reply);
         }
-        if all {
+        if request.is_all() {
             self.remove_dma_regions(0, u64::MAX);
         } else {
             self.unmap_range(addr, size)?;
@@ -136,17 +118,11 @@ impl<D: Device> Context<D> {
     }
 
     fn unmap_with_bitmap(&self, request: &DmaUnmap, bitmap: &Bitmap, reply: &mut Reply) -> Result<()> {
-        let fixed = size_of::<DmaUnmap>() + size_of::<Bitmap>();
-        if u64::from(request.argsz) < bitmap.size.saturating_add(fixed as u64) {
-            return Err(Errno::EINVAL.because(SMALL_ARGSZ));
-        }
         // Looked for first, so that no bit is cleared for nothing.
         let region = self.find_dma_region(request.addr, request.size)?;
-        if bitmap.size != bitmap_size(request.size, bitmap.pgsize)? {
-            return Err(Errno::EINVAL.because("the size of the bitmap is not that of the range"));
-        }
+        bitmap.check_range(request.size)?;
         let size = usize::try_from(bitmap.size).map_err(|_| Errno::EINVAL)?;
-        self.make_room(reply, fixed.saturating_add(size))?;
+        self.make_room(reply, DmaUnmap::WITH_BITMAP.saturating_add(size))?;
         reply.put(request)?;
         reply.put(bitmap)?;
         self.dma.report(request.addr, request.size, bitmap.pgsize, reply.space(size)?)?;

@@ -9,16 +9,15 @@ use crate::server::regions::{Memory, RegionFlags};
 use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::{
-    CapHeader, DeviceFlags, DeviceInfo, Errno, IrqInfo, IrqInfoFlags, RegionInfo, RegionInfoFlags, Result,
-    SparseArea, SparseMmap, take,
+    CapHeader, DeviceFlags, DeviceInfo, Errno, IrqInfo, IrqInfoFlags, RegionInfo, RegionInfoFlags, Request,
+    Result, SparseArea, SparseMmap,
 };
 
 impl<D: Device> Context<D> {
     /// `VFIO_USER_DEVICE_GET_INFO`
     pub(in crate::server) fn device_get_info(&self, message: &Message, reply: &mut Reply) -> Result<()> {
-        let (request, _) = take::<DeviceInfo>(message.payload())?;
+        DeviceInfo::parse(message.payload())?;
         let size = size_of::<DeviceInfo>();
-        Errno::EINVAL.unless(request.argsz as usize >= size, "argsz is too small")?;
         self.make_room(reply, size)?;
         reply.put(&DeviceInfo {
             argsz: size as u32,
@@ -34,10 +33,9 @@ impl<D: Device> Context<D> {
         message: &Message,
         reply: &mut Reply,
     ) -> Result<()> {
-        let (request, _) = take::<RegionInfo>(message.payload())?;
+        let (request, _) = RegionInfo::parse(message.payload())?;
         let fixed = size_of::<RegionInfo>();
         let argsz = request.argsz as usize;
-        Errno::EINVAL.unless(argsz >= fixed, "argsz is too small")?;
         let regions = self.regions.borrow();
         let region = regions.get(request.index)?;
         // A client that takes no descriptors can't map anything.
@@ -88,9 +86,8 @@ impl<D: Device> Context<D> {
 
     /// `VFIO_USER_DEVICE_GET_IRQ_INFO`
     pub(in crate::server) fn device_get_irq_info(&self, message: &Message, reply: &mut Reply) -> Result<()> {
-        let (request, _) = take::<IrqInfo>(message.payload())?;
+        let (request, _) = IrqInfo::parse(message.payload())?;
         let size = size_of::<IrqInfo>();
-        Errno::EINVAL.unless(request.argsz as usize >= size, "argsz is too small")?;
         let kind = IrqType::from_index(request.index)?;
         let mut flags = IrqInfoFlags::EVENTFD;
         if kind == IrqType::Intx && self.irqs.is_latching() {

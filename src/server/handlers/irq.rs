@@ -4,20 +4,16 @@ use crate::descriptors::may_stay;
 use crate::irq::IrqType;
 use crate::server::{Context, Device};
 use crate::transport::Message;
-use crate::wire::{Errno, IrqAction, IrqData, IrqSet, Result, take};
+use crate::wire::{Errno, IrqAction, IrqData, IrqSet, Request, Result};
 
 impl<D: Device> Context<D> {
     /// `VFIO_USER_DEVICE_SET_IRQS`
     pub(in crate::server) fn device_set_irqs(&self, message: &mut Message) -> Result<()> {
-        let (request, _) = take::<IrqSet>(message.payload())?;
-        let kind = self.check_irq_set(&request, message)?;
+        let (request, _) = IrqSet::parse(message.payload())?;
+        request.check_fds(message.fds.len())?;
+        let kind = self.check_vectors(&request)?;
         let IrqSet { start, count, .. } = request;
         match (request.action()?, request.data()?) {
-            // It would ask the server to watch the client's eventfd, and there
-            // is no thread that could.
-            (IrqAction::Mask | IrqAction::Unmask, IrqData::Eventfd) => {
-                return Err(Errno::EINVAL.because("an eventfd that masks or unmasks is not supported"));
-            }
             (action @ (IrqAction::Mask | IrqAction::Unmask), data) => {
                 let mask = action == IrqAction::Mask;
                 match data {
@@ -61,35 +57,18 @@ impl<D: Device> Context<D> {
         }
     }
 
-    /// The checks of the specification and of the original library, in its
-    /// order.
-    fn check_irq_set(&self, request: &IrqSet, message: &Message) -> Result<IrqType> {
-        let refuse = |bad: bool, rule| Errno::EINVAL.unless(!bad, rule);
-        let IrqSet { argsz, index, start, count, .. } = *request;
-        refuse((argsz as usize) < size_of::<IrqSet>(), "argsz is too small")?;
-        let data = request.data();
-        refuse(
-            data == Ok(IrqData::Bool) && booleans(message).len() != count as usize,
-            "not a byte for each vector",
-        )?;
+    /// Whether the device has the vectors, and they are ones that can be treated
+    /// like that.
+    fn check_vectors(&self, request: &IrqSet) -> Result<IrqType> {
+        let IrqSet { index, start, count, .. } = *request;
         let kind = IrqType::from_index(index)?;
-        let action = request.action()?;
-        let data = data?;
         let available = self.irqs.count(kind);
-        refuse(
-            start >= available || start.saturating_add(count) > available,
-            "there are not so many vectors",
-        )?;
+        let are_there = start < available && start.saturating_add(count) <= available;
+        Errno::EINVAL.unless(are_there, "there are not so many vectors")?;
         if matches!(kind, IrqType::Err | IrqType::Req) {
-            refuse(action != IrqAction::Trigger || count > 1, "these are triggered only, and one at a time")?;
+            let is_one_trigger = request.action()? == IrqAction::Trigger && count <= 1;
+            Errno::EINVAL.unless(is_one_trigger, "these are triggered only, and one at a time")?;
         }
-        refuse(
-            count == 0 && (start != 0 || (action, data) != (IrqAction::Trigger, IrqData::None)),
-            "count is 0",
-        )?;
-        let fds = message.fds.len();
-        refuse(fds != 0 && data != IrqData::Eventfd, "descriptors without DATA_EVENTFD")?;
-        refuse(fds != 0 && fds != count as usize, "not a descriptor for each vector")?;
         Ok(kind)
     }
 }

@@ -3,7 +3,7 @@
 use crate::server::log::log;
 use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
-use crate::wire::{Errno, MigData, Result, take};
+use crate::wire::{Errno, MigData, Request, Result};
 
 impl<D: Device> Context<D> {
     /// Goes to another state, calling the device for each step.
@@ -19,19 +19,17 @@ impl<D: Device> Context<D> {
         Errno::EINVAL.unless(self.device.can_migrate(), "the device cannot migrate")
     }
 
-    /// What a transfer of migration data asks for, if it is not too much.
-    fn check_data(&self, message: &Message) -> Result<(MigData, usize)> {
-        let (request, _) = take::<MigData>(message.payload())?;
+    /// How many bytes a transfer of migration data asks for, if that is not too much.
+    fn check_data(&self, message: &Message) -> Result<usize> {
+        let (request, _) = MigData::parse(message.payload())?;
         let size = request.size as usize;
-        let whole = size_of::<MigData>().saturating_add(size);
         Errno::EINVAL.unless(size <= self.client.get().max_data_xfer_size, "more than max_data_xfer_size")?;
-        Errno::EINVAL.unless(request.argsz as usize >= whole, "argsz is too small")?;
-        Ok((request, size))
+        Ok(size)
     }
 
     /// `VFIO_USER_MIG_DATA_READ`: the device writes straight into the reply.
     pub(in crate::server) fn mig_data_read(&self, message: &Message, reply: &mut Reply) -> Result<()> {
-        let (_, size) = self.check_data(message)?;
+        let size = self.check_data(message)?;
         self.check_migratable()?;
         let fixed = size_of::<MigData>();
         self.make_room(reply, fixed.saturating_add(size))?;
@@ -51,7 +49,7 @@ impl<D: Device> Context<D> {
 
     /// `VFIO_USER_MIG_DATA_WRITE`: the device reads straight from the request.
     pub(in crate::server) fn mig_data_write(&self, message: &mut Message) -> Result<()> {
-        let (_, size) = self.check_data(message)?;
+        let size = self.check_data(message)?;
         self.check_migratable()?;
         let fixed = size_of::<MigData>();
         let data = message.payload_mut().get_mut(fixed..fixed.saturating_add(size));

@@ -4,10 +4,7 @@ use crate::server::log::log;
 use crate::server::regions::{self, Access, RegionFlags};
 use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
-use crate::wire::limits::MAX_DATA_XFER_SIZE;
-use crate::wire::{DeviceState, Errno, RegionAccess, Result, WriteMultiEntry, WriteMultiHead, take};
-
-const BEYOND: &str = "it ends beyond the region";
+use crate::wire::{DeviceState, Errno, RegionAccess, Request, Result, WriteMultiEntry, WriteMultiHead, take};
 
 impl<D: Device> Context<D> {
     /// `VFIO_USER_REGION_READ`
@@ -62,10 +59,7 @@ impl<D: Device> Context<D> {
         reply: &mut Reply,
     ) -> Result<()> {
         Errno::EINVAL.unless(self.client.get().write_multiple, "write_multiple was not negotiated")?;
-        let (head, entries) = take::<WriteMultiHead>(message.payload())?;
-        let expected = head.wr_cnt.checked_mul(size_of::<WriteMultiEntry>() as u64);
-        Errno::EINVAL
-            .unless(expected == Some(entries.len() as u64), "wr_cnt is not the number of entries")?;
+        let (head, _entries) = WriteMultiHead::parse(message.payload())?;
         let mut wr_cnt = 0u64;
         for number in 0..head.wr_cnt {
             match self.write_entry(message, number) {
@@ -87,13 +81,10 @@ impl<D: Device> Context<D> {
             .and_then(|start| start.checked_add(size_of::<WriteMultiHead>()))
             .ok_or(Errno::EINVAL)?;
         let bytes = message.payload_mut().get_mut(start..).ok_or(Errno::EINVAL)?;
-        let (entry, _) = take::<WriteMultiEntry>(bytes)?;
-        let access = RegionAccess { offset: entry.offset, region: entry.region, count: entry.count };
+        let (entry, _) = WriteMultiEntry::parse(bytes)?;
+        let access = entry.access();
         let count = entry.count as usize;
         let at = std::mem::offset_of!(WriteMultiEntry, data);
-        if count > entry.data.len() {
-            return Err(Errno::EINVAL);
-        }
         let region = self.check_access(&access, Some(count))?;
         if count > 0 {
             let data = bytes.get_mut(at..at.saturating_add(count)).ok_or(Errno::EINVAL)?;
@@ -111,17 +102,13 @@ impl<D: Device> Context<D> {
         access: &RegionAccess,
         data: Option<usize>,
     ) -> Result<Access> {
-        let count = access.count as usize;
-        Errno::EINVAL.unless(count <= MAX_DATA_XFER_SIZE, "more than max_data_xfer_size")?;
-        Errno::EINVAL.unless(data.is_none_or(|len| len == count), "count is not the length of the data")?;
+        access.check(&[])?;
+        if let Some(data) = data {
+            access.check_written(data)?;
+        }
         let regions = self.regions.borrow();
         let region = regions.get(access.region)?;
-        let end = access
-            .offset
-            .checked_add(u64::from(access.count))
-            .ok_or_else(|| Errno::EINVAL.because(BEYOND))?;
-        // No region reaches as far as the last byte that an offset can name.
-        Errno::EINVAL.unless(end <= region.size && access.offset != u64::MAX, BEYOND)?;
+        Errno::EINVAL.unless(access.end() <= region.size, RegionAccess::BEYOND)?;
         Errno::EINVAL.unless(
             data.is_none() || self.migration.state() != DeviceState::StopCopy,
             "a write in the migration state STOP_COPY",

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use super::super::buffer::MARGIN;
 use super::super::control;
 use super::super::pool::Pool;
-use super::{Receiver, judge};
+use super::Receiver;
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Header, Result, take};
 
@@ -18,7 +18,7 @@ impl Receiver {
     /// of its message has been taken.
     pub fn next_header(&self) -> Option<Header> {
         match self.skip == 0 && self.large.is_none() {
-            true => self.peek().filter(|header| judge(header).is_ok()),
+            true => self.peek().filter(|header| header.size().is_ok()),
             false => None,
         }
     }
