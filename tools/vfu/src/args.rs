@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vfio_user::wire::DeviceState;
 
+use crate::check::Group;
 use crate::client::Options;
 use crate::error::EXIT_CODES;
 use crate::number::number;
@@ -91,6 +92,13 @@ pub enum Command {
     /// happen on one connection. It ends with the first command that fails.
     #[command(after_help = SCRIPT_LINES)]
     Script(Script),
+    /// Check whether a server keeps to the protocol
+    ///
+    /// Each check names the section of the vfio-user specification that it
+    /// rests on, or 'robustness' for what that leaves open. The device is left
+    /// as it was. A server that dies or hangs is a finding; the rest goes on if
+    /// it can be reached again. Any failed check makes the exit code 1.
+    Check(Check),
 }
 
 /// What a script consists of, for its `--help`.
@@ -117,9 +125,9 @@ or one for the script itself:
 # begins a comment.";
 
 impl Command {
-    /// The socket that the command is about.
-    pub fn socket(&self) -> &PathBuf {
-        match self {
+    /// The socket that the command is about, if it needs one.
+    pub fn socket(&self) -> Option<&PathBuf> {
+        Some(match self {
             Command::Info(a) => &a.socket,
             Command::Config(a) => &a.socket,
             Command::Read(a) => &a.at.socket,
@@ -132,7 +140,8 @@ impl Command {
             Command::Load(a) => &a.socket,
             Command::State(a) => &a.socket,
             Command::Script(a) => &a.socket,
-        }
+            Command::Check(a) => return a.socket.as_ref(),
+        })
     }
 }
 
@@ -369,6 +378,36 @@ pub struct State {
     /// Go to another state first
     #[arg(long, value_enum)]
     pub set: Option<StateName>,
+}
+
+/// Arguments of `check`.
+#[derive(Args, Debug)]
+pub struct Check {
+    /// The server's UNIX socket
+    #[arg(required_unless_present = "list")]
+    pub socket: Option<PathBuf>,
+    /// Only the checks of these groups
+    #[arg(long, value_enum, value_name = "GROUP", value_delimiter = ',')]
+    pub group: Vec<Group>,
+    /// Only the checks of these names, as framing/ids
+    #[arg(long, value_name = "CHECK", value_delimiter = ',')]
+    pub only: Vec<String>,
+    /// Also checks by which the device may lose data: it is reset, loads a
+    /// state, and moves memory
+    #[arg(long)]
+    pub destructive: bool,
+    /// A shell command that starts the server: at first if nobody listens, and
+    /// again when the server has ended or hangs
+    ///
+    /// What it started, in the foreground, is ended in the end.
+    #[arg(long, value_name = "COMMAND")]
+    pub restart: Option<String>,
+    /// Write the results to a file in the form of JUnit, too
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Print what checks there are
+    #[arg(long)]
+    pub list: bool,
 }
 
 /// Arguments of `script`.

@@ -55,7 +55,7 @@ impl Client {
 
 /// Executes a command of the server: the reply as bytes. Commands that a
 /// server may not send, or whose sizes don't agree, are protocol violations.
-pub(super) fn serve(memory: &mut Memory, command: &Message) -> Result<Vec<u8>> {
+pub(crate) fn serve(memory: &mut Memory, command: &Message) -> Result<Vec<u8>> {
     let header = &command.header;
     let outcome = match Command::from_number(header.cmd) {
         Some(Command::DmaRead) => {

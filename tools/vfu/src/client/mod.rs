@@ -14,7 +14,7 @@ mod logging;
 mod memory;
 mod migration;
 mod pages;
-mod stream;
+pub(crate) mod stream;
 mod version;
 
 use std::fs;
@@ -32,10 +32,11 @@ use zerocopy::IntoBytes;
 
 pub use deadline::Deadline;
 pub use device::RegionDetails;
+pub(crate) use dma::serve;
 pub use memory::{Backing, Memory, Segment, Traffic};
 pub use migration::state_name;
 pub use pages::Pages;
-pub use version::Negotiated;
+pub use version::{Negotiated, parse as parse_version, proposal};
 
 use crate::error::{Error, Result, reason};
 use stream::{Message, Received, Stream};
@@ -303,7 +304,7 @@ impl Client {
 
 /// Connects, within the time given: with another client attached, a server's
 /// queue may be full.
-fn open(path: &Path, timeout: Duration) -> Result<UnixStream> {
+pub fn open(path: &Path, timeout: Duration) -> Result<UnixStream> {
     let cannot = |e: io::Error| Error::Connect { path: path.display().to_string(), why: why_not(path, &e) };
     let address = SocketAddrUnix::new(path).map_err(|e| cannot(e.into()))?;
     let socket =

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod access;
+mod check;
 mod config;
 mod dma;
 mod info;
@@ -27,6 +28,7 @@ pub fn run(cli: &Cli) -> Result<()> {
     let format = if cli.json { Format::Json } else { Format::Text };
     match &cli.command {
         Command::Migrate(args) => migrate::run(args, cli.options(), format),
+        Command::Check(args) => check::run(args, cli.options(), format),
         Command::Script(args) => {
             let script = script::Script::read(args)?;
             script.run(&mut connect(cli)?, cli.timeout, cli.json)
@@ -62,7 +64,7 @@ fn prepare(command: &Command, timeout: Option<Duration>, format: Format) -> Resu
         Command::Save(args) => Box::new(move |client| saved::save(client, args, format)),
         Command::State(args) => Box::new(move |client| saved::state(client, args, format)),
         Command::Reset(_) => Box::new(move |client| reset(client, format)),
-        Command::Migrate(_) | Command::Script(_) => {
+        Command::Migrate(_) | Command::Script(_) | Command::Check(_) => {
             return Err(Error::Usage("this command has connections of its own".into()));
         }
     })
@@ -70,7 +72,7 @@ fn prepare(command: &Command, timeout: Option<Duration>, format: Format) -> Resu
 
 /// Whether a command makes connections of its own.
 fn needs_connections(command: &Command) -> bool {
-    matches!(command, Command::Migrate(_) | Command::Script(_))
+    matches!(command, Command::Migrate(_) | Command::Script(_) | Command::Check(_))
 }
 
 fn one_of(option: &str) -> Error {
@@ -87,5 +89,6 @@ fn reset(client: &mut Client, format: Format) -> Result<()> {
 }
 
 fn connect(cli: &Cli) -> Result<Client> {
-    Client::connect(cli.command.socket(), cli.options())
+    let socket = cli.command.socket().ok_or_else(|| Error::Usage("which socket?".into()))?;
+    Client::connect(socket, cli.options())
 }

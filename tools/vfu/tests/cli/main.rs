@@ -2,6 +2,7 @@
 //! hand here, so that both sides don't share a mistake.
 
 mod access;
+mod check;
 mod config;
 mod device;
 mod dma;

@@ -1,0 +1,313 @@
+//! The server under examination: connections to it, what is known of it, and what becomes of it.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{Child, Command as Process, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use vfio_user::wire::Command;
+
+use super::facts::Facts;
+use super::link::{Link, Trouble};
+use super::{Check, On, Outcome, Plan, Stop};
+use crate::client::{Deadline, Negotiated, open, parse_version, proposal};
+use crate::error::{Error, Result};
+
+/// Between two looks whether a server is there again.
+const MOMENT: Duration = Duration::from_millis(10);
+
+/// What became of a check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The server does what it must.
+    Pass,
+    /// It does, yet there is something to say.
+    Warn(String),
+    /// The server does not do what it must.
+    Fail(String),
+    /// The check did not apply, or could not be made.
+    Skip(String),
+}
+
+/// What checks work with.
+pub struct Bench {
+    path: PathBuf,
+    timeout: Duration,
+    destructive: bool,
+    restart: Option<String>,
+    child: Option<Child>,
+    /// A connection on which nothing was sent yet.
+    pending: Option<UnixStream>,
+    /// The connection that checks share.
+    link: Option<Link>,
+    facts: Facts,
+    negotiated: Option<Negotiated>,
+    warnings: Vec<String>,
+    /// Why the server cannot be reached any more.
+    lost: Option<String>,
+    /// Whether the server ends when its client does.
+    ends_with_client: bool,
+}
+
+impl Bench {
+    /// Connects to the server, starting it if nobody listens and there is a way to.
+    pub fn new(plan: &Plan) -> Result<Bench> {
+        let mut bench = Bench {
+            path: plan.socket.clone(),
+            timeout: plan.timeout,
+            destructive: plan.destructive,
+            restart: plan.restart.clone(),
+            child: None,
+            pending: None,
+            link: None,
+            facts: Facts::default(),
+            negotiated: None,
+            warnings: Vec::new(),
+            lost: None,
+            ends_with_client: false,
+        };
+        match open(&bench.path, bench.timeout) {
+            Ok(socket) => bench.pending = Some(socket),
+            Err(Error::Connect { .. }) if bench.restart.is_some() => bench.start()?,
+            Err(e) => return Err(e),
+        }
+        if bench.pending.is_none() {
+            // It was started, but does not listen.
+            bench.pending = Some(open(&bench.path, bench.timeout)?);
+        }
+        match bench.meet() {
+            Err(Stop::Local(e)) => Err(e),
+            // Less is known of such a server, or nothing. The checks will say why.
+            Ok(()) | Err(_) => Ok(bench),
+        }
+    }
+
+    /// Asks the server what it is.
+    fn meet(&mut self) -> Outcome {
+        let mut link = self.connect()?;
+        self.facts = Facts::gather(&mut link)?;
+        self.link = Some(link);
+        Ok(())
+    }
+
+    /// What was negotiated with the server, if it was.
+    pub fn negotiated(&self) -> Option<&Negotiated> {
+        self.negotiated.as_ref()
+    }
+
+    /// What the device says of itself.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Has something to say of a server that does what it must.
+    pub fn warn(&mut self, text: impl Into<String>) {
+        self.warnings.push(text.into());
+    }
+
+    /// The connection that checks share.
+    pub fn link(&mut self) -> Outcome<&mut Link> {
+        let link = match self.link.take() {
+            Some(link) => link,
+            None => self.connect()?,
+        };
+        Ok(self.link.insert(link))
+    }
+
+    /// A connection of its own on which nothing was said yet.
+    pub fn fresh(&mut self) -> Outcome<Link> {
+        self.link = None;
+        if self.pending.is_none() && self.ends_with_client {
+            if let Some(how) = self.obituary(true)? {
+                return Err(Trouble::Broken(how).into());
+            }
+            self.recover()?;
+        }
+        let socket = match (self.pending.take(), &self.lost) {
+            (Some(socket), _) => socket,
+            (None, Some(why)) => return Err(Stop::skip(why)),
+            (None, None) => open(&self.path, self.timeout)?,
+        };
+        Link::new(socket, self.timeout)
+    }
+
+    /// A connection of its own on which the version is negotiated. One that has just been closed may
+    /// take a server down a moment later, or keep it busy until then.
+    pub fn connect(&mut self) -> Outcome<Link> {
+        let deadline = Deadline::after(self.timeout);
+        loop {
+            let mut link = self.fresh()?;
+            match self.negotiate(&mut link) {
+                Ok(()) => return Ok(link),
+                Err(Stop::Trouble(Trouble::Gone(_))) if !deadline.is_over() => std::thread::sleep(MOMENT),
+                Err(stop) => return Err(stop),
+            }
+        }
+    }
+
+    fn negotiate(&mut self, link: &mut Link) -> Outcome {
+        let proposal = proposal(false)?;
+        let answer = link.request(Command::Version, &proposal, "VERSION")?.done()?;
+        self.negotiated = Some(parse_version(&answer.body)?);
+        Ok(())
+    }
+
+    /// Goes on to the checks that share a connection, or to the others.
+    pub fn turn_to(&mut self, on: On) -> Result<()> {
+        if on == On::Shared || self.link.take().is_none() {
+            return Ok(());
+        }
+        match self.connect() {
+            Err(Stop::Local(e)) => Err(e),
+            Err(Stop::Trouble(Trouble::Absent(_))) => {
+                self.ends_with_client = true;
+                self.recover()
+            }
+            // That is for the checks to find.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Makes a check.
+    pub fn examine(&mut self, check: &Check) -> Result<Verdict> {
+        if check.destructive && !self.destructive {
+            return Ok(Verdict::Skip("the device may lose data by it: needs --destructive".into()));
+        }
+        if let Some(why) = &self.lost {
+            return Ok(Verdict::Skip(why.clone()));
+        }
+        self.warnings.clear();
+        let mut verdict = match (check.run)(self) {
+            Ok(()) if self.warnings.is_empty() => Verdict::Pass,
+            Ok(()) => Verdict::Warn(self.warnings.join("; ")),
+            Err(Stop::Skip(why)) => Verdict::Skip(why),
+            Err(Stop::Fail(why)) => Verdict::Fail(why),
+            Err(Stop::Trouble(trouble)) => Verdict::Fail(trouble.to_string()),
+            Err(Stop::Local(e)) => return Err(e),
+        };
+        if matches!(verdict, Verdict::Fail(_)) || check.on == On::Own {
+            self.link = None;
+        }
+        if let Some(after) = self.aftermath(check.on)? {
+            verdict = Verdict::Fail(match verdict {
+                Verdict::Fail(why) => format!("{why}; {after}"),
+                _ => after,
+            });
+        }
+        Ok(verdict)
+    }
+
+    /// Sees to it that the server can be reached for the next check; what has become of it, if that
+    /// is this check's doing.
+    fn aftermath(&mut self, on: On) -> Result<Option<String>> {
+        if self.link.is_some() || self.pending.is_some() {
+            return Ok(None);
+        }
+        if self.ends_with_client {
+            let how = self.obituary(true)?;
+            self.recover()?;
+            return Ok(how);
+        }
+        let trouble = match self.connect() {
+            Ok(link) => {
+                self.link = Some(link).filter(|_| on == On::Shared);
+                return Ok(None);
+            }
+            Err(Stop::Local(e)) => return Err(e),
+            Err(Stop::Trouble(trouble)) => trouble.to_string(),
+            Err(Stop::Fail(why) | Stop::Skip(why)) => why,
+        };
+        let how = self.obituary(false)?;
+        self.recover()?;
+        Ok(Some(how.unwrap_or_else(|| format!("afterwards the server cannot be reached: {trouble}"))))
+    }
+
+    /// How the server that was started here has failed, if it has. With `wait` it is given time to end.
+    fn obituary(&mut self, wait: bool) -> Result<Option<String>> {
+        let Some(child) = &mut self.child else { return Ok(None) };
+        let deadline = Deadline::after(self.timeout);
+        let status = loop {
+            let status = child.try_wait().map_err(|e| Error::local("the server's process", e))?;
+            match status {
+                None if wait && !deadline.is_over() => std::thread::sleep(MOMENT),
+                status => break status,
+            }
+        };
+        Ok(status.filter(|s| !s.success()).map(|status| match status.signal() {
+            Some(signal) => format!("the server was ended by signal {signal}"),
+            None => format!("the server ended with {status}"),
+        }))
+    }
+
+    /// Starts the server anew, if there is a way to.
+    fn recover(&mut self) -> Result<()> {
+        if self.restart.is_some() {
+            return self.start();
+        }
+        let how =
+            if self.ends_with_client { "has ended with its client" } else { "cannot be reached any more" };
+        self.lost = Some(format!("the server {how}; --restart tells how to start it again"));
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<()> {
+        self.end();
+        self.clear_stale();
+        let Some(command) = &self.restart else { return Ok(()) };
+        let mut process = Process::new("/bin/sh");
+        process.arg("-c").arg(command).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        self.child = Some(process.spawn().map_err(|e| Error::local("/bin/sh", e))?);
+        let deadline = Deadline::after(self.timeout);
+        loop {
+            match open(&self.path, self.timeout) {
+                Ok(socket) => {
+                    self.pending = Some(socket);
+                    return Ok(());
+                }
+                Err(Error::Connect { .. }) if !deadline.is_over() => std::thread::sleep(MOMENT),
+                Err(e) => {
+                    self.lost = Some(format!("the server was started again, but: {e}"));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Removes the socket of a server that has died, which keeps many from listening there again.
+    fn clear_stale(&self) {
+        let is_socket = fs::symlink_metadata(&self.path).is_ok_and(|m| m.file_type().is_socket());
+        if is_socket && matches!(open(&self.path, self.timeout), Err(Error::Connect { .. })) {
+            // If that fails, so does the start of the server, which says why.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+
+    /// Ends what was started here: in order, if it can.
+    fn end(&mut self) {
+        self.link = None;
+        self.pending = None;
+        let Some(mut child) = self.child.take() else { return };
+        let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else { return };
+        let deadline = Deadline::after(self.timeout);
+        // It may have ended already.
+        let _ = kill_process_group(group, Signal::TERM);
+        while child.try_wait().is_ok_and(|status| status.is_none()) {
+            if deadline.is_over() {
+                let _ = kill_process_group(group, Signal::KILL);
+                let _ = child.wait();
+                return;
+            }
+            std::thread::sleep(MOMENT);
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
