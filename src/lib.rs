@@ -10,6 +10,8 @@
 //! C. The rooms, from the street to the cellar; each uses only those below it.
 
 #![allow(rustdoc::private_intra_doc_links, reason = "what is said of a room speaks to who reads its source")]
+// A library has no business ending the program that uses it.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
 pub mod capi;
 pub mod descriptors;

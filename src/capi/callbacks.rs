@@ -148,21 +148,21 @@ impl Device for Callbacks {
         // SAFETY: as for quiesce; the info stays in place until the region
         // has been removed, which is after the unregister callback, or if this
         // one refuses it.
-        unsafe { callback(handle(context), context.dma_info(region)) };
+        unsafe { callback(handle(context), context.memory().info(region)) };
         self.registering.take().unwrap_or(Ok(()))
     }
 
     fn dma_unregister(&self, context: &vfu_ctx_t, region: RegionId) {
         if let Some(callback) = self.dma_unregister.get() {
             // SAFETY: as for dma_register.
-            unsafe { callback(handle(context), context.dma_info(region)) };
+            unsafe { callback(handle(context), context.memory().info(region)) };
         }
     }
 
     fn dma_lost(&self, context: &vfu_ctx_t, region: RegionId, offset: u64) {
         if let Some(callback) = self.dma_lost.get() {
             // SAFETY: as for dma_register.
-            unsafe { callback(handle(context), context.dma_info(region), offset) };
+            unsafe { callback(handle(context), context.memory().info(region), offset) };
         }
     }
 

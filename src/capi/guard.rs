@@ -205,7 +205,7 @@ unsafe fn checked<R: Failure, A: Into<Answer<R>>>(
         Ok(Ok(answer)) => answer.into(),
         Ok(Err(errno)) => Answer::failed(errno),
         Err(panic) => {
-            give_up(context, name, panic);
+            give_up_context(context, name, panic);
             Answer::failed(Errno::EIO)
         }
     }
@@ -213,7 +213,7 @@ unsafe fn checked<R: Failure, A: Into<Answer<R>>>(
 
 /// Marks the context broken after a panic and says so, once.
 #[cold]
-fn give_up(context: &vfu_ctx_t, name: &str, panic: Box<dyn Any + Send>) {
+fn give_up_context(context: &vfu_ctx_t, name: &str, panic: Box<dyn Any + Send>) {
     context.mark_broken();
     let reason = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => text,

@@ -5,8 +5,8 @@
 //! server room and converts the result back. `callbacks` is
 //! the device whose methods are the functions of the C program, `types` holds what
 //! cbindgen prints as C types, `cast` is the one place where C handles become Rust references,
-//! `guard` stands round every entry point, and `wait` makes the system calls
-//! that a program may be cancelled in. The header's text is the doc comments
+//! `guard` stands round every entry point, and `wait` drives the functions that
+//! wait, and that a program may be cancelled in. The header's text is the doc comments
 //! here, put into the order of `header/libvfio-user.h.in`. `ext` is what the C
 //! library does not have, and has a header of its own.
 //!
@@ -33,6 +33,7 @@ mod log;
 mod migration;
 mod pci;
 mod region;
+mod transfer;
 mod types;
 mod wait;
 
@@ -45,4 +46,5 @@ pub use log::vfu_log;
 pub use migration::*;
 pub use pci::*;
 pub use region::*;
+pub use transfer::*;
 pub use types::*;

@@ -98,7 +98,12 @@ pub unsafe extern "C-unwind" fn vfu_pci_set_class(vfu_ctx: *mut vfu_ctx_t, base:
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_pci_get_config_space(vfu_ctx: *mut vfu_ctx_t) -> *mut PciConfigSpace {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { guard::enter_lean(vfu_ctx, "vfu_pci_get_config_space", |ctx| Ok(ctx.pci_config_space())) }
+    unsafe {
+        guard::enter_lean(vfu_ctx, "vfu_pci_get_config_space", |ctx| {
+            let space = ctx.with_config_space(|space| space.as_ptr());
+            Ok(space.unwrap_or(std::ptr::null_mut()))
+        })
+    }
 }
 
 /// Adds a capability to the configuration space.

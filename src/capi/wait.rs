@@ -1,4 +1,4 @@
-//! The system calls in which a thread waits for the client.
+//! How the functions that wait for the client are driven.
 //!
 //! A program may cancel a thread that waits here, and then unwinding passes
 //! through these frames and through the C function that calls them: they have
@@ -7,25 +7,16 @@
 //! in the wish to wait for something; the wait happens out here, and its outcome
 //! goes into the next step.
 
-use std::ffi::{c_int, c_short, c_void};
+use std::ffi::c_int;
 use std::mem::needs_drop;
-use std::ptr;
-
-use libc::{msghdr, nfds_t, pollfd, size_t, sockaddr, socklen_t, ssize_t};
 
 use super::guard::{self, Answer, Failure, Hold};
 use super::vfu_ctx_t;
-use crate::server::{Event, Step, Wait};
-use crate::wire::{Errno, Result};
+use crate::server::{Event, Step};
+use crate::transport::Wait;
+use crate::wire::Errno;
 
 const _: () = assert!(!needs_drop::<Event>() && !needs_drop::<Step>() && !needs_drop::<Wait>());
-
-unsafe extern "C-unwind" {
-    fn accept4(socket: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
-    fn recvmsg(socket: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t;
-    fn send(socket: c_int, bytes: *const c_void, len: size_t, flags: c_int) -> ssize_t;
-    fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int;
-}
 
 /// What a step came to: C's result, or a wait.
 enum Next {
@@ -64,36 +55,8 @@ pub(super) unsafe fn drive<F: FnMut(&vfu_ctx_t, Event, &mut Hold) -> Step>(
         };
         event = match next {
             Next::Return(value) => return value,
-            // SAFETY: a wait that the context's own step asked for just now.
-            Next::Wait(wait) => unsafe { perform(wait) },
+            // SAFETY: the context's own step asked for it just now, and it stays as it is.
+            Next::Wait(wait) => Event::Waited(unsafe { wait.perform() }),
         };
-    }
-}
-
-/// Waits; what came of it.
-///
-/// # Safety
-///
-/// What `wait` points to is good for the system call that it asks for.
-unsafe fn perform(wait: Wait) -> Event {
-    let result = match wait {
-        // SAFETY: no address is wanted.
-        Wait::Accept(fd) => unsafe {
-            accept4(fd, ptr::null_mut(), ptr::null_mut(), libc::SOCK_CLOEXEC) as isize
-        },
-        // SAFETY: the caller's promise.
-        Wait::Receive { fd, message } => unsafe { recvmsg(fd, message, libc::MSG_CMSG_CLOEXEC) },
-        // SAFETY: the caller's promise.
-        Wait::Send { fd, bytes, len } => unsafe { send(fd, bytes.cast(), len, libc::MSG_NOSIGNAL) },
-        Wait::Ready(sockets) => return Event::Ready(ready(sockets)),
-    };
-    Event::Done(usize::try_from(result).map_err(|_| Errno::last()))
-}
-
-fn ready(mut sockets: [pollfd; 2]) -> Result<[c_short; 2]> {
-    // SAFETY: two entries, good for reads and writes.
-    match unsafe { poll(sockets.as_mut_ptr(), 2, -1) } {
-        0.. => Ok(sockets.map(|socket| socket.revents)),
-        _ => Err(Errno::last()),
     }
 }

@@ -1,5 +1,6 @@
 //! Storage whose elements never move and are freed only with the whole, so
-//! that threads may look at an element while its owner reuses it.
+//! that threads may look at an element while its owner reuses it: a segmented
+//! vector, of which each segment is twice as large as the one before.
 
 use super::sync::OnceLock;
 use super::zeroed::Pages;

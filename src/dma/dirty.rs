@@ -148,7 +148,7 @@ impl Dirty {
                 let (word, end) = (*bits.start() / 64, *bits.end() / 64);
                 let Some(found) = buffer.get_mut(..(end - word + 1) as usize) else { continue };
                 let Some(words) = block.words().get(word as usize..=end as usize) else { continue };
-                let progress = self.progress.enter(block.name_of_group(group));
+                let progress = self.progress.begin_harvest(block.name_of_group(group));
                 let (head, tail) = (mask(*bits.start(), 63), mask(0, *bits.end()));
                 let any = take_bits(words, found, head, tail, keep);
                 drop(progress);
@@ -179,7 +179,7 @@ struct Harvest<'a> {
 }
 
 impl Progress {
-    fn enter(&self, group: u64) -> Harvest<'_> {
+    fn begin_harvest(&self, group: u64) -> Harvest<'_> {
         let lock = self.lock.lock();
         let sequence = self.sequence.load(Relaxed).wrapping_add(1);
         self.group.store(group, Release);

@@ -1,4 +1,5 @@
-//! Which region each thread used last.
+//! Which region each thread used last: a direct-mapped cache, by thread, of one
+//! region a line.
 //!
 //! Thread-local variables of a shared library cost a call, and so much more
 //! than a look; but the thread pointer, which those are found by, tells threads

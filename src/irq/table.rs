@@ -1,4 +1,5 @@
-//! The vectors of one type of interrupt.
+//! The vectors of one type of interrupt: a segmented vector, which grows while others
+//! look into it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::Range;

@@ -90,7 +90,7 @@ impl Default for Graveyard {
 }
 
 impl Graveyard {
-    fn bury(&self, node: *mut Node) {
+    fn bury_node(&self, node: *mut Node) {
         let mut head = self.0.load(Relaxed);
         loop {
             // SAFETY: the caller was the last to use the node, and gives it up.
@@ -160,7 +160,7 @@ impl Vector {
         // SAFETY: a node stays while it has users.
         let outcome = unsafe { &(*node).eventfd }.write();
         if self.0.compare_exchange(taken, word, Release, Relaxed).is_err() {
-            self.leave(node, graveyard);
+            self.leave_node(node, graveyard);
         }
         Some(outcome)
     }
@@ -197,7 +197,7 @@ impl Vector {
         // SAFETY: a node stays while it has users.
         let outcome = signal(unsafe { &(*node).eventfd });
         if self.0.compare_exchange(taken, taken - USER, Release, Relaxed).is_err() {
-            self.leave(node, graveyard);
+            self.leave_node(node, graveyard);
         }
         outcome
     }
@@ -205,7 +205,7 @@ impl Vector {
     /// The caller no longer uses the node that it took from the word.
     #[cold]
     #[inline(never)]
-    fn leave(&self, node: *mut Node, graveyard: &Graveyard) {
+    fn leave_node(&self, node: *mut Node, graveyard: &Graveyard) {
         let mut word = self.0.load(Relaxed);
         while node_of(word) == node {
             match self.0.compare_exchange_weak(word, word - USER, Release, Relaxed) {
@@ -217,7 +217,7 @@ impl Vector {
         if unsafe { &*node }.users.fetch_sub(1, AcqRel) == 1 {
             // SAFETY: the last user; and the node is in no word any more.
             unsafe { &*node }.eventfd.close();
-            graveyard.bury(node);
+            graveyard.bury_node(node);
         }
     }
 

@@ -1,15 +1,15 @@
 //! Accepting a client and agreeing on how to talk: `vfu_attach_ctx`.
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::context::Phase;
 use super::log::log;
-use super::step::{Event, Step, Wait};
+use super::step::{Event, Step};
 use super::{Context, Device};
-use crate::transport::{Connection, Message, Next, Received, Reply, Sent};
+use crate::transport::{Connection, Message, Next, Outcome, Received, Reply, Sent};
 use crate::wire::capabilities::{ClientCapabilities, ServerCapabilities};
 use crate::wire::limits::{HEADER_SIZE, MAX_DMA_MAPS};
 use crate::wire::{self, Command, Errno, MessageType, Request, Result, Version};
@@ -22,18 +22,15 @@ impl<D: Device> Context<D> {
         if self.busy.get() || self.attached() {
             return Step::Fail(Errno::EINVAL.because("there is a client already"));
         }
-        let _busy = self.enter();
+        let _busy = self.mark_busy();
         let step = match event {
             Event::Start if self.phase.get() == Phase::Idle => self.accept(),
-            Event::Start | Event::Ready(Ok(_)) | Event::Received(Ok(())) => self.negotiate(),
-            Event::Ready(Err(errno)) | Event::Received(Err(errno)) => Step::Fail(errno),
-            Event::Done(outcome) if self.phase.get() == Phase::Idle => match outcome {
-                // SAFETY: the outcome of a Wait::Accept: a descriptor that was
-                // made just now and that nobody else knows of.
-                Ok(fd) => self.begin(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
-                Err(errno) => Step::Fail(errno),
-            },
-            Event::Done(outcome) => {
+            Event::Start | Event::Received(Ok(())) => self.negotiate(),
+            Event::Received(Err(errno)) => Step::Fail(errno),
+            Event::Waited(Outcome::Accepted(Ok(accepted))) => self.begin_negotiation(accepted.into_socket()),
+            Event::Waited(Outcome::Accepted(Err(errno)) | Outcome::Ready(Err(errno))) => Step::Fail(errno),
+            Event::Waited(Outcome::Ready(Ok(_))) => self.negotiate(),
+            Event::Waited(Outcome::Moved(outcome)) => {
                 match self.with_connection(|connection| connection.finish_receive(outcome)) {
                     Some(Ok(())) => self.negotiate(),
                     Some(Err(Errno::EINTR)) => Step::Fail(Errno::EINTR),
@@ -50,21 +47,21 @@ impl<D: Device> Context<D> {
 
     fn accept(&self) -> Step {
         if let Some(socket) = self.handed_client.take() {
-            return self.begin(socket);
+            return self.begin_negotiation(socket);
         }
         let Some(listener) = &self.listener else {
             return Step::Fail(Errno::ENOTCONN.because("the one client that was handed in has gone"));
         };
         if !self.nonblocking {
-            return Step::Wait(Wait::Accept(listener.socket()));
+            return Step::Wait(listener.wait_accept());
         }
         match listener.accept() {
-            Ok(socket) => self.begin(socket),
+            Ok(socket) => self.begin_negotiation(socket),
             Err(errno) => Step::Fail(errno),
         }
     }
 
-    fn begin(&self, socket: OwnedFd) -> Step {
+    fn begin_negotiation(&self, socket: OwnedFd) -> Step {
         match Connection::new(socket, wire::may_carry_fds) {
             Ok(connection) => {
                 *self.connection.borrow_mut() = Some(connection);
@@ -85,11 +82,8 @@ impl<D: Device> Context<D> {
                 Err(errno) => return self.end_negotiation(errno),
             }
             if !self.nonblocking {
-                let prepared = self.with_connection(|c| (c.socket(), c.prepare_receive()));
-                return match prepared {
-                    Some((fd, message)) => Step::Wait(Wait::Receive { fd, message }),
-                    None => Step::Fail(Errno::ENOTCONN),
-                };
+                let wait = self.with_connection(Connection::wait_receive);
+                return wait.map_or(Step::Fail(Errno::ENOTCONN), Step::Wait);
             }
             match self.with_connection(|connection| connection.receive()) {
                 Some(Ok(Received::Something)) => {}

@@ -1,8 +1,6 @@
 //! Serving a device in Rust: what drives the steps of [`step`](super::step).
 
-use std::ptr;
-
-use super::step::{Event, Step, Wait};
+use super::step::{Event, Step};
 use super::transfer::SglAccess;
 use super::{Context, Device};
 use crate::dma::SgEntry;
@@ -20,7 +18,7 @@ impl<D: Device> Context<D> {
     /// client left before, or in the middle of, its message; others as accept(2)
     /// and recvmsg(2).
     pub fn attach(&self) -> Result<()> {
-        drive(|event| self.attach_step(event)).map(drop)
+        drive_steps(|event| self.attach_step(event)).map(drop)
     }
 
     /// Serves the client: reads its requests, executes and answers them. A
@@ -35,20 +33,14 @@ impl<D: Device> Context<D> {
     /// device's methods. `EINTR`: a signal. `EINVAL` before
     /// [`realize`](Context::realize). Others as recvmsg(2).
     pub fn run(&self) -> Result<usize> {
-        drive(|event| self.run_step(event))
+        drive_steps(|event| self.run_step(event))
     }
 
-    /// Moves the bytes of an entry by messages.
-    ///
-    /// # Safety
-    ///
-    /// At `data` there are as many bytes as the entry is long, which nobody else
-    /// refers to meanwhile.
-    pub(super) unsafe fn move_by_messages(&self, entry: &SgEntry, data: Data) -> Result<()> {
+    /// Moves the bytes of an entry, as many as `data` has, by messages.
+    pub(super) fn move_by_messages(&self, entry: &SgEntry, data: Data<'_>) -> Result<()> {
         let access = SglAccess { sgl: &[*entry], cnt: 1, data, flags: 0 };
         let mut transfer = None;
-        // SAFETY: the caller's promise.
-        drive(|event| unsafe { self.sgl_step(access, &mut transfer, event) }).map(drop)
+        drive_steps(|event| self.sgl_step(access, &mut transfer, event)).map(drop)
     }
 
     /// Ends it all: DMA regions are removed and the device is reset, each with
@@ -61,36 +53,14 @@ impl<D: Device> Context<D> {
 }
 
 /// Takes steps until one returns.
-fn drive(mut step: impl FnMut(Event) -> Step) -> Result<usize> {
+fn drive_steps(mut step: impl FnMut(Event) -> Step) -> Result<usize> {
     let mut event = Event::Start;
     loop {
         match step(event) {
             Step::Return { value, .. } => return usize::try_from(value).map_err(|_| Errno::EINVAL),
             Step::Fail(errno) => return Err(errno),
-            Step::Wait(wait) => event = perform(wait),
+            // SAFETY: the step asked for it just now, and nothing has been done since.
+            Step::Wait(wait) => event = Event::Waited(unsafe { wait.perform() }),
         }
     }
-}
-
-/// Makes the system call that the last step asked for.
-fn perform(wait: Wait) -> Event {
-    let result = match wait {
-        // SAFETY: no address is wanted.
-        Wait::Accept(fd) => unsafe {
-            libc::accept4(fd, ptr::null_mut(), ptr::null_mut(), libc::SOCK_CLOEXEC) as isize
-        },
-        // SAFETY: the step that asks for it keeps what the pointer leads to
-        // until the next one.
-        Wait::Receive { fd, message } => unsafe { libc::recvmsg(fd, message, libc::MSG_CMSG_CLOEXEC) },
-        // SAFETY: as for receiving.
-        Wait::Send { fd, bytes, len } => unsafe { libc::send(fd, bytes.cast(), len, libc::MSG_NOSIGNAL) },
-        Wait::Ready(mut sockets) => {
-            // SAFETY: two entries, good for reads and writes.
-            return Event::Ready(match unsafe { libc::poll(sockets.as_mut_ptr(), 2, -1) } {
-                0.. => Ok(sockets.map(|socket| socket.revents)),
-                _ => Err(Errno::last()),
-            });
-        }
-    };
-    Event::Done(usize::try_from(result).map_err(|_| Errno::last()))
 }

@@ -78,8 +78,7 @@ impl<D: Device> Context<D> {
             rest = behind;
             let target = self.dma.range_of(entry)?;
             match target.access {
-                // SAFETY: the part is as long as the entry.
-                Access::Message => unsafe { self.move_by_messages(entry, Data::Read(part.as_mut_ptr())) },
+                Access::Message => self.move_by_messages(entry, Data::read(part)),
                 _ => self.dma.copy_from(target.iova, part),
             }
         })
@@ -98,8 +97,7 @@ impl<D: Device> Context<D> {
             rest = behind;
             let target = self.dma.range_of(entry)?;
             match target.access {
-                // SAFETY: the part is as long as the entry.
-                Access::Message => unsafe { self.move_by_messages(entry, Data::Write(part.as_ptr())) },
+                Access::Message => self.move_by_messages(entry, Data::write(part)),
                 _ => self.dma.copy_to(target.iova, part),
             }
         })

@@ -21,7 +21,7 @@ impl<D: Device> Context<D> {
 
     /// The connection is lost: tears it down, or has that done once the device
     /// is quiet, which is `EBUSY`.
-    pub(super) fn lose(&self, ask: Ask) -> Result<()> {
+    pub(super) fn lose_client(&self, ask: Ask) -> Result<()> {
         self.log_loss();
         self.with_connection(|connection| connection.set_lost());
         if ask == Ask::Yes {
@@ -94,7 +94,7 @@ impl<D: Device> Context<D> {
             log!(self, LOG_ERR, "a context cannot be destroyed by its own callback");
             return false;
         }
-        let _busy = self.enter();
+        let _busy = self.mark_busy();
         let pending = self.pending.borrow_mut().take();
         drop(pending);
         self.release_device();

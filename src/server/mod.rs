@@ -41,5 +41,5 @@ pub use device::{Device, ResetType};
 pub use guest::Guest;
 pub use regions::{Memory, RegionConfig, RegionFlags};
 pub(crate) use short::Polled;
-pub(crate) use step::{Event, Step, Wait};
+pub(crate) use step::{Event, Step};
 pub(crate) use transfer::SglAccess;

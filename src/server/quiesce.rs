@@ -85,7 +85,7 @@ impl<D: Device> Context<D> {
     /// See `vfu_device_quiesced`.
     pub fn device_quiesced(&self, errno: i32) -> Result<()> {
         let pending = self.pending.borrow_mut().take().ok_or(Errno::EINVAL)?;
-        let _busy = self.enter();
+        let _busy = self.mark_busy();
         match pending {
             Pending::Message(message) if errno == 0 => {
                 let command = Command::from_number(message.header.cmd);
@@ -109,7 +109,7 @@ impl<D: Device> Context<D> {
         self.flush();
         // The device has just been asked, so a connection found lost while
         // replying is torn down without asking again.
-        let outcome = if self.is_lost() { self.lose(Ask::No) } else { Ok(()) };
+        let outcome = if self.is_lost() { self.lose_client(Ask::No) } else { Ok(()) };
         self.update_poller();
         outcome
     }

@@ -1,20 +1,20 @@
 //! The request loop: `vfu_run_ctx`.
 //!
 //! Receive, take the whole messages that are there one by one, execute each,
-//! gather the replies, send. [`turn`](Context::turn) is the life of one
+//! gather the replies, send. [`execute_next`](Context::execute_next) is the life of one
 //! request.
 
 use std::cell::Cell;
-use std::ffi::c_short;
-use std::os::fd::RawFd;
+
+use nix::time::{ClockId, clock_gettime};
 
 use super::describe::Described;
 use super::log::log;
 use super::loss::Ask;
 use super::quiesce::Pending;
-use super::step::{Event, Step, Wait};
+use super::step::{Event, Step};
 use super::{Context, Device};
-use crate::transport::{Connection, Message, Next, Received, Reply, Sent};
+use crate::transport::{Connection, Message, Next, Outcome, Received, Reply, Sent, Wait};
 use crate::wire::{Command, Errno, Header, Result};
 
 /// How many requests one call in a non-blocking context executes at the most,
@@ -93,7 +93,7 @@ const NOT_QUIET: &str = "the device did not quiesce";
 
 impl<D: Device> Context<D> {
     /// From now on, until the result is dropped, the context is busy.
-    pub(super) fn enter(&self) -> Busy<'_> {
+    pub(super) fn mark_busy(&self) -> Busy<'_> {
         Busy { busy: &self.busy, before: self.busy.replace(true) }
     }
 
@@ -103,18 +103,20 @@ impl<D: Device> Context<D> {
             // From inside a callback.
             return Step::Fail(Errno::EBUSY);
         }
-        let _busy = self.enter();
+        let _busy = self.mark_busy();
         let step = match event {
             Event::Start => self.run_start(),
             Event::Received(outcome) => {
                 self.last_errno.set(None);
                 outcome.map_or_else(Step::Fail, |()| self.execute_batch(0))
             }
-            Event::Done(outcome) if self.is_sending() => self.run_sent(outcome),
-            Event::Done(outcome) => self.run_received(outcome),
-            Event::Ready(Ok(_)) => self.run_ready(),
+            Event::Waited(Outcome::Moved(outcome)) if self.is_sending() => self.run_sent(outcome),
+            Event::Waited(Outcome::Moved(outcome)) => self.run_received(outcome),
+            Event::Waited(Outcome::Ready(Ok(_))) => self.run_ready(),
             // What is unsent is kept.
-            Event::Ready(Err(errno)) => Step::Fail(errno),
+            Event::Waited(Outcome::Ready(Err(errno))) => Step::Fail(errno),
+            // It was not asked for.
+            Event::Waited(Outcome::Accepted(_)) => Step::Fail(Errno::EINVAL),
         };
         if !matches!(step, Step::Wait(_)) {
             self.update_poller();
@@ -226,7 +228,7 @@ impl<D: Device> Context<D> {
     #[inline(always)]
     fn execute_messages(&self, batch: Option<Batch>, executed: &mut usize) -> End {
         let end = loop {
-            match self.turn() {
+            match self.execute_next() {
                 Turn::Nothing => break End::Drained,
                 Turn::Last => {
                     *executed = executed.saturating_add(1);
@@ -264,25 +266,25 @@ impl<D: Device> Context<D> {
 
     /// The life of one request.
     #[inline(always)]
-    fn turn(&self) -> Turn {
-        match self.short_turn() {
+    fn execute_next(&self) -> Turn {
+        match self.execute_next_short() {
             Some(turn) => turn,
-            None => self.long_turn(),
+            None => self.execute_next_long(),
         }
     }
 
     /// The life of one that is not among the frequent ones.
     #[inline(never)]
-    fn long_turn(&self) -> Turn {
+    fn execute_next_long(&self) -> Turn {
         let next = match self.connection.borrow_mut().as_mut() {
             Some(connection) if !connection.lost() => connection.next(Header::is_request),
             _ => return Turn::Lost,
         };
         match next {
-            Ok(Next::Message(message)) => self.handle(message),
-            Ok(Next::Refused(header)) => self.refuse(&header, &[], Errno::EINVAL.because(BAD_HEADER)),
+            Ok(Next::Message(message)) => self.handle_message(message),
+            Ok(Next::Refused(header)) => self.refuse_request(&header, &[], Errno::EINVAL.because(BAD_HEADER)),
             Ok(Next::Unfollowable(header)) => {
-                self.refuse(
+                self.refuse_request(
                     &header,
                     &[],
                     Errno::EINVAL.because("nobody can tell where the next message begins"),
@@ -298,14 +300,14 @@ impl<D: Device> Context<D> {
 
     /// Checks a whole message, asks the device to quiesce if it has to be, and
     /// executes it.
-    fn handle(&self, message: Box<Message>) -> Turn {
+    fn handle_message(&self, message: Box<Message>) -> Turn {
         let header = message.header;
         if let Some(errno) = message.missing_fds {
             let rule = "descriptors came with it that could not be taken";
-            return self.refuse(&header, message.payload(), errno.because(rule));
+            return self.refuse_request(&header, message.payload(), errno.because(rule));
         }
         if !header.is_request() {
-            return self.refuse(&header, message.payload(), Errno::EINVAL.because(BAD_HEADER));
+            return self.refuse_request(&header, message.payload(), Errno::EINVAL.because(BAD_HEADER));
         }
         let command = Command::from_number(header.cmd);
         if self.asks_quiesce(command, &message) {
@@ -315,14 +317,16 @@ impl<D: Device> Context<D> {
                     *self.pending.borrow_mut() = Some(Pending::Message(message));
                     return Turn::Pending;
                 }
-                Err(errno) => return self.refuse(&header, message.payload(), errno.because(NOT_QUIET)),
+                Err(errno) => {
+                    return self.refuse_request(&header, message.payload(), errno.because(NOT_QUIET));
+                }
             }
         }
         self.execute(command, message);
         Turn::Executed
     }
 
-    fn refuse(&self, header: &Header, payload: &[u8], errno: Errno) -> Turn {
+    fn refuse_request(&self, header: &Header, payload: &[u8], errno: Errno) -> Turn {
         self.log_failed_request(header, payload, errno);
         self.answer_error(header, errno);
         Turn::Refused
@@ -422,35 +426,28 @@ impl<D: Device> Context<D> {
             return self.executed(0);
         }
         let wait = self.with_connection(|connection| {
-            let fd = connection.socket();
-            if connection.has_large_unsent()
-                && let Some(bytes) = connection.prepare_send()
-            {
-                return Step::Wait(Wait::Send { fd, bytes: bytes.as_ptr(), len: bytes.len() });
-            }
-            wait_ready((fd, libc::POLLOUT), None)
+            let of_large = if connection.has_large_unsent() { connection.wait_send() } else { None };
+            of_large.unwrap_or_else(|| Wait::ready([(connection.socket(), libc::POLLOUT), (-1, 0)]))
         });
-        wait.unwrap_or(Step::Fail(Errno::ENOTCONN))
+        wait.map_or(Step::Fail(Errno::ENOTCONN), Step::Wait)
     }
 
     fn wait_readable(&self) -> Step {
         let wait = self.with_connection(|connection| match connection.late_socket() {
-            None => {
-                Step::Wait(Wait::Receive { fd: connection.socket(), message: connection.prepare_receive() })
-            }
+            None => connection.wait_receive(),
             Some((twin, stuck)) => {
                 let room = if stuck { libc::POLLOUT } else { 0 };
-                wait_ready((connection.socket(), libc::POLLIN), Some((twin, libc::POLLIN | room)))
+                Wait::ready([(connection.socket(), libc::POLLIN), (twin, libc::POLLIN | room)])
             }
         });
-        wait.unwrap_or(Step::Fail(Errno::ENOTCONN))
+        wait.map_or(Step::Fail(Errno::ENOTCONN), Step::Wait)
     }
 
     /// The connection was lost while `executed` requests were answered: the
     /// call reports success, the next one the loss. (A blocking one goes on,
     /// and so reports it at once.)
     fn lose_in_call(&self, executed: usize) -> Step {
-        match self.lose(Ask::Yes) {
+        match self.lose_client(Ask::Yes) {
             Err(errno) => Step::Fail(errno),
             Ok(()) if self.nonblocking => self.executed(executed),
             Ok(()) => self.report_loss(),
@@ -458,7 +455,7 @@ impl<D: Device> Context<D> {
     }
 
     fn lose_and_report(&self) -> Step {
-        match self.lose(Ask::Yes) {
+        match self.lose_client(Ask::Yes) {
             Err(errno) => Step::Fail(errno),
             Ok(()) => self.report_loss(),
         }
@@ -472,14 +469,7 @@ impl<D: Device> Context<D> {
 
 /// A time in nanoseconds, by a clock that costs no system call.
 fn coarse_time() -> i64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: good for writes.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
-    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
-}
-
-fn wait_ready(first: (RawFd, c_short), second: Option<(RawFd, c_short)>) -> Step {
-    let [first, second] =
-        [first, second.unwrap_or((-1, 0))].map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
-    Step::Wait(Wait::Ready([first, second]))
+    // Every kernel has it.
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_or(0, |now| now.tv_sec().saturating_mul(1_000_000_000).saturating_add(now.tv_nsec()))
 }

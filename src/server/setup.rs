@@ -6,7 +6,7 @@ use super::log::log;
 use super::regions::{RegionConfig, RegionFlags};
 use super::{Context, Device};
 use crate::irq::{IrqType, Irqs};
-use crate::pci::PciType;
+use crate::pci::{ConfigSpace, PciType};
 use crate::wire::{Errno, Result};
 
 impl<D: Device> Context<D> {
@@ -138,9 +138,9 @@ impl<D: Device> Context<D> {
         let _ = self.pci.borrow().set_class(base, sub, pi);
     }
 
-    /// Configuration space, or null before there is one.
-    pub(crate) fn pci_config_space(&self) -> *mut u8 {
-        self.pci.borrow().space().map_or(std::ptr::null_mut(), |space| space.as_ptr())
+    /// Configuration space, once there is one.
+    pub(crate) fn with_config_space<T>(&self, f: impl FnOnce(&ConfigSpace) -> T) -> Option<T> {
+        self.pci.borrow().space().map(f)
     }
 
     /// See `vfu_pci_add_capability`; `data` gives the bytes of the capability.

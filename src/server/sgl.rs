@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::{Context, Device};
-use crate::dma::{Access, DmaInfo, Prot, RegionId, SgEntry, Translation};
+use crate::dma::{Access, AddressSpace, Prot, SgEntry, Translation};
 use crate::wire::{Errno, Result};
 
 impl<D: Device> Context<D> {
@@ -21,9 +21,9 @@ impl<D: Device> Context<D> {
         self.dma.translate(addr, len, rights(prot), out)
     }
 
-    /// What C's DMA callbacks are told of a region; good until it is removed.
-    pub(crate) fn dma_info(&self, region: RegionId) -> *mut DmaInfo {
-        self.dma.info(region)
+    /// The guest's memory.
+    pub(crate) fn memory(&self) -> &AddressSpace {
+        &self.dma
     }
 
     /// See `vfux_get_dma_access`. Any thread may call this.

@@ -65,7 +65,7 @@ impl<D: Device> Context<D> {
     /// is to be done then, all is as `poll` found it, so the poller need not be set.
     #[inline(always)]
     pub(crate) fn run_short(&self, request: ShortAccess) -> Step {
-        let _busy = self.enter();
+        let _busy = self.mark_busy();
         self.last_errno.set(None);
         match self.finish_short(request) {
             Turn::Last => self.executed(1),
@@ -75,7 +75,7 @@ impl<D: Device> Context<D> {
 
     /// Executes and answers the next request if it is such a one.
     #[inline(always)]
-    pub(super) fn short_turn(&self) -> Option<Turn> {
+    pub(super) fn execute_next_short(&self) -> Option<Turn> {
         let next = match self.connection.borrow_mut().as_mut() {
             Some(connection) => connection.next_short(is_short),
             None => None,

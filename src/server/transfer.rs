@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::log::log;
-use super::step::{Event, Step, Wait};
+use super::step::{Event, Step};
 use super::{Context, Device};
 use crate::dma::{Access, Prot, SgEntry};
-use crate::transport::{Answer, Awaited, Connection, Data, Outstanding, Sent};
+use crate::transport::{Answer, Awaited, Connection, Data, Outcome, Outstanding, Place, Sent, Wait};
 use crate::wire::limits::{MAX_DATA_XFER_SIZE, MAX_DMA_CHUNK};
 use crate::wire::{Command, DmaAccess, Errno, Result};
 
@@ -36,8 +36,8 @@ static WARNED: AtomicBool = AtomicBool::new(false);
 /// One call of `vfu_sgl_read` or `vfu_sgl_write`: plain data, which lives in the
 /// frame of the call, and goes with it if the thread is cancelled.
 #[derive(Clone, Copy, Debug)]
-pub struct Transfer {
-    data: Data,
+pub struct Transfer<'a> {
+    data: Data<'a>,
     iova: u64,
     length: u64,
     /// Bytes that messages have been sent for.
@@ -47,7 +47,7 @@ pub struct Transfer {
     /// How many messages may be on the way at once.
     window: usize,
     /// Those that are, the oldest first.
-    awaited: [Outstanding; WINDOW],
+    awaited: [Outstanding<'a>; WINDOW],
     count: usize,
     /// The answer has not come in time: every socket is watched.
     is_late: bool,
@@ -69,8 +69,8 @@ pub struct SglAccess<'a> {
     pub sgl: &'a [SgEntry],
     /// How many the caller says there are.
     pub cnt: usize,
-    /// Where to, or where from.
-    pub data: Data,
+    /// Where to, or where from: as many bytes as the entry is long.
+    pub data: Data<'a>,
     /// `VFU_SGL_DIRECT_ACCESS` or 0.
     pub flags: i32,
 }
@@ -78,34 +78,25 @@ pub struct SglAccess<'a> {
 impl<D: Device> Context<D> {
     /// See `vfu_sgl_read` and `vfu_sgl_write`. `transfer` is `None` at first, and
     /// is for the steps alone.
-    ///
-    /// # Safety
-    ///
-    /// At `access.data` there are as many bytes as the entry is long, which
-    /// nobody else refers to until the last step.
-    pub(crate) unsafe fn sgl_step(
+    pub(crate) fn sgl_step<'a>(
         &self,
-        access: SglAccess<'_>,
-        transfer: &mut Option<Transfer>,
+        access: SglAccess<'a>,
+        transfer: &mut Option<Transfer<'a>>,
         event: Event,
     ) -> Step {
         let outcome = match (event, transfer) {
-            (Event::Ready(outcome), Some(transfer)) => outcome.and_then(|ready| {
-                // SAFETY: the caller's promise.
-                unsafe { self.go_on(transfer, Some(News::Ready(ready))) }
-            }),
-            (Event::Done(Err(Errno::EINTR)), Some(_)) => Err(Errno::EINTR),
-            // SAFETY: the caller's promise.
-            (Event::Done(outcome), Some(transfer)) => unsafe {
-                self.go_on(transfer, Some(News::Received(outcome)))
-            },
-            // SAFETY: the caller's promise.
-            (_, transfer) => match unsafe { self.start(access) } {
+            (Event::Waited(Outcome::Ready(outcome)), Some(transfer)) => {
+                outcome.and_then(|ready| self.go_on_with_transfer(transfer, Some(News::Ready(ready))))
+            }
+            (Event::Waited(Outcome::Moved(Err(Errno::EINTR))), Some(_)) => Err(Errno::EINTR),
+            (Event::Waited(Outcome::Moved(outcome)), Some(transfer)) => {
+                self.go_on_with_transfer(transfer, Some(News::Received(outcome)))
+            }
+            (_, transfer) => match self.start_access(access) {
                 // No message, and so nothing that belongs to the context's own thread.
                 Ok(None) => return Step::Return { value: 0, errno: None },
                 Err(errno) => return Step::Fail(errno),
-                // SAFETY: the caller's promise.
-                Ok(Some(started)) => unsafe { self.go_on(transfer.insert(started), None) },
+                Ok(Some(started)) => self.go_on_with_transfer(transfer.insert(started), None),
             },
         };
         if let Ok(Some(wait)) = outcome {
@@ -124,11 +115,7 @@ impl<D: Device> Context<D> {
     }
 
     /// Checks, and does what takes no message: then there is no transfer left.
-    ///
-    /// # Safety
-    ///
-    /// As for [`sgl_step`](Self::sgl_step).
-    unsafe fn start(&self, access: SglAccess<'_>) -> Result<Option<Transfer>> {
+    fn start_access<'a>(&self, access: SglAccess<'a>) -> Result<Option<Transfer<'a>>> {
         let SglAccess { sgl, cnt, data, flags } = access;
         if flags & !DIRECT_ACCESS != 0 {
             return Err(Errno::EINVAL);
@@ -136,26 +123,31 @@ impl<D: Device> Context<D> {
         let ([entry], 1) = (sgl, cnt) else {
             return Err(Errno::ENOTSUP);
         };
-        if matches!(data, Data::Write(_)) && !entry.is_writeable() {
+        if !data.is_read() && !entry.is_writeable() {
             return Err(Errno::EPERM);
         }
         let target = self.dma.range_of(entry)?;
-        if matches!(data, Data::Read(_)) && !target.prot.contains(Prot::READ) {
+        if data.is_read() && !target.prot.contains(Prot::READ) {
             return Err(Errno::EPERM);
         }
+        if data.len() as u64 != entry.length() {
+            return Err(Errno::EINVAL);
+        }
         if flags & DIRECT_ACCESS != 0 && target.access != Access::Message {
-            return match data {
-                // SAFETY: the caller's promise.
-                Data::Read(to) => unsafe { self.dma.read(entry, to) },
-                // SAFETY: the caller's promise.
-                Data::Write(from) => unsafe { self.dma.write(entry, from) },
+            return match data.place() {
+                // SAFETY: the data are as long as the entry, and regions are removed
+                // on this thread only, which calls nothing back meanwhile.
+                Place::Read(to) => unsafe { self.dma.read(entry, to) },
+                // SAFETY: the same.
+                Place::Write(from) => unsafe { self.dma.write(entry, from) },
             }
             .map(|()| None);
         }
-        self.start_transfer(target.iova, entry.length(), data).map(Some)
+        self.start_transfer(target.iova, data).map(Some)
     }
 
-    fn start_transfer(&self, iova: u64, length: u64, data: Data) -> Result<Transfer> {
+    fn start_transfer<'a>(&self, iova: u64, data: Data<'a>) -> Result<Transfer<'a>> {
+        let length = data.len() as u64;
         if !self.attached() || self.is_lost() {
             return Err(Errno::ENOTCONN);
         }
@@ -186,7 +178,7 @@ impl<D: Device> Context<D> {
             asked: 0,
             chunk: chunk as u64,
             window,
-            awaited: [Outstanding { msg_id: 0, cmd: 0, head: [0; 16], data, len: 0 }; WINDOW],
+            awaited: [Outstanding { msg_id: 0, cmd: 0, head: [0; 16], data }; WINDOW],
             count: 0,
             is_late: false,
         })
@@ -194,15 +186,8 @@ impl<D: Device> Context<D> {
 
     /// Goes on with a transfer, as far as that goes without waiting: what to
     /// wait for, or `None` when it is done. `news` is what came of the last wait.
-    ///
-    /// # Safety
-    ///
-    /// As for [`sgl_step`](Self::sgl_step).
-    unsafe fn go_on(&self, transfer: &mut Transfer, news: Option<News>) -> Result<Option<Wait>> {
-        let outcome = self.with_connection(|connection| {
-            // SAFETY: the caller's promise.
-            unsafe { transfer.advance(self, connection, news) }
-        });
+    fn go_on_with_transfer(&self, transfer: &mut Transfer<'_>, news: Option<News>) -> Result<Option<Wait>> {
+        let outcome = self.with_connection(|connection| transfer.advance(self, connection, news));
         match outcome.unwrap_or(Err(Awaited::Failed(Errno::ENOTCONN))) {
             Ok(wait) => Ok(wait),
             Err(Awaited::Failed(errno)) => {
@@ -218,11 +203,8 @@ impl<D: Device> Context<D> {
     }
 }
 
-impl Transfer {
-    /// # Safety
-    ///
-    /// As for [`Context::sgl_step`].
-    unsafe fn advance<D: Device>(
+impl<'a> Transfer<'a> {
+    fn advance<D: Device>(
         &mut self,
         context: &Context<D>,
         connection: &mut Connection,
@@ -231,26 +213,22 @@ impl Transfer {
         let [first, main] = match news {
             Some(News::Ready(ready)) => ready,
             Some(News::Received(outcome)) => {
-                // SAFETY: the caller's promise.
-                self.is_late = !unsafe { connection.finish_answer(self.awaited(), outcome) }?;
+                self.is_late = !connection.finish_answer(self.awaited(), outcome)?;
                 [0, 0]
             }
             None => [0, 0],
         };
         if first & !libc::POLLOUT != 0 {
-            // SAFETY: the caller's promise.
-            unsafe { connection.receive_answer(self.awaited()) }?;
+            connection.receive_answer(self.awaited())?;
             self.is_late = false;
         }
         if main & libc::POLLIN != 0 {
             connection.queue_commands()?;
         }
         loop {
-            // SAFETY: the caller's promise.
-            let blocked = unsafe { self.ask(context, connection) }?;
-            // SAFETY: the caller's promise.
-            while let Some(answer) = unsafe { connection.take_answer(self.awaited()) }? {
-                self.take(answer, connection)?;
+            let blocked = self.send_commands(context, connection)?;
+            while let Some(answer) = connection.take_answer(self.awaited())? {
+                self.take_answer(answer, connection)?;
             }
             if self.asked == self.length && self.count == 0 {
                 return Ok(None);
@@ -262,13 +240,9 @@ impl Transfer {
                 }
                 let receipt = match blocked || self.is_late {
                     true => None,
-                    // SAFETY: the caller's promise.
-                    false => unsafe { connection.prepare_answer(self.awaited()) },
+                    false => connection.wait_answer(self.awaited()),
                 };
-                return Ok(Some(match receipt {
-                    Some((fd, message)) => Wait::Receive { fd, message },
-                    None => Wait::Ready(connection.answer_interest(blocked)),
-                }));
+                return Ok(Some(receipt.unwrap_or_else(|| connection.answer_interest(blocked))));
             }
         }
     }
@@ -279,11 +253,7 @@ impl Transfer {
 
     /// Sends as many commands as may be on the way; whether a socket has no room
     /// for what is to be sent.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Context::sgl_step`].
-    unsafe fn ask<D: Device>(
+    fn send_commands<D: Device>(
         &mut self,
         context: &Context<D>,
         connection: &mut Connection,
@@ -300,11 +270,10 @@ impl Transfer {
                 Sent::Lost => return Err(Awaited::Lost(Errno::ENOTCONN)),
             }
             let command = self.next_command(connection);
-            // SAFETY: the caller's promise.
-            if !unsafe { connection.send_command(&command) }? {
+            if !connection.send_command(&command)? {
                 return Ok(true);
             }
-            self.asked = self.asked.saturating_add(command.len as u64);
+            self.asked = self.asked.saturating_add(command.data.len() as u64);
             if let Some(place) = self.awaited.get_mut(self.count) {
                 *place = command;
                 self.count = self.count.saturating_add(1);
@@ -312,31 +281,29 @@ impl Transfer {
         }
     }
 
-    fn next_command(&self, connection: &Connection) -> Outstanding {
+    fn next_command(&self, connection: &Connection) -> Outstanding<'a> {
         let count = self.chunk.min(self.length.saturating_sub(self.asked));
         let access = DmaAccess { addr: self.iova.saturating_add(self.asked), count };
         let mut head = [0; 16];
         head.copy_from_slice(access.as_bytes());
         let skip = usize::try_from(self.asked).unwrap_or(usize::MAX);
-        let (cmd, data) = match self.data {
-            Data::Read(to) => (Command::DmaRead, Data::Read(to.wrapping_add(skip))),
-            Data::Write(from) => (Command::DmaWrite, Data::Write(from.wrapping_add(skip))),
-        };
+        let data = self.data.part(skip, usize::try_from(count).unwrap_or(usize::MAX));
+        let cmd = if data.is_read() { Command::DmaRead } else { Command::DmaWrite };
         let msg_id = loop {
             let msg_id = NEXT_MSG_ID.fetch_add(1, Ordering::Relaxed);
             if !connection.is_unanswered(msg_id) {
                 break msg_id;
             }
         };
-        Outstanding { msg_id, cmd: cmd as u16, head, data, len: count as usize }
+        Outstanding { msg_id, cmd: cmd as u16, head, data }
     }
 
-    fn awaited(&self) -> &[Outstanding] {
+    fn awaited(&self) -> &[Outstanding<'a>] {
         self.awaited.get(..self.count).unwrap_or_default()
     }
 
     /// Takes an answer; which of the commands it is the answer to is sure.
-    fn take(&mut self, answer: Answer, connection: &mut Connection) -> Result<(), Awaited> {
+    fn take_answer(&mut self, answer: Answer, connection: &mut Connection) -> Result<(), Awaited> {
         let msg_id = match &answer {
             Answer::Data(msg_id) => *msg_id,
             Answer::Message(message) => message.header.msg_id,
@@ -348,7 +315,7 @@ impl Transfer {
         self.awaited.copy_within(at.saturating_add(1)..self.count, at);
         self.count = self.count.saturating_sub(1);
         if let (Answer::Message(message), Some(command)) = (answer, command) {
-            let good = matches!(command.data, Data::Write(_))
+            let good = !command.data.is_read()
                 && DmaAccess::read_from_bytes(&command.head)
                     .is_ok_and(|access| access.is_echoed(message.payload()));
             connection.recycle(message);

@@ -17,6 +17,7 @@ use super::pool::Pool;
 use super::receive::{MayCarryFds, is_end};
 use super::reply::Reply;
 use super::send::{Flushed, Sender};
+use super::wait::Wait;
 use crate::wire::{Errno, Header, Result};
 
 /// How long an answer is waited for on the twin socket alone, in milliseconds:
@@ -205,10 +206,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Makes ready for a `recvmsg` by the caller; see
-    /// [`Receiver::prepare`](super::receive::Receiver::prepare).
-    pub fn prepare_receive(&mut self) -> *mut libc::msghdr {
-        self.main.receiver.prepare()
+    /// Makes ready for a `recvmsg`, whose outcome
+    /// [`finish_receive`](Self::finish_receive) is to be told.
+    pub fn wait_receive(&mut self) -> Wait {
+        Wait::receive(self.main.socket(), self.main.receiver.prepare())
     }
 
     /// Takes over what that `recvmsg` brought.
@@ -373,12 +374,12 @@ impl Connection {
         self.sender.large_piece().is_some()
     }
 
-    /// That piece, for one `send` by the caller that waits, and whose outcome
+    /// Makes ready for one `send` of that piece, which waits, and whose outcome
     /// [`finish_send`](Self::finish_send) is to be told. If it is not (the thread
     /// was cancelled), nobody knows what the client got: the connection is lost.
-    pub fn prepare_send(&mut self) -> Option<&[u8]> {
+    pub fn wait_send(&mut self) -> Option<Wait> {
         self.sending = true;
-        self.sender.large_piece()
+        self.sender.large_piece().map(|piece| Wait::send(self.main.socket(), piece))
     }
 
     /// Whether the caller is to tell what came of its `send`.

@@ -18,8 +18,10 @@ use zerocopy::IntoBytes;
 use super::channel::Channel;
 use super::connection::{Connection, Received, Sent};
 use super::control;
+use super::data::{Data, Place};
 use super::message::{Message, Next};
 use super::send::Flushed;
+use super::wait::Wait;
 use crate::memory;
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, HeaderFlags, MessageType, Result};
@@ -55,28 +57,9 @@ pub enum Expecting {
     Answer,
 }
 
-/// Which way the data of a command go.
-#[derive(Clone, Copy, Debug)]
-pub enum Data {
-    /// With the answer, to here.
-    Read(*mut u8),
-    /// With the command, from here.
-    Write(*const u8),
-}
-
-impl Data {
-    /// Whether it is no memory at all.
-    pub fn is_null(&self) -> bool {
-        match self {
-            Data::Read(to) => to.is_null(),
-            Data::Write(from) => from.is_null(),
-        }
-    }
-}
-
 /// A command of ours: plain data, with nothing to drop.
 #[derive(Clone, Copy, Debug)]
-pub struct Outstanding {
+pub struct Outstanding<'a> {
     /// Its id, which no unanswered one has.
     pub msg_id: u16,
     /// Its number.
@@ -84,20 +67,18 @@ pub struct Outstanding {
     /// The start of its payload, and of its answer's.
     pub head: [u8; HEAD],
     /// What follows that, in the command or in its answer.
-    pub data: Data,
-    /// How many bytes these are.
-    pub len: usize,
+    pub data: Data<'a>,
 }
 
-impl Outstanding {
+impl Outstanding<'_> {
     /// Whether a header is that of an answer with all the data.
     fn is_answered_by(&self, header: &Header) -> bool {
-        matches!(self.data, Data::Read(_))
+        self.data.is_read()
             && header.msg_id == self.msg_id
             && header.cmd == self.cmd
             && header.message_type() == Some(MessageType::Reply)
             && !header.flags().contains(HeaderFlags::ERROR)
-            && header.msg_size as usize == HEADER_SIZE.saturating_add(HEAD).saturating_add(self.len)
+            && header.msg_size as usize == HEADER_SIZE.saturating_add(HEAD).saturating_add(self.data.len())
     }
 }
 
@@ -206,16 +187,8 @@ impl Connection {
     /// Sends a command, when nothing waits to be sent. False if the socket takes
     /// nothing at the moment. If it takes a part, the rest is kept, and goes out
     /// with the replies or with [`flush_twin`](Self::flush_twin).
-    ///
-    /// # Safety
-    ///
-    /// The command's data, if it has any, can be read.
-    pub unsafe fn send_command(&mut self, command: &Outstanding) -> Result<bool, Awaited> {
-        let data: &[u8] = match command.data {
-            Data::Read(_) => &[],
-            // SAFETY: the caller's promise.
-            Data::Write(from) => unsafe { std::slice::from_raw_parts(from, command.len) },
-        };
+    pub fn send_command(&mut self, command: &Outstanding<'_>) -> Result<bool, Awaited> {
+        let data = command.data.written();
         let size = HEADER_SIZE.saturating_add(HEAD).saturating_add(data.len());
         let header = Header::command(command.msg_id, command.cmd, u32::try_from(size).unwrap_or(u32::MAX));
         let mut start = [0; HEADER_SIZE + HEAD];
@@ -229,7 +202,7 @@ impl Connection {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(false),
                 Ok(count) => break count,
-                Err(_) => return Err(self.lose(Errno::ENOTCONN)),
+                Err(_) => return Err(self.lose_connection(Errno::ENOTCONN)),
             }
         };
         self.unanswered.insert(command.msg_id);
@@ -240,27 +213,21 @@ impl Connection {
             ];
             let sender = if self.twin.is_some() { &mut self.twin_sender } else { &mut self.sender };
             if let Err(errno) = sender.push_rest(rest, &mut self.pool) {
-                return Err(self.lose(errno));
+                return Err(self.lose_connection(errno));
             }
         }
         Ok(true)
     }
 
-    fn lose(&mut self, errno: Errno) -> Awaited {
+    fn lose_connection(&mut self, errno: Errno) -> Awaited {
         self.set_lost();
         Awaited::Lost(errno)
     }
 
     /// Receives without waiting where answers come, when the socket has
     /// something: straight into the memory of the command that is answered.
-    ///
-    /// # Safety
-    ///
-    /// The data of commands that read can be written to, and nobody refers to
-    /// them.
-    pub unsafe fn receive_answer(&mut self, awaited: &[Outstanding]) -> Result<(), Awaited> {
-        let expects_large =
-            awaited.iter().any(|one| matches!(one.data, Data::Read(_)) && one.len > SMALL_BODY);
+    pub fn receive_answer(&mut self, awaited: &[Outstanding<'_>]) -> Result<(), Awaited> {
+        let expects_large = awaited.iter().any(|one| one.data.is_read() && one.data.len() > SMALL_BODY);
         let body = self.body.and_then(|id| awaited.iter().find(|one| one.msg_id == id));
         let channel = self.twin.as_mut().unwrap_or(&mut self.main);
         let (socket, receiver) = (channel.socket(), &mut channel.receiver);
@@ -271,32 +238,28 @@ impl Connection {
             Some(header) if !awaited.iter().any(|one| one.is_answered_by(&header)) => usize::MAX,
             _ => receiver.body_left().saturating_add(start).saturating_sub(receiver.partial().0).max(1),
         };
-        let outcome = match body {
-            Some(Outstanding { data: Data::Read(to), len, .. }) => {
-                let left = receiver.body_left();
+        let left = receiver.body_left();
+        let outcome = match body.and_then(|one| one.data.rest_to_read(left)) {
+            Some((to, left)) => {
                 let most = if expects_large { start } else { usize::MAX };
-                // SAFETY: the caller's promise; `len - left` bytes are taken.
-                unsafe { receiver.receive_body(socket, to.add(len.saturating_sub(left)), left, most) }
+                // SAFETY: there is room for so many bytes, as `Data` promises.
+                unsafe { receiver.receive_body(socket, to, left, most) }
             }
             _ if !receiver.is_hungry() => Ok(false),
             _ => receiver.receive_most(socket, most),
         };
         match outcome {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
-            Err(_) => Err(self.lose(Errno::ENOTCONN)),
+            Err(_) => Err(self.lose_connection(Errno::ENOTCONN)),
         }
     }
 
-    /// Makes ready for one `recvmsg` by the caller on the twin socket, which waits
+    /// Makes ready for one `recvmsg` on the twin socket, which waits
     /// for some time, and whose outcome [`finish_answer`](Self::finish_answer) is
     /// to be told. None if something else is to be waited for, too, or what comes
     /// may be something else: see [`answer_interest`](Self::answer_interest).
-    ///
-    /// # Safety
-    ///
-    /// As for [`receive_answer`](Self::receive_answer), until the `recvmsg` has ended.
-    pub unsafe fn prepare_answer(&mut self, awaited: &[Outstanding]) -> Option<(RawFd, *mut libc::msghdr)> {
-        let [Outstanding { msg_id, data, len, .. }] = awaited else { return None };
+    pub fn wait_answer(&mut self, awaited: &[Outstanding<'_>]) -> Option<Wait> {
+        let [Outstanding { msg_id, data, .. }] = awaited else { return None };
         if self.has_unsent() || !self.twin_sender.is_empty() || self.unanswered.len > 1 {
             return None;
         }
@@ -305,86 +268,78 @@ impl Connection {
         }
         let twin = self.twin.as_mut()?;
         let receiver = &mut twin.receiver;
-        let (expecting, message) = match data {
-            Data::Read(to) if self.body == Some(*msg_id) => {
-                let left = receiver.body_left();
-                // SAFETY: the caller's promise; `len - left` bytes are taken.
-                let to = unsafe { to.add(len.saturating_sub(left)) };
+        let left = receiver.body_left();
+        let (expecting, message) = match (data.rest_to_read(left), data.place()) {
+            (Some((to, left)), _) if self.body == Some(*msg_id) => {
                 (Expecting::Bytes, receiver.prepare_body(to, left, HEADER_SIZE + HEAD))
             }
             _ if self.body.is_some() || !receiver.can_split() => return None,
-            Data::Read(to) => (Expecting::Answer, receiver.prepare_split::<HEAD>(*to, *len)),
-            Data::Write(_) => (Expecting::Bytes, receiver.prepare()),
+            (_, Place::Read(to)) => (Expecting::Answer, receiver.prepare_split::<HEAD>(to, data.len())),
+            (_, Place::Write(_)) => (Expecting::Bytes, receiver.prepare()),
         };
         self.expecting = Some(expecting);
-        Some((twin.socket(), message))
+        Some(Wait::receive(twin.socket(), message))
     }
 
     /// Takes over what that `recvmsg` brought. False if its time was over.
-    ///
-    /// # Safety
-    ///
-    /// As for [`receive_answer`](Self::receive_answer); `awaited` are the same.
-    pub unsafe fn finish_answer(
+    /// `awaited` are the same.
+    pub fn finish_answer(
         &mut self,
-        awaited: &[Outstanding],
+        awaited: &[Outstanding<'_>],
         outcome: Result<usize>,
     ) -> Result<bool, Awaited> {
         let expecting = self.expecting.take();
         let count = match outcome {
             Ok(count) => count,
             Err(Errno::EAGAIN) => return Ok(false),
-            Err(_) => return Err(self.lose(Errno::ENOTCONN)),
+            Err(_) => return Err(self.lose_connection(Errno::ENOTCONN)),
         };
         let Some(twin) = &mut self.twin else { return Ok(true) };
-        let (Some(Expecting::Answer), [one @ Outstanding { data: Data::Read(to), .. }]) =
-            (expecting, awaited)
-        else {
+        let expected = match (expecting, awaited) {
+            (Some(Expecting::Answer), [one]) => one.data.rest_to_read(usize::MAX).map(|to| (one, to)),
+            _ => None,
+        };
+        let Some((one, (to, room))) = expected else {
             twin.receiver.finish(count);
             return Ok(true);
         };
+        if count > room.saturating_add(HEADER_SIZE + HEAD) {
+            return Err(self.lose_connection(Errno::ENOTCONN));
+        }
         let is_answer = |header: &Header, head: &_| one.is_answered_by(header) && *head == one.head;
-        // SAFETY: the caller's promise.
-        match unsafe { twin.receiver.finish_split::<HEAD>(count, *to, is_answer, &mut self.pool) } {
+        // SAFETY: it is what `wait_answer` was told, and the kernel wrote no more there
+        // than there is room for.
+        match unsafe { twin.receiver.finish_split::<HEAD>(count, to, is_answer, &mut self.pool) } {
             Ok(true) => {
                 self.unanswered.remove(one.msg_id);
                 self.body = Some(one.msg_id);
             }
             Ok(false) => {}
-            Err(errno) => return Err(self.lose(errno)),
+            Err(errno) => return Err(self.lose_connection(errno)),
         }
         Ok(true)
     }
 
     /// The next answer to one of the commands, if it has come. On the main
     /// socket, commands that come between are queued.
-    ///
-    /// # Safety
-    ///
-    /// As for [`receive_answer`](Self::receive_answer).
-    pub unsafe fn take_answer(&mut self, awaited: &[Outstanding]) -> Result<Option<Answer>, Awaited> {
-        // SAFETY: the caller's promise.
-        let taken = unsafe { self.try_take_answer(awaited) };
+    pub fn take_answer(&mut self, awaited: &[Outstanding<'_>]) -> Result<Option<Answer>, Awaited> {
+        let taken = self.try_take_answer(awaited);
         if let Err(Awaited::Lost(_)) = taken {
             self.set_lost();
         }
         taken
     }
 
-    /// # Safety
-    ///
-    /// As for [`receive_answer`](Self::receive_answer).
-    unsafe fn try_take_answer(&mut self, awaited: &[Outstanding]) -> Result<Option<Answer>, Awaited> {
+    fn try_take_answer(&mut self, awaited: &[Outstanding<'_>]) -> Result<Option<Answer>, Awaited> {
         loop {
             let over_twin = self.twin.is_some();
             let receiver = &mut self.twin.as_mut().unwrap_or(&mut self.main).receiver;
             if let Some(msg_id) = self.body {
-                if let Some(Outstanding { data: Data::Read(to), len, .. }) =
-                    awaited.iter().find(|one| one.msg_id == msg_id)
-                {
-                    let left = receiver.body_left();
-                    // SAFETY: the caller's promise; `len - left` bytes are taken.
-                    unsafe { receiver.take_body(to.add(len.saturating_sub(left)), left) };
+                let left = receiver.body_left();
+                let command = awaited.iter().find(|one| one.msg_id == msg_id);
+                if let Some((to, left)) = command.and_then(|one| one.data.rest_to_read(left)) {
+                    // SAFETY: as in `receive_answer`.
+                    unsafe { receiver.take_body(to, left) };
                 }
                 if receiver.body_left() > 0 {
                     return self.nothing_yet();
@@ -420,7 +375,7 @@ impl Connection {
                     self.enqueue(message)?;
                 }
                 Ok(Next::Message(message)) => {
-                    return self.judge(message, awaited).map(|message| Some(Answer::Message(message)));
+                    return self.judge_answer(message, awaited).map(|message| Some(Answer::Message(message)));
                 }
                 Ok(Next::Refused(header)) => {
                     self.unanswered.remove(header.msg_id);
@@ -442,7 +397,11 @@ impl Connection {
 
     /// Judges a whole message that should be an answer. Descriptors that came
     /// with it are closed, as if they had not come.
-    fn judge(&mut self, mut message: Box<Message>, awaited: &[Outstanding]) -> Result<Box<Message>, Awaited> {
+    fn judge_answer(
+        &mut self,
+        mut message: Box<Message>,
+        awaited: &[Outstanding<'_>],
+    ) -> Result<Box<Message>, Awaited> {
         message.fds.clear();
         let header = message.header;
         let errno = match awaited.iter().find(|one| one.msg_id == header.msg_id) {
@@ -475,7 +434,7 @@ impl Connection {
     pub fn queue_commands(&mut self) -> Result<(), Awaited> {
         match self.receive() {
             Ok(Received::Something | Received::Nothing) | Err(Errno::EINTR) => {}
-            Err(_) => return Err(self.lose(Errno::ENOTCONN)),
+            Err(_) => return Err(self.lose_connection(Errno::ENOTCONN)),
         }
         loop {
             let queued = match self.main.receiver.next(&mut self.pool, |_| true) {
@@ -502,19 +461,18 @@ impl Connection {
     /// What to wait for: the socket with the answers, then the main one if that
     /// is another (else none). Their hanging up is always told. `blocked`: the
     /// first has not taken a command.
-    pub fn answer_interest(&self, blocked: bool) -> [libc::pollfd; 2] {
-        let pollfd = |fd, events| libc::pollfd { fd, events, revents: 0 };
+    pub fn answer_interest(&self, blocked: bool) -> Wait {
         let room = |wanted| if wanted { libc::POLLOUT } else { 0 };
         let Some(twin) = &self.twin else {
             let blocked = blocked || self.has_unsent();
-            return [pollfd(self.main.socket(), libc::POLLIN | room(blocked)), pollfd(-1, 0)];
+            return Wait::ready([(self.main.socket(), libc::POLLIN | room(blocked)), (-1, 0)]);
         };
         let stuck = self.has_unsent();
         let blocked = !stuck && (blocked || !self.twin_sender.is_empty());
         // At its end, the main socket has no news, and would tell so for ever.
         let reads = (stuck || blocked) && !self.ended();
         let main = room(stuck) | if reads { libc::POLLIN } else { 0 };
-        [pollfd(twin.socket(), libc::POLLIN | room(blocked)), pollfd(self.main.socket(), main)]
+        Wait::ready([(twin.socket(), libc::POLLIN | room(blocked)), (self.main.socket(), main)])
     }
 
     /// Whether what stands next on the main socket is an answer that nobody

@@ -6,6 +6,7 @@ use super::address::{Address, Identity};
 use super::channel::close_gently;
 use super::process::Process;
 use super::replace::{Found, Turn};
+use super::wait::Wait;
 use crate::wire::{Errno, Result};
 
 /// What is added to a path for the socket that takes its place.
@@ -96,6 +97,11 @@ impl Listener {
     /// The socket.
     pub fn socket(&self) -> RawFd {
         self.socket.as_raw_fd()
+    }
+
+    /// Waits for a client.
+    pub fn wait_accept(&self) -> Wait {
+        Wait::accept(self.socket())
     }
 
     /// Accepts a client that waits; `EAGAIN` if the socket is non-blocking and

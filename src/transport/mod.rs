@@ -14,6 +14,7 @@ mod buffer;
 mod channel;
 mod connection;
 mod control;
+mod data;
 mod exchange;
 mod handed;
 mod listener;
@@ -25,6 +26,7 @@ mod receive;
 mod replace;
 mod reply;
 mod send;
+mod wait;
 mod waiting;
 
 #[cfg(test)]
@@ -32,10 +34,12 @@ mod tests;
 
 pub use buffer::Buffer;
 pub use connection::{Connection, Received, Sent};
-pub use exchange::{Answer, Awaited, Data, Outstanding};
+pub use data::{Data, Place};
+pub use exchange::{Answer, Awaited, Outstanding};
 pub use handed::Handed;
 pub use listener::Listener;
 pub use message::{Message, Next};
 pub use poller::{Interest, Poller};
 pub use pool::Pool;
 pub use reply::Reply;
+pub use wait::{Accepted, Outcome, Wait};

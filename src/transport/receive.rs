@@ -226,7 +226,7 @@ impl Receiver {
         }
         self.waiting = waiting;
         if settled.and(added).is_err() {
-            self.give_up();
+            self.give_up_stream();
         }
     }
 
@@ -277,7 +277,7 @@ impl Receiver {
 
     /// Descriptors had to be dropped, and there is no telling whose: nothing of
     /// what has arrived can be executed.
-    fn give_up(&mut self) {
+    fn give_up_stream(&mut self) {
         (self.head, self.tail) = (0, 0);
         self.large = None;
         self.waiting.clear();
@@ -291,7 +291,7 @@ impl Receiver {
         let settled = waiting.settle(true, self.seen());
         self.waiting = waiting;
         if settled.is_err() {
-            self.give_up();
+            self.give_up_stream();
         }
     }
 

@@ -404,13 +404,11 @@ fn closing_does_not_reset_the_peer() {
 }
 
 /// A command that reads `to`, sent over a twin socket, and the client's end of that.
-fn asked(connection: &mut Connection, to: &mut [u8]) -> (UnixStream, [Outstanding; 1]) {
+fn asked<'a>(connection: &mut Connection, to: &'a mut [u8]) -> (UnixStream, [Outstanding<'a>; 1]) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     connection.set_twin(OwnedFd::from(ours)).unwrap();
-    let command =
-        Outstanding { msg_id: 7, cmd: 11, head: [9; 16], data: Data::Read(to.as_mut_ptr()), len: to.len() };
-    // SAFETY: it has no data.
-    assert_eq!(unsafe { connection.send_command(&command) }, Ok(true));
+    let command = Outstanding { msg_id: 7, cmd: 11, head: [9; 16], data: Data::read(to) };
+    assert_eq!(connection.send_command(&command), Ok(true));
     (theirs, [command])
 }
 
@@ -420,14 +418,14 @@ fn of_a_receipt_that_nobody_told_of_it_is_known_whether_it_took_anything() {
         let (mut connection, _peer) = pair();
         let mut data = [0; 64];
         let (mut theirs, awaited) = asked(&mut connection, &mut data);
-        // SAFETY: `data` outlives what is received.
-        let (fd, message) = unsafe { connection.prepare_answer(&awaited) }.unwrap();
+        let wait = connection.wait_answer(&awaited).unwrap();
         if takes {
             theirs.write_all(&[1; 5]).unwrap();
         }
-        // SAFETY: what was prepared just now.
-        let count = unsafe { libc::recvmsg(fd, message, libc::MSG_DONTWAIT) };
-        assert_eq!(count, if takes { 5 } else { -1 });
+        // SAFETY: it was asked for just now. Without bytes it ends by itself.
+        let outcome = unsafe { wait.perform() };
+        let expected = if takes { Ok(5) } else { Err(Errno::EAGAIN) };
+        assert!(matches!(outcome, Outcome::Moved(outcome) if outcome == expected), "{outcome:?}");
         connection.abandon_answers();
         assert_eq!(connection.lost(), takes);
     }

@@ -126,7 +126,7 @@ impl Waiting {
         if let Some(open) = &mut self.open {
             return open.later.append(fds, missing);
         }
-        let verdict = judge(read, messages);
+        let verdict = judge_span(read, messages);
         let parcel = |owner| Parcel { owner, fds, missing };
         match verdict {
             Verdict { carrier: Some(fallback), last: Some(last), is_open: true } => {
@@ -148,7 +148,7 @@ impl Waiting {
         let Some(mut open) = self.open.take() else {
             return Ok(());
         };
-        let verdict = judge(open.read, messages);
+        let verdict = judge_span(open.read, messages);
         if verdict.is_open && !ended {
             self.open = Some(open);
             return Ok(());
@@ -197,7 +197,7 @@ impl Waiting {
 }
 
 /// Looks for the messages that have bytes in `read`.
-fn judge((start, end): Span, messages: impl Iterator<Item = Seen>) -> Verdict {
+fn judge_span((start, end): Span, messages: impl Iterator<Item = Seen>) -> Verdict {
     let mut verdict = Verdict::default();
     for message in messages.skip_while(|message| message.end <= start).take_while(|message| message.at < end)
     {

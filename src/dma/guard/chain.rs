@@ -100,7 +100,7 @@ pub(super) unsafe fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context:
         // SAFETY: the caller's promise.
         libc::SIG_IGN if unsafe { can_be_ignored(info) } => {}
         // SAFETY: the caller's promise.
-        libc::SIG_DFL | libc::SIG_IGN => unsafe { die(signal, info) },
+        libc::SIG_DFL | libc::SIG_IGN => unsafe { die_of_signal(signal, info) },
         handler => {
             // SAFETY: the caller's promise.
             unsafe { set_mask(signal, flags, context) };
@@ -131,7 +131,7 @@ unsafe fn can_be_ignored(info: *const libc::siginfo_t) -> bool {
 /// # Safety
 ///
 /// As for [`pass_on`].
-unsafe fn die(signal: c_int, info: *const libc::siginfo_t) {
+unsafe fn die_of_signal(signal: c_int, info: *const libc::siginfo_t) {
     let _ = sigaction(Some(&action(libc::SIG_DFL, 0)));
     // A fault would come back by itself, but not a signal that somebody sent. It
     // is blocked here.

@@ -1,8 +1,9 @@
 //! Which memory is guarded: a table of all mapped regions of the process, which
 //! the handler searches by address.
 //!
-//! Entries are never freed. The handler pins the one that it works on (a count,
-//! then a second look), and whoever removes one waits for the pins: so no memory
+//! Entries are never freed. The handler pins the one that it works on: a hazard
+//! pointer, but as a count at the entry (announced, then looked at again, as hazard
+//! pointers are), and whoever removes one waits for the pins: so no memory
 //! is replaced that is not the region's any more, and what the entry points to is
 //! there. That wait is bounded: only faults in that region pin the entry, and
 //! each for three system calls at the most.

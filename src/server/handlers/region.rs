@@ -102,12 +102,12 @@ impl<D: Device> Context<D> {
         access: &RegionAccess,
         data: Option<usize>,
     ) -> Result<Access> {
-        access.check(&[])?;
         if let Some(data) = data {
             access.check_written(data)?;
         }
         let regions = self.regions.borrow();
         let region = regions.get(access.region)?;
+        access.check(&[])?;
         Errno::EINVAL.unless(access.end() <= region.size, RegionAccess::BEYOND)?;
         Errno::EINVAL.unless(
             data.is_none() || self.migration.state() != DeviceState::StopCopy,
