@@ -10,7 +10,7 @@
 use std::ptr;
 use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
 
-use super::sizes::{LEAF_CAPACITY, PATIENCE, TOP_CAPACITY};
+use super::sizes::{LEAF_CAPACITY, PATIENCE, POPULATED, TOP_CAPACITY};
 use super::slots::Slot;
 use super::sync::{AtomicPtr, AtomicU64, AtomicUsize, Mutex, MutexGuard, fence, spin_loop};
 use super::zeroed::Zeroed;
@@ -117,7 +117,13 @@ impl<T> Writer<T> {
             self.leaves.push(unsafe { Zeroed::new(first, Leaf::cleared) }?);
         }
         let chunk = self.leaves.get(chunk).ok_or(Errno::ENOMEM)?;
-        let leaf = chunk.as_slice().get(number ^ first).ok_or(Errno::ENOMEM)?;
+        let at = number ^ first;
+        let leaf = chunk.as_slice().get(at).ok_or(Errno::ENOMEM)?;
+        // A sixteenth of them more, but few pages, so that nobody waits.
+        let together = (first / 16).min(POPULATED);
+        if together > 0 && at.is_multiple_of(together) {
+            chunk.populate(at..at + together);
+        }
         self.used = number;
         leaf.starts.iter().for_each(|start| start.store(UNUSED, Relaxed));
         Ok(leaf)
@@ -154,6 +160,19 @@ impl<T> Leaf<T> {
 
     fn start(&self, entry: usize) -> Option<u64> {
         self.starts.get(entry).map(|start| start.load(Relaxed))
+    }
+
+    /// Asks the processor for all of it at once. To be waited for one after the
+    /// other, as a search and a change come to them, its lines take many times as
+    /// long where they come from memory.
+    #[inline]
+    fn prefetch(&self) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        for line in (0..size_of::<Self>()).step_by(64) {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a hint, which touches nothing.
+            unsafe { _mm_prefetch(ptr::from_ref(self).cast::<i8>().wrapping_add(line), _MM_HINT_T0) };
+        }
     }
 
     /// How many starts are at most `address`. Always the same steps, none of
@@ -271,11 +290,17 @@ impl<T> Top<T> {
     }
 
     /// Position of the leaf that the region with the greatest start up to
-    /// `address` is in, position of that region in the leaf, and the leaf.
+    /// `address` is in.
+    #[inline(always)]
+    fn position(&self, address: u64) -> Option<usize> {
+        let starts = self.starts.as_slice().get(..self.len())?;
+        starts.partition_point(|start| start.load(Relaxed) <= address).checked_sub(1)
+    }
+
+    /// The same, position of that region in the leaf, and the leaf.
     #[inline(always)]
     fn place(&self, address: u64) -> Option<(usize, usize, &Leaf<T>)> {
-        let starts = self.starts.as_slice().get(..self.len())?;
-        let position = starts.partition_point(|start| start.load(Relaxed) <= address).checked_sub(1)?;
+        let position = self.position(address)?;
         let leaf = self.leaf(position)?;
         Some((position, leaf.count_up_to(address).checked_sub(1)?, leaf))
     }
@@ -327,6 +352,16 @@ impl<T> Index<T> {
         let (_, entry, leaf) = self.top()?.place(address)?;
         // SAFETY: null, or a slot that `insert` was given.
         unsafe { leaf.slots.get(entry)?.load(Acquire).as_ref() }
+    }
+
+    /// The same where the index is about to be changed.
+    pub(super) fn up_to_for_change(&self, address: u64) -> Option<&T> {
+        let top = self.top()?;
+        // What there is of a single leaf is small, or in use.
+        if top.len() > 1 {
+            top.leaf(top.position(address)?)?.prefetch();
+        }
+        self.up_to(address)
     }
 
     /// The slot of the region with the lowest start from `address` on; to be

@@ -17,6 +17,8 @@ pub(super) const KEPT: u32 = 192;
 pub(super) const LEAF_CAPACITY: usize = 256;
 /// Leaves that the first array of leaves holds: a page of starts.
 pub(super) const TOP_CAPACITY: usize = 512;
+/// Leaves that have memory put behind them at once, at the most.
+pub(super) const POPULATED: usize = 16;
 /// Looks into the index before a reader waits for the writer instead.
 pub(super) const PATIENCE: u32 = 64;
 

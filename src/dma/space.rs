@@ -185,7 +185,7 @@ impl AddressSpace {
         }
         let last = size.checked_sub(1).and_then(|more| iova.checked_add(more)).ok_or(Errno::EINVAL)?;
         let mut state = self.state.lock();
-        if let Some(region) = self.region_up_to(last)
+        if let Some(region) = self.index.up_to_for_change(last).and_then(Slot::snapshot)
             && region.last() >= iova
         {
             return self.map_again(&mut state, &region, request);
@@ -287,7 +287,8 @@ impl AddressSpace {
     /// The region with exactly these addresses.
     pub fn find_exact(&self, iova: u64, size: u64) -> Option<RegionId> {
         let _state = self.state.lock();
-        let region = self.region_up_to(iova)?;
+        // To unmap it, nearly always.
+        let region = self.index.up_to_for_change(iova)?.snapshot()?;
         ((region.start, region.size) == (iova, size)).then(|| region.id())
     }
 

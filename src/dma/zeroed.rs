@@ -5,10 +5,10 @@
 //! since loom's atomics aren't made of bytes.
 
 use std::marker::PhantomData;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::slice;
 
-use super::mapping::Mapping;
+use super::mapping::{Mapping, host_page_size};
 use crate::wire::{Errno, Result};
 
 /// An array that starts as zero bytes, and that others may look into: what
@@ -60,6 +60,20 @@ impl<T> Zeroed<T> {
     pub(super) fn as_slice(&self) -> &[T] {
         // SAFETY: it was made of so many elements, which zero bytes are.
         unsafe { slice::from_raw_parts(self.as_ptr(), self.mapping.length() / size_of::<T>()) }
+    }
+
+    /// Has memory put behind these elements now, rather than page by page as each is
+    /// written to (twice, if it is read first). They are what they were.
+    pub(super) fn populate(&self, elements: Range<usize>) {
+        let Some(wanted) = self.as_slice().get(elements) else { return };
+        let range = wanted.as_ptr_range();
+        // Whole pages: those of the ends as well, which are the mapping's.
+        let page = usize::try_from(host_page_size()).unwrap_or(4096);
+        let start = range.start.map_addr(|start| start & !(page - 1));
+        let length = range.end.addr() - start.addr();
+        // SAFETY: it changes no contents. Kernels that don't know it refuse (Linux
+        // before 5.14), and those without memory fail: then it comes as it is needed.
+        let _ = unsafe { libc::madvise(start.cast_mut().cast(), length, libc::MADV_POPULATE_WRITE) };
     }
 
     /// Makes all elements zero, while others may be looking at them, and gives

@@ -7,6 +7,7 @@ pub(super) const KEPT: u32 = 1;
 
 pub(super) const LEAF_CAPACITY: usize = 4;
 pub(super) const TOP_CAPACITY: usize = 1;
+pub(super) const POPULATED: usize = 1;
 pub(super) const PATIENCE: u32 = 1;
 
 pub(super) const GROUP_WORDS: usize = 4;

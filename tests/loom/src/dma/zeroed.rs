@@ -1,6 +1,6 @@
 //! What the library's `zeroed` has, of elements that are made one by one.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 
 use crate::wire::Result;
 
@@ -20,6 +20,8 @@ impl<T> Zeroed<T> {
     pub(super) fn as_slice(&self) -> &[T] {
         &self.0
     }
+
+    pub(super) fn populate(&self, _elements: Range<usize>) {}
 
     pub(super) fn discard(&self, clear: impl Fn(&T)) {
         self.0.iter().for_each(clear);
