@@ -9,11 +9,12 @@
 //! a seqlock the other way round, in which those that write to memory do the
 //! reading.
 
+use std::slice;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::bitmap::{Block, Blocks, GROUP_BITS};
 use super::sizes::{GROUP_WORDS, LINE_WORDS};
-use super::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, full_fence};
+use super::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, full_fence, or_and_fence};
 
 /// What harvester and setters tell each other; in cache lines of its own.
 #[repr(align(128))]
@@ -203,21 +204,30 @@ impl Drop for Harvest<'_> {
 /// `Progress::sequence`. A bit that was set already stands for these writes too
 /// if no harvest of its group begins before that.
 fn set_bits(block: &Block, first: u64, last: u64) {
-    let Some(words) = block.words().get((first / 64) as usize..=(last / 64) as usize) else { return };
+    let words = block.words().get((first / 64) as usize..=(last / 64) as usize).unwrap_or_default();
     match words {
-        [] => {}
-        [word] => set_in_word(word, mask(first, last)),
+        [] => full_fence(),
+        [word] => match mask(first, last) {
+            bits if word.load(Relaxed) & bits == bits => full_fence(),
+            bits => or_and_fence(word, bits),
+        },
         [head, middle @ .., tail] => {
             set_in_word(head, mask(first, 63));
-            for word in middle {
-                if word.load(Relaxed) != !0 {
-                    word.store(!0, Relaxed);
-                }
-            }
+            let (lines, rest) = middle.as_chunks::<LINE_WORDS>();
+            lines.iter().for_each(|words| fill(words));
+            rest.iter().for_each(|word| fill(slice::from_ref(word)));
             set_in_word(tail, mask(0, last));
+            full_fence();
         }
     }
-    full_fence();
+}
+
+/// Sets all bits of a few words, unless they are set.
+#[inline(always)]
+fn fill(words: &[AtomicU64]) {
+    if words.iter().fold(!0, |all, word| all & word.load(Relaxed)) != !0 {
+        words.iter().for_each(|word| word.store(!0, Relaxed));
+    }
 }
 
 /// Sets bits of a word, unless they are set: so threads that write to the same

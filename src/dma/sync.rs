@@ -24,6 +24,18 @@ pub(super) fn full_fence() {
     fence(std::sync::atomic::Ordering::SeqCst);
 }
 
+/// Sets bits, then a `SeqCst` fence.
+#[inline(always)]
+pub(super) fn or_and_fence(word: &AtomicU64, bits: u64) {
+    use std::sync::atomic::Ordering::SeqCst;
+    word.fetch_or(bits, SeqCst);
+    // On x86 that is a locked instruction, and so a full fence.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    std::sync::atomic::compiler_fence(SeqCst);
+    #[cfg(any(miri, not(target_arch = "x86_64")))]
+    fence(SeqCst);
+}
+
 /// A number that each thread has for itself.
 #[inline(always)]
 pub(super) fn thread_pointer() -> usize {

@@ -65,6 +65,11 @@ pub(super) fn full_fence() {
     fence(SeqCst);
 }
 
+pub(super) fn or_and_fence(word: &AtomicU64, bits: u64) {
+    word.fetch_or(bits, SeqCst);
+    fence(SeqCst);
+}
+
 /// All threads share a lane of the hints.
 pub(super) fn thread_pointer() -> usize {
     0
