@@ -32,8 +32,8 @@ pub type MayCarryFds = fn(&Header, &[u8]) -> Option<bool>;
 #[derive(Debug)]
 struct Large {
     header: Header,
-    /// Bytes of it, header included, that have arrived: they stand in
-    /// `buffer`, the payload at its start.
+    /// Bytes of it, header included, that have arrived: they stand at the start of
+    /// `buffer`, aligned as in the memory of who sent them and of the socket.
     have: usize,
     buffer: Buffer,
 }
@@ -172,9 +172,7 @@ impl Receiver {
         match &mut self.large {
             None => self.socket_header.prepare(rest, None),
             Some(large) => {
-                let (from, to) =
-                    (large.have.saturating_sub(HEADER_SIZE), large.size().saturating_sub(HEADER_SIZE));
-                let first = control::piece_mut(large.buffer.range_mut(from, to));
+                let first = control::piece_mut(large.buffer.range_mut(large.have, large.size()));
                 self.socket_header.prepare(first, Some(rest))
             }
         }
@@ -242,7 +240,7 @@ impl Receiver {
         let mut at = self.used;
         let large = self.large.as_ref().map(|large| {
             let end = at.saturating_add(large.size() as u64);
-            let arrived = large.buffer.range(0, large.have.saturating_sub(HEADER_SIZE));
+            let arrived = large.buffer.range(HEADER_SIZE, large.have);
             let carries = (self.may_carry_fds)(&large.header, arrived).or(large.is_whole().then_some(false));
             Seen { at: std::mem::replace(&mut at, end), end, carries }
         });
@@ -532,8 +530,7 @@ impl Receiver {
     /// From now on the message at `head` is collected in a buffer of its own.
     fn start_large(&mut self, header: Header, size: usize, pool: &mut Pool) -> Result<()> {
         let mut buffer = pool.take(size)?;
-        let arrived = self.buffer.range(self.head.saturating_add(HEADER_SIZE), self.tail);
-        copy(&mut buffer, arrived);
+        copy(&mut buffer, self.buffer.range(self.head, self.tail));
         let have = self.tail.saturating_sub(self.head);
         (self.head, self.tail) = (0, 0);
         self.large = Some(Large { header, have, buffer });
@@ -548,7 +545,7 @@ impl Receiver {
         let size = large.size();
         message.header = large.header;
         pool.put(std::mem::replace(&mut message.buffer, large.buffer));
-        (message.start, message.end) = (0, size.saturating_sub(HEADER_SIZE));
+        (message.start, message.end) = (HEADER_SIZE, size);
         self.hand_over(&mut message, size);
         Ok(Next::Message(message))
     }
