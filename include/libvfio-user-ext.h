@@ -248,7 +248,8 @@ int vfux_setup_pending_irqs(vfu_ctx_t *vfu_ctx);
  * @subindex: the vector
  *
  * May be called from any thread while the device is not quiesced, and in signal
- * handlers. It takes no lock, and waits no more than vfu_irq_trigger() does.
+ * handlers. It takes no lock, and waits no more than vfu_irq_trigger() does. What is
+ * logged of it is as there.
  *
  * Returns 0, or -1 and sets errno:
  *
@@ -272,7 +273,8 @@ int vfux_irq_trigger(vfu_ctx_t *vfu_ctx, enum vfu_dev_irq_type type, uint32_t su
  * interrupt is delivered once more when the client unmasks the line.
  *
  * May be called from any thread while the device is not quiesced, and in signal
- * handlers. It takes no lock and never waits.
+ * handlers. It takes no lock and never waits. What is logged of it is as for
+ * vfu_irq_trigger().
  *
  * Returns 0, or -1 and sets errno:
  *
@@ -294,7 +296,8 @@ int vfux_irq_clear_pending(vfu_ctx_t *vfu_ctx, enum vfu_dev_irq_type type, uint3
  * from the device. Without vfux_setup_pending_irqs() it is all zeros.
  *
  * May be called from any thread while the device is not quiesced, and in signal
- * handlers. It takes no lock and never waits.
+ * handlers. It takes no lock and never waits. What is logged of it is as for
+ * vfu_irq_trigger().
  *
  * Returns count, or -1 and sets errno:
  *
@@ -380,6 +383,8 @@ int vfux_setup_dma_policy(vfu_ctx_t *vfu_ctx, int policy);
  * A handler beside an unmap is safe: the library does not give a region's
  * addresses back while one works on it. Memory that the program itself has put
  * over a region's addresses is not told apart from the region.
+ *
+ * It belongs to no context, and so has no log.
  *
  * Threads: any, at any time. Calling it again does nothing.
  *

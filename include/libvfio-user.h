@@ -128,6 +128,9 @@ typedef enum {
  * vfu_attach_ctx(). At first there are no regions, no DMA, no migration, one
  * ERR and one REQ interrupt, and no log.
  *
+ * There is nowhere to log to yet: errno alone says why it fails. So it is in all
+ * functions where there is no context (vfu_ctx is NULL).
+ *
  * Threads: any, at any time.
  *
  * Returns the context, which vfu_destroy_ctx() releases, or NULL and sets
@@ -614,6 +617,9 @@ int vfu_setup_irq_state_callback(vfu_ctx_t *vfu_ctx,
  * of vfu_setup_irq_state_callback(), and an interrupt that is triggered all the
  * same is delivered.
  *
+ * As a signal handler must not log, the next vfu_run_ctx() does it where this fails
+ * with EINVAL. The other errors are the client's doing, and are not logged.
+ *
  * Returns 0, or -1 and sets errno:
  *
  *   EINVAL   no type of interrupt has such a vector; vfu_realize_ctx() has not
@@ -746,6 +752,9 @@ size_t dma_sg_size(void);
  * May be called from any thread while the device is not quiesced. An entry is
  * good until the unregister callback of its region has returned; used later, it
  * makes the functions below fail.
+ *
+ * ENOENT and EACCES are answers, which a guest brings about at will: they are not
+ * logged.
  *
  * Returns the number of entries filled in, 0 if len is 0. If n entries are
  * needed and there is room for less, the first max_nr_sgs of them are filled
@@ -1162,11 +1171,17 @@ typedef void (vfu_log_fn_t)(vfu_ctx_t *vfu_ctx, int level, const char *msg);
  * @level: the least important messages to pass on: LOG_EMERG (0) to LOG_DEBUG
  *         (7) of <syslog.h>
  *
- * The texts of messages are no interface. A set-up call or a request that is
- * refused is one line at LOG_ERR, with what was asked for and the rule that was
- * broken; a set-up that contradicts itself is warned of; the loss of a client is
- * one line at LOG_INFO; each request is logged at LOG_DEBUG. Nothing is formatted
- * for a level that is off.
+ * The texts of messages are no interface. A call or a request that is refused is
+ * one line at LOG_ERR, with what was asked for and the rule that was broken; a set-up
+ * that contradicts itself, and an unmap that finds nothing, are warned of; the loss
+ * of a client is one line at LOG_INFO; each request is logged at LOG_DEBUG. Nothing
+ * is formatted for a level that is off.
+ *
+ * No refusals, and not logged, are EAGAIN, EBUSY, EINTR and ENOTCONN in a program
+ * that calls again later, and what a function answers that is asked whether there
+ * is something (vfu_addr_to_sgl(), vfu_pci_find_capability()). Functions that any
+ * thread may call log each rule that they find broken once in the life of a context,
+ * because it may be a guest that makes a device break it.
  *
  * Threads: on the thread that uses the context, see the top of this file.
  *

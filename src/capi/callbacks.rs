@@ -21,6 +21,8 @@ use crate::server::regions::COUNT;
 use crate::server::{Context, Device, ResetType};
 use crate::wire::{DeviceState, Errno, Result};
 
+const FAILED: &str = "the device's callback failed";
+
 type TransitionFn = unsafe extern "C" fn(*mut vfu_ctx_t, RawMigrState) -> c_int;
 type DataFn = unsafe extern "C" fn(*mut vfu_ctx_t, *mut c_void, u64) -> ssize_t;
 
@@ -193,8 +195,8 @@ impl Device for Callbacks {
         // SAFETY: as for quiesce.
         match unsafe { transition(handle(context), state as u32) } {
             0 => Ok(()),
-            ..0 => Err(Errno::last()),
-            _ => Err(Errno::EINVAL),
+            ..0 => Err(Errno::last().because(FAILED)),
+            _ => Err(Errno::EINVAL.because("the device's callback returned a number above 0")),
         }
     }
 
@@ -231,7 +233,7 @@ fn clear_errno() {
 
 /// The result of quiesce and reset. The errno of one that set none is `EINVAL`.
 fn failed_if_negative(returned: c_int) -> Result<()> {
-    if returned < 0 { Err(Errno::last()) } else { Ok(()) }
+    if returned < 0 { Err(Errno::last().because(FAILED)) } else { Ok(()) }
 }
 
 /// The result of a callback that returns a number of bytes, of which `most`
@@ -249,7 +251,7 @@ fn byte_count(returned: ssize_t, most: usize) -> Result<usize> {
 fn impossible_count(returned: ssize_t) -> Errno {
     const MINUS_ONE_AS_INT: ssize_t = u32::MAX as ssize_t;
     match returned {
-        -1 | MINUS_ONE_AS_INT => Errno::last(),
-        _ => Errno::EINVAL,
+        -1 | MINUS_ONE_AS_INT => Errno::last().because(FAILED),
+        _ => Errno::EINVAL.because("the device's callback returned a number of bytes that cannot be"),
     }
 }

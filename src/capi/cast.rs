@@ -8,6 +8,11 @@ use std::slice;
 use super::vfu_ctx_t;
 use crate::wire::{Errno, Result};
 
+const NULL: &str = "a pointer that is needed is NULL";
+/// Bytes of the largest array that there can be.
+const MAX_LEN: usize = isize::MAX as usize;
+const MISALIGNED: &str = "a pointer is misaligned";
+
 /// Gives a context to C: the handle stays good until `into_context`.
 pub(super) fn into_handle(context: Box<vfu_ctx_t>) -> *mut vfu_ctx_t {
     Box::into_raw(context)
@@ -44,11 +49,9 @@ pub(super) unsafe fn context<'a>(handle: *mut vfu_ctx_t) -> Result<&'a vfu_ctx_t
 ///
 /// `ptr` is NULL or points to a `T` that nobody changes during `'a`.
 pub(super) unsafe fn reference<'a, T>(ptr: *const T) -> Result<&'a T> {
-    if !ptr.is_aligned() {
-        return Err(Errno::EINVAL);
-    }
+    Errno::EINVAL.unless(ptr.is_aligned(), MISALIGNED)?;
     // SAFETY: aligned, and NULL or good for reads during 'a.
-    unsafe { ptr.as_ref() }.ok_or_else(|| Errno::EINVAL.because("a pointer that is needed is NULL"))
+    unsafe { ptr.as_ref() }.ok_or_else(|| Errno::EINVAL.because(NULL))
 }
 
 /// Where a `T` is to be put; `EINVAL` for NULL.
@@ -57,11 +60,9 @@ pub(super) unsafe fn reference<'a, T>(ptr: *const T) -> Result<&'a T> {
 ///
 /// `ptr` is NULL or good for writes of a `T` during `'a`, which nobody else uses.
 pub(super) unsafe fn place<'a, T>(ptr: *mut T) -> Result<&'a mut MaybeUninit<T>> {
-    if !ptr.is_aligned() {
-        return Err(Errno::EINVAL);
-    }
+    Errno::EINVAL.unless(ptr.is_aligned(), MISALIGNED)?;
     // SAFETY: aligned, and NULL or good for writes; it may be uninitialised.
-    unsafe { ptr.cast::<MaybeUninit<T>>().as_mut() }.ok_or(Errno::EINVAL)
+    unsafe { ptr.cast::<MaybeUninit<T>>().as_mut() }.ok_or_else(|| Errno::EINVAL.because(NULL))
 }
 
 /// An array that C describes by pointer and length. `EINVAL` if it cannot be
@@ -94,9 +95,27 @@ pub(super) unsafe fn array_mut<'a, T>(ptr: *mut T, len: usize) -> Result<&'a mut
     Ok(unsafe { slice::from_raw_parts_mut(ptr, len) })
 }
 
+/// The same for bytes, for who must not say why: `None` if it cannot be one.
+///
+/// # Safety
+///
+/// As for [`array_mut`].
+pub(super) unsafe fn bytes_mut<'a>(ptr: *mut c_char, len: usize) -> Option<&'a mut [u8]> {
+    match len {
+        0 => Some(&mut []),
+        1..=MAX_LEN if !ptr.is_null() => {
+            // SAFETY: not NULL, in bounds of an allocation, not shared.
+            Some(unsafe { slice::from_raw_parts_mut(ptr.cast(), len) })
+        }
+        _ => None,
+    }
+}
+
 fn check_array<T>(ptr: *const T, len: usize) -> Result<()> {
-    let fits = len.checked_mul(size_of::<T>()).is_some_and(|bytes| bytes <= isize::MAX as usize);
-    Errno::EINVAL.unless(!ptr.is_null() && ptr.is_aligned() && fits, "a pointer is NULL or misaligned")
+    let fits = len.checked_mul(size_of::<T>()).is_some_and(|bytes| bytes <= MAX_LEN);
+    Errno::EINVAL.unless(!ptr.is_null(), NULL)?;
+    Errno::EINVAL.unless(ptr.is_aligned(), MISALIGNED)?;
+    Errno::EINVAL.unless(fits, "an array is longer than memory is")
 }
 
 /// A C string without its NUL; `EINVAL` for NULL.
@@ -120,9 +139,7 @@ pub(super) unsafe fn string<'a>(text: *const c_char) -> Result<&'a [u8]> {
 /// `data` is NULL or points to as many bytes as are asked for, which nobody
 /// changes meanwhile.
 pub(super) unsafe fn bytes(data: *const c_void) -> Result<impl Fn(usize) -> u8> {
-    if data.is_null() {
-        return Err(Errno::EINVAL);
-    }
+    Errno::EINVAL.unless(!data.is_null(), NULL)?;
     // SAFETY: not NULL and, by the caller's promise, long enough.
     Ok(move |at| unsafe { data.cast::<u8>().add(at).read() })
 }

@@ -28,6 +28,9 @@ use crate::wire::Errno;
 /// vfu_attach_ctx(). At first there are no regions, no DMA, no migration, one
 /// ERR and one REQ interrupt, and no log.
 ///
+/// There is nowhere to log to yet: errno alone says why it fails. So it is in all
+/// functions where there is no context (vfu_ctx is NULL).
+///
 /// Threads: any, at any time.
 ///
 /// Returns the context, which vfu_destroy_ctx() releases, or NULL and sets
@@ -72,7 +75,7 @@ pub unsafe extern "C-unwind" fn vfu_create_ctx(
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_get_private(vfu_ctx: *mut vfu_ctx_t) -> *mut c_void {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { guard::enter_lean(vfu_ctx, "vfu_get_private", |ctx| Ok(ctx.device().private)) }
+    unsafe { guard::enter_silent(vfu_ctx, "vfu_get_private", |ctx| Ok(ctx.device().private)) }
 }
 
 /// Chooses the function that resets the device.

@@ -7,6 +7,7 @@
 //! they go on in functions of their own.
 
 use std::ffi::c_int;
+use std::fmt;
 use std::mem::MaybeUninit;
 use std::ptr;
 
@@ -17,11 +18,27 @@ use super::{
     cast, dma_sg_t, guard, vfu_ctx_t, vfu_dma_addr_t, vfu_dma_register_cb_t, vfu_dma_unregister_cb_t,
 };
 use crate::dma::Translation;
+use crate::wire::Errno;
 
 /// An element of an array that C code may have anywhere: to refuse one at an odd
 /// address takes longer than to fill it in.
 #[repr(C, packed)]
 struct Unaligned(iovec);
+
+/// Entries that a caller passed, for the log: how many, and of the first, if there
+/// is one, which bytes it says it is.
+pub(super) struct Entries(pub(super) *mut dma_sg_t, pub(super) size_t);
+
+impl fmt::Display for Entries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} entries", self.1)?;
+        // SAFETY: C's promises for what it passes: NULL or an array of so many.
+        match unsafe { cast::array(self.0, self.1.min(1)) } {
+            Ok([first, ..]) => write!(f, ", the first of {first}"),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// Says that the device uses DMA. Without this call the library disregards what
 /// memory the client offers.
@@ -85,6 +102,9 @@ pub extern "C-unwind" fn dma_sg_size() -> size_t {
 /// May be called from any thread while the device is not quiesced. An entry is
 /// good until the unregister callback of its region has returned; used later, it
 /// makes the functions below fail.
+///
+/// ENOENT and EACCES are answers, which a guest brings about at will: they are not
+/// logged.
 ///
 /// Returns the number of entries filled in, 0 if len is 0. If n entries are
 /// needed and there is room for less, the first max_nr_sgs of them are filled
@@ -193,14 +213,18 @@ unsafe extern "C-unwind" fn addr_to_sgl(
     // SAFETY: C's promises: the handle is NULL or a live context, sgl an array
     // of max_nr_sgs that is the caller's alone.
     unsafe {
-        guard::enter_lean(vfu_ctx, "vfu_addr_to_sgl", |ctx| {
+        let call = format_args!("vfu_addr_to_sgl: {len:#x} bytes at {:#x}, prot {prot}", dma_addr.addr());
+        guard::enter_lean(vfu_ctx, "vfu_addr_to_sgl", call, |ctx| {
             let sgl = cast::array_mut(sgl.cast::<MaybeUninit<dma_sg_t>>(), room)?;
-            Ok(match ctx.addr_to_sgl(dma_addr.addr() as u64, len as u64, sgl, prot)? {
-                Translation::Filled(count) => c_int::try_from(count).unwrap_or(c_int::MAX).into(),
-                Translation::TooSmall(needed) => {
+            Ok(match ctx.addr_to_sgl(dma_addr.addr() as u64, len as u64, sgl, prot) {
+                Ok(Translation::Filled(count)) => c_int::try_from(count).unwrap_or(c_int::MAX).into(),
+                Ok(Translation::TooSmall(needed)) => {
                     let needed = c_int::try_from(needed).unwrap_or(c_int::MAX);
                     Answer { value: -1 - needed, errno: Some(0) }
                 }
+                // That is how a device learns what a guest may have it do.
+                Err(errno @ (Errno::ENOENT | Errno::EACCES)) => Answer::no(errno),
+                Err(errno) => return Err(errno),
             })
         })
     }
@@ -220,7 +244,10 @@ unsafe extern "C-unwind" fn addr_to_sgl(
 pub unsafe extern "C-unwind" fn vfu_sg_is_mappable(vfu_ctx: *mut vfu_ctx_t, sg: *mut dma_sg_t) -> bool {
     // SAFETY: C's promises: the handle is NULL or a live context, sg NULL or an entry.
     unsafe {
-        guard::enter_lean(vfu_ctx, "vfu_sg_is_mappable", |ctx| Ok(ctx.sg_is_mappable(cast::reference(sg)?)))
+        let call = format_args!("vfu_sg_is_mappable");
+        guard::enter_lean(vfu_ctx, "vfu_sg_is_mappable", call, |ctx| {
+            Ok(ctx.sg_is_mappable(cast::reference(sg)?))
+        })
     }
 }
 
@@ -339,7 +366,8 @@ unsafe extern "C-unwind" fn sgl_get(
 ) -> c_int {
     // SAFETY: as above.
     unsafe {
-        guard::enter_lean(vfu_ctx, "vfu_sgl_get", |ctx| {
+        let call = format_args!("vfu_sgl_get: {}, flags {flags:#x}", Entries(sgl, cnt));
+        guard::enter_lean(vfu_ctx, "vfu_sgl_get", call, |ctx| {
             let sgl = cast::array(sgl, cnt)?;
             let iov = cast::array_mut(iov.cast::<MaybeUninit<Unaligned>>(), cnt)?;
             let put = |number: usize, memory| {
@@ -444,7 +472,7 @@ unsafe fn mark(vfu_ctx: *mut vfu_ctx_t, name: &'static str, sgl: *mut dma_sg_t, 
 unsafe fn mark_guarded(vfu_ctx: *mut vfu_ctx_t, name: &'static str, sgl: *mut dma_sg_t, cnt: size_t) {
     // SAFETY: the caller's promises.
     unsafe {
-        guard::enter_lean(vfu_ctx, name, |ctx| {
+        guard::enter_lean(vfu_ctx, name, format_args!("{name}: {}", Entries(sgl, cnt)), |ctx| {
             ctx.sgl_mark_dirty(cast::array(sgl, cnt)?);
             Ok(())
         })

@@ -5,9 +5,12 @@
 //! all later calls on that context but its destruction. A thread cannot be
 //! cancelled inside, because unwinding for a cancellation must not meet
 //! `catch_unwind`, which would abort the process; the calls that are cheaper
-//! than that switch (`enter_lean`), and those that find nothing to do
-//! (`enter_late`), contain no cancellation point. `errno` is set
-//! as the last act, when nothing is left to disturb it.
+//! than that switch (`enter_lean`, `enter_silent`), and those that find nothing to
+//! do (`enter_late`), contain no cancellation point, unless they are refused and
+//! log that. `errno` is set as the last act, when nothing is left to disturb it.
+//!
+//! Whatever fails in here logs a line, whether it says why or not: so a new
+//! refusal cannot be one without.
 
 use std::any::Any;
 use std::ffi::{CString, c_int};
@@ -65,6 +68,12 @@ impl<R: Failure> Answer<R> {
         Answer { value: R::FAILED, errno: Some(errno.number()) }
     }
 
+    /// The failing result where it is no refusal: it answers what was asked, and
+    /// the log need not know.
+    pub(super) fn no(errno: Errno) -> Answer<R> {
+        Answer::failed(errno)
+    }
+
     /// Back to C: the last act.
     fn give(self) -> R {
         if let Some(number) = self.errno {
@@ -86,7 +95,7 @@ pub(super) unsafe fn enter<R: Failure, A: Into<Answer<R>>>(
     body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
 ) -> R {
     let body = |context: &vfu_ctx_t| {
-        body(context).inspect_err(|errno| context.log_refusal(format_args!("{name}"), *errno))
+        body(context).inspect_err(|errno| context.log_failure(format_args!("{name}"), *errno))
     };
     let cancellation = disable_cancellation();
     // SAFETY: the caller's promise.
@@ -106,7 +115,7 @@ pub(super) unsafe fn enter_saying<R: Failure, A: Into<Answer<R>>>(
     call: fmt::Arguments<'_>,
     body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
 ) -> R {
-    let body = |context: &vfu_ctx_t| body(context).inspect_err(|errno| context.log_refusal(call, *errno));
+    let body = |context: &vfu_ctx_t| body(context).inspect_err(|errno| context.log_failure(call, *errno));
     let cancellation = disable_cancellation();
     // SAFETY: the caller's promise.
     let answer = unsafe { checked(handle, name, body) };
@@ -132,7 +141,7 @@ pub(super) unsafe fn enter_late<R: Failure, A: Into<Answer<R>>>(
         body(context, &mut hold).inspect_err(|errno| {
             // The program's log function may be a cancellation point.
             hold.hold();
-            context.log_refusal(format_args!("{name}"), *errno);
+            context.log_failure(format_args!("{name}"), *errno);
         })
     };
     // SAFETY: the caller's promise.
@@ -157,13 +166,42 @@ impl Hold {
     }
 }
 
-/// Like [`enter`], for a `body` of a few nanoseconds: it calls nothing back and
-/// makes no system call that is a cancellation point.
+/// Like [`enter_saying`], for a `body` of a few nanoseconds, which any thread may
+/// run at any rate: it calls nothing back and makes no system call that is a
+/// cancellation point. Each rule that is broken is logged once.
 ///
 /// # Safety
 ///
 /// As for [`enter`].
 pub(super) unsafe fn enter_lean<R: Failure, A: Into<Answer<R>>>(
+    handle: *mut vfu_ctx_t,
+    name: &'static str,
+    call: fmt::Arguments<'_>,
+    body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
+) -> R {
+    let mut hold = Hold { before: None };
+    let body = |context: &vfu_ctx_t| {
+        body(context).inspect_err(|errno| {
+            // As above.
+            hold.hold();
+            context.log_refusal_once(name, call, *errno);
+        })
+    };
+    // SAFETY: the caller's promise.
+    let answer = unsafe { checked(handle, name, body) };
+    if let Some(before) = hold.before {
+        restore_cancellation(before);
+    }
+    answer.give()
+}
+
+/// Like [`enter_lean`], for what cannot be refused, or may not log: a signal handler
+/// may call it.
+///
+/// # Safety
+///
+/// As for [`enter`].
+pub(super) unsafe fn enter_silent<R: Failure, A: Into<Answer<R>>>(
     handle: *mut vfu_ctx_t,
     name: &'static str,
     body: impl FnOnce(&vfu_ctx_t) -> Result<A>,

@@ -45,7 +45,9 @@ pub unsafe extern "C-unwind" fn vfu_create_ioeventfd(
 ) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter(vfu_ctx, "vfu_create_ioeventfd", |ctx| {
+        let call =
+            format_args!("vfu_create_ioeventfd: region {region_idx}, {size:#x} bytes at {gpa_offset:#x}");
+        guard::enter_saying(vfu_ctx, "vfu_create_ioeventfd", call, |ctx| {
             ctx.create_ioeventfd(region_idx, fd, gpa_offset, size, flags, datamatch, shadow_fd, shadow_offset)
                 .map(|()| 0)
         })

@@ -4,6 +4,7 @@ use std::ffi::c_int;
 
 use super::{RawIrqType, cast, guard, vfu_ctx_t, vfu_dev_irq_state_cb_t};
 use crate::irq::IrqType;
+use crate::server::IrqCall;
 use crate::wire::Errno;
 
 /// Says how many vectors of a type of interrupt the device has. At first: one
@@ -88,6 +89,9 @@ pub unsafe extern "C-unwind" fn vfu_setup_irq_state_callback(
 /// of vfu_setup_irq_state_callback(), and an interrupt that is triggered all the
 /// same is delivered.
 ///
+/// As a signal handler must not log, the next vfu_run_ctx() does it where this fails
+/// with EINVAL. The other errors are the client's doing, and are not logged.
+///
 /// Returns 0, or -1 and sets errno:
 ///
 ///   EINVAL   no type of interrupt has such a vector; vfu_realize_ctx() has not
@@ -114,5 +118,13 @@ pub unsafe extern "C-unwind" fn vfu_irq_trigger(vfu_ctx: *mut vfu_ctx_t, subinde
 #[inline(never)]
 unsafe fn trigger_guarded(vfu_ctx: *mut vfu_ctx_t, subindex: u32) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { guard::enter_lean(vfu_ctx, "vfu_irq_trigger", |ctx| ctx.irq_trigger(subindex).map(|()| 0)) }
+    unsafe {
+        guard::enter_silent(vfu_ctx, "vfu_irq_trigger", |ctx| {
+            ctx.irq_trigger(subindex).map(|()| 0).inspect_err(|errno| {
+                if *errno == Errno::EINVAL {
+                    ctx.note_refusal(IrqCall::Trigger { vector: subindex });
+                }
+            })
+        })
+    }
 }

@@ -18,11 +18,17 @@ const MAX_MESSAGE: usize = 8191;
 /// @level: the least important messages to pass on: LOG_EMERG (0) to LOG_DEBUG
 ///         (7) of <syslog.h>
 ///
-/// The texts of messages are no interface. A set-up call or a request that is
-/// refused is one line at LOG_ERR, with what was asked for and the rule that was
-/// broken; a set-up that contradicts itself is warned of; the loss of a client is
-/// one line at LOG_INFO; each request is logged at LOG_DEBUG. Nothing is formatted
-/// for a level that is off.
+/// The texts of messages are no interface. A call or a request that is refused is
+/// one line at LOG_ERR, with what was asked for and the rule that was broken; a set-up
+/// that contradicts itself, and an unmap that finds nothing, are warned of; the loss
+/// of a client is one line at LOG_INFO; each request is logged at LOG_DEBUG. Nothing
+/// is formatted for a level that is off.
+///
+/// No refusals, and not logged, are EAGAIN, EBUSY, EINTR and ENOTCONN in a program
+/// that calls again later, and what a function answers that is asked whether there
+/// is something (vfu_addr_to_sgl(), vfu_pci_find_capability()). Functions that any
+/// thread may call log each rule that they find broken once in the life of a context,
+/// because it may be a guest that makes a device break it.
 ///
 /// Threads: on the thread that uses the context, see the top of this file.
 ///
@@ -76,7 +82,7 @@ unsafe extern "C-unwind" {
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn vfu_log_is_enabled(vfu_ctx: *mut vfu_ctx_t, level: c_int) -> bool {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { guard::enter_lean(vfu_ctx, "vfu_log", |ctx| Ok(ctx.log_enabled(level))) }
+    unsafe { guard::enter_silent(vfu_ctx, "vfu_log", |ctx| Ok(ctx.log_enabled(level))) }
 }
 
 /// For the shim: passes a formatted message on.

@@ -4,9 +4,10 @@ use std::ffi::{c_int, c_void};
 
 use libc::{size_t, ssize_t};
 
+use super::guard::Answer;
 use super::{PciConfigSpace, RawPciType, cast, guard, vfu_ctx_t};
 use crate::pci::PciType;
-use crate::wire::Errno;
+use crate::wire::{Errno, Result};
 
 /// Makes the configuration space of a PCI device, all zero.
 ///
@@ -99,7 +100,7 @@ pub unsafe extern "C-unwind" fn vfu_pci_set_class(vfu_ctx: *mut vfu_ctx_t, base:
 pub unsafe extern "C-unwind" fn vfu_pci_get_config_space(vfu_ctx: *mut vfu_ctx_t) -> *mut PciConfigSpace {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter_lean(vfu_ctx, "vfu_pci_get_config_space", |ctx| {
+        guard::enter_silent(vfu_ctx, "vfu_pci_get_config_space", |ctx| {
             let space = ctx.with_config_space(|space| space.as_ptr());
             Ok(space.unwrap_or(std::ptr::null_mut()))
         })
@@ -172,7 +173,10 @@ pub unsafe extern "C-unwind" fn vfu_pci_find_capability(
 ) -> size_t {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter(vfu_ctx, "vfu_pci_find_capability", |ctx| ctx.pci_find_capability(extended, cap_id))
+        let call = format_args!("vfu_pci_find_capability: id {cap_id:#x}");
+        guard::enter_saying(vfu_ctx, "vfu_pci_find_capability", call, |ctx| {
+            found(ctx.pci_find_capability(extended, cap_id))
+        })
     }
 }
 
@@ -198,8 +202,18 @@ pub unsafe extern "C-unwind" fn vfu_pci_find_next_capability(
 ) -> size_t {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter(vfu_ctx, "vfu_pci_find_next_capability", |ctx| {
-            ctx.pci_find_next_capability(extended, pos, cap_id)
+        let call = format_args!("vfu_pci_find_next_capability: id {cap_id:#x}, behind {pos:#x}");
+        guard::enter_saying(vfu_ctx, "vfu_pci_find_next_capability", call, |ctx| {
+            found(ctx.pci_find_next_capability(extended, pos, cap_id))
         })
+    }
+}
+
+/// That there is none is an answer.
+fn found(offset: Result<usize>) -> Result<Answer<usize>> {
+    match offset {
+        Ok(offset) => Ok(offset.into()),
+        Err(Errno::ENOENT) => Ok(Answer::no(Errno::ENOENT)),
+        Err(errno) => Err(errno),
     }
 }

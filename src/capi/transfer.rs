@@ -4,6 +4,7 @@ use std::ffi::{c_int, c_void};
 
 use libc::size_t;
 
+use super::dma::Entries;
 use super::{cast, dma_sg_t, guard, vfu_ctx_t, wait};
 use crate::server::{SglAccess, Step};
 use crate::transport::{Data, Place};
@@ -102,14 +103,26 @@ unsafe fn move_bytes(
         hold.hold();
         // More than the first entry is never looked at.
         // SAFETY: the caller's promise.
-        let sgl = match unsafe { cast::array(sg, cnt.min(1)) } {
-            Ok(sgl) if !place.is_null() => sgl,
-            _ => return Step::Fail(Errno::EINVAL),
+        let sgl = unsafe { cast::array(sg, cnt.min(1)) }
+            .and_then(|sgl| Errno::EINVAL.unless(!place.is_null(), "data is NULL").map(|()| sgl));
+        let step = match sgl {
+            Ok(sgl) => {
+                let len =
+                    sgl.first().map_or(0, |entry| usize::try_from(entry.length()).unwrap_or(usize::MAX));
+                // SAFETY: the caller's promise.
+                let data = unsafe { Data::at(place, len) };
+                ctx.sgl_step(SglAccess { sgl, cnt, data, flags }, &mut transfer, event)
+            }
+            Err(errno) => Step::Fail(errno),
         };
-        let len = sgl.first().map_or(0, |entry| usize::try_from(entry.length()).unwrap_or(usize::MAX));
-        // SAFETY: the caller's promise.
-        let data = unsafe { Data::at(place, len) };
-        ctx.sgl_step(SglAccess { sgl, cnt, data, flags }, &mut transfer, event)
+        match step {
+            Step::Fail(errno) => {
+                let call = format_args!("{name}: {}, flags {flags:#x}", Entries(sg, cnt));
+                ctx.log_refusal_once(name, call, errno);
+                Step::Return { value: -1, errno: Some(errno) }
+            }
+            step => step,
+        }
     };
     // SAFETY: the caller's promise.
     unsafe { wait::drive(vfu_ctx, name, step) }

@@ -49,6 +49,8 @@ fn sorted(ranges: &[LoggingRange]) -> Result<Vec<(u64, u64)>> {
     Ok(pairs)
 }
 
+const NO_PAGE_SIZE: &str = "the page size is no power of two";
+
 impl AddressSpace {
     /// Starts logging of writes to regions that have a descriptor, those that
     /// will be mapped included. Writes outside of all `ranges` are not
@@ -63,14 +65,13 @@ impl AddressSpace {
     /// active, not the one in use; a range that is empty or wraps. `ENOMEM`: no
     /// room for the bitmaps; logging is off then.
     pub fn logging_start(&self, page_size: u64, ranges: &[LoggingRange]) -> Result<u64> {
-        if !page_size.is_power_of_two() {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(page_size.is_power_of_two(), NO_PAGE_SIZE)?;
         let ranges = sorted(ranges)?;
         let mut state = self.state.lock();
         if let Some(logging) = &state.logging {
             let in_use = 1 << logging.page_shift;
-            return if page_size == in_use { Ok(in_use) } else { Err(Errno::EINVAL) };
+            let rule = "pages are logged already, of another size";
+            return Errno::EINVAL.unless(page_size == in_use, rule).map(|()| in_use);
         }
         let page_size = page_size.max(super::mapping::host_page_size());
         state.logging = Some(Logging { page_shift: page_size.ilog2(), ranges });
@@ -162,17 +163,14 @@ impl AddressSpace {
     pub fn check_report(&self, iova: u64, length: u64, page_size: u64) -> Result<()> {
         bitmap_size(length, page_size)?;
         let state = self.state.lock();
-        let last = iova.checked_add(length - 1).ok_or(Errno::ENOENT)?;
-        self.check_mapped(iova, last)?;
-        let logging = state.logging.as_ref().ok_or(Errno::EINVAL)?;
-        if !page_size.is_power_of_two() {
-            return Err(Errno::EINVAL);
-        }
+        let mapped = iova.checked_add(length - 1).ok_or(Errno::ENOENT);
+        let mapped = mapped.and_then(|last| self.check_mapped(iova, last));
+        mapped.map_err(|errno| errno.because("an address is in no region"))?;
+        let logging = state.logging.as_ref().ok_or_else(|| Errno::EINVAL.because("pages are not logged"))?;
+        Errno::EINVAL.unless(page_size.is_power_of_two(), NO_PAGE_SIZE)?;
         let region = self.region_around(iova).ok_or(Errno::ENOENT)?;
-        if (iova - region.start) & ((1 << logging.page_shift) - 1) != 0 {
-            return Err(Errno::ENOTSUP);
-        }
-        Ok(())
+        let offset = (iova - region.start) & ((1 << logging.page_shift) - 1);
+        Errno::ENOTSUP.unless(offset == 0, "it does not start at a page of the region's")
     }
 
     /// Moves the dirty bits of a part of what was checked: it starts a multiple of

@@ -5,6 +5,7 @@
 //! in, is found out.
 
 use std::ffi::c_void;
+use std::fmt;
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
@@ -40,6 +41,13 @@ const _: () = assert!(
         && offset_of!(SgEntry, offset) == 24
         && offset_of!(SgEntry, tail) == 32
 );
+
+impl fmt::Display for SgEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SgEntry { iova, length, offset, .. } = *self;
+        write!(f, "{length:#x} bytes at {offset:#x} of the region at {iova:#x}")
+    }
+}
 
 impl SgEntry {
     /// What memory that was never filled in may hold.
@@ -103,6 +111,8 @@ impl SgEntry {
         u64::from_le(self.tail) | 0xff
     }
 }
+
+const STALE: &str = "vfu_addr_to_sgl() has not filled the entry in, or its region has gone";
 
 /// What [`AddressSpace::translate`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,7 +273,7 @@ impl AddressSpace {
     /// What an entry stands for. `EINVAL` if it was never filled in, or its
     /// region is gone.
     pub fn range_of(&self, entry: &SgEntry) -> Result<SgRange> {
-        let region = self.resolve(entry).ok_or(Errno::EINVAL)?;
+        let region = self.resolve(entry).ok_or_else(|| Errno::EINVAL.because(STALE))?;
         Ok(SgRange {
             region: region.id(),
             access: region.attributes.access(),
@@ -284,7 +294,8 @@ impl AddressSpace {
         match self.try_get(entry) {
             Some(found) => Ok(found),
             // Not mapped, or not good.
-            None => Err(if self.resolve(entry).is_some() { Errno::EFAULT } else { Errno::EINVAL }),
+            None if self.resolve(entry).is_some() => Err(Errno::EFAULT.because("the region is not mapped")),
+            None => Err(Errno::EINVAL.because(STALE)),
         }
     }
 
@@ -373,7 +384,7 @@ impl AddressSpace {
     /// `data` is good for writing `entry.length()` bytes, and the region is not
     /// removed meanwhile.
     pub unsafe fn read(&self, entry: &SgEntry, data: *mut u8) -> Result<()> {
-        let region = self.resolve(entry).ok_or(Errno::EINVAL)?;
+        let region = self.resolve(entry).ok_or_else(|| Errno::EINVAL.because(STALE))?;
         match region.attributes.access() {
             Access::Message => Err(Errno::EFAULT),
             Access::Mmap => {
@@ -433,7 +444,8 @@ impl AddressSpace {
     /// After an access to an entry's memory.
     #[inline(always)]
     pub(super) fn check_kept(&self, entry: &SgEntry) -> Result<()> {
-        if guard::is_on() && self.is_lost(entry) { Err(Errno::EIO) } else { Ok(()) }
+        let is_kept = !guard::is_on() || !self.is_lost(entry);
+        Errno::EIO.unless(is_kept, "the client has taken its memory away")
     }
 
     /// Calls `step` with a descriptor, bytes done, bytes left and file offset
@@ -444,7 +456,8 @@ impl AddressSpace {
         entry: &SgEntry,
         step: impl Fn(libc::c_int, usize, usize, i64) -> isize,
     ) -> Result<()> {
-        let (file, start) = self.slots.open_file(region.handle, region.tag).ok_or(Errno::EINVAL)?;
+        let (file, start) =
+            self.slots.open_file(region.handle, region.tag).ok_or_else(|| Errno::EINVAL.because(STALE))?;
         let start = start.checked_add(entry.offset).ok_or(Errno::EIO)?;
         let length = usize::try_from(entry.length).map_err(|_| Errno::EIO)?;
         let mut done = 0;
@@ -452,10 +465,10 @@ impl AddressSpace {
             let offset = start.checked_add(done as u64).and_then(|offset| i64::try_from(offset).ok());
             let moved = step(file.as_fd().as_raw_fd(), done, length - done, offset.ok_or(Errno::EIO)?);
             match usize::try_from(moved) {
-                Ok(0) => return Err(Errno::EIO),
+                Ok(0) => return Err(Errno::EIO.because("the client's file is too short")),
                 Ok(moved) => done += moved,
                 Err(_) if Errno::last() == Errno::EINTR => {}
-                Err(_) => return Err(Errno::EIO),
+                Err(_) => return Err(Errno::EIO.because("the client's file cannot be read or written")),
             }
         }
         Ok(())

@@ -180,19 +180,16 @@ impl AddressSpace {
     /// device DAX) and this may go; the errno of mmap(2).
     pub fn map(&self, request: MapRequest) -> Result<Mapped> {
         let MapRequest { iova, size, prot, access, .. } = request;
-        if size > MAX_REGION_SIZE {
-            return Err(Errno::ENOSPC);
-        }
-        let last = size.checked_sub(1).and_then(|more| iova.checked_add(more)).ok_or(Errno::EINVAL)?;
+        Errno::ENOSPC.unless(size <= MAX_REGION_SIZE, "it is larger than a region may be")?;
+        let last = size.checked_sub(1).and_then(|more| iova.checked_add(more));
+        let last = last.ok_or_else(|| Errno::EINVAL.because("it is empty, or has no end"))?;
         let mut state = self.state.lock();
         if let Some(region) = self.index.up_to_for_change(last).and_then(Slot::snapshot)
             && region.last() >= iova
         {
             return self.map_again(&mut state, &region, request);
         }
-        if state.count >= self.limit() {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(state.count < self.limit(), "there are as many regions as there may be")?;
         let new = NewRegion::make(request, &mut state.recent, self.lasting.load(Relaxed))?;
         self.hints.begin()?;
         let handle = self.slots.take(&mut state.vacant)?;
@@ -278,9 +275,7 @@ impl AddressSpace {
                 .slots
                 .with_backing(region.handle, |backing| backing.is_same(file, offset, &mut state.recent))
                 .unwrap_or(false);
-        if !is_same {
-            return Err(Errno::EEXIST);
-        }
+        Errno::EEXIST.unless(is_same, "it overlaps another region")?;
         Ok(Mapped { region: region.id(), fresh: false, beyond_file: None })
     }
 
@@ -385,6 +380,8 @@ impl Backing {
     }
 }
 
+const GOES: &str = "its memory can be taken away, and only a memfd with F_SEAL_SHRINK or device DAX is taken";
+
 impl NewRegion {
     fn make(request: MapRequest, recent: &mut Recent, lasting: bool) -> Result<NewRegion> {
         let MapRequest { size, prot, access, file, offset, .. } = request;
@@ -402,15 +399,12 @@ impl NewRegion {
             });
         };
         let (file, facts) = SharedFile::acquire(fd, recent)?;
-        if access == Access::Message || access == Access::FileIo && !facts.is_for_file_io() {
-            return Err(Errno::EINVAL);
-        }
+        let is_for_it = access == Access::Mmap || access == Access::FileIo && facts.is_for_file_io();
+        Errno::EINVAL.unless(is_for_it, "FILE_IO takes regular files and block devices")?;
         let mut backing = Backing { offset, ..Backing::default() };
         let (mut vaddr, mut beyond_file, mut unit) = (0, None, None);
         if access == Access::Mmap {
-            if lasting && !is_lasting(&file, &facts) {
-                return Err(Errno::EPERM);
-            }
+            Errno::EPERM.unless(!lasting || is_lasting(&file, &facts), GOES)?;
             unit = guard::is_on().then(|| indivisible(&file, &facts));
             let mapped = map_file(&file, &facts, offset, size, prot)?;
             (vaddr, beyond_file) = (mapped.vaddr, mapped.beyond_file);

@@ -39,13 +39,18 @@ impl IrqType {
 
     /// The type with this index, or `EINVAL`.
     pub fn from_index(index: u32) -> Result<IrqType> {
+        IrqType::known(index).ok_or_else(|| Errno::EINVAL.because("there is no such interrupt type"))
+    }
+
+    /// The same, also in a signal handler.
+    pub fn known(index: u32) -> Option<IrqType> {
         match index {
-            0 => Ok(IrqType::Intx),
-            1 => Ok(IrqType::Msi),
-            2 => Ok(IrqType::Msix),
-            3 => Ok(IrqType::Err),
-            4 => Ok(IrqType::Req),
-            _ => Err(Errno::EINVAL.because("there is no such interrupt type")),
+            0 => Some(IrqType::Intx),
+            1 => Some(IrqType::Msi),
+            2 => Some(IrqType::Msix),
+            3 => Some(IrqType::Err),
+            4 => Some(IrqType::Req),
+            _ => None,
         }
     }
 
@@ -298,9 +303,8 @@ impl Irqs {
     /// From now on interrupts are kept while their vector has no eventfd or is
     /// masked. Too late once the device is ready: `EINVAL`.
     pub fn latch(&self) -> Result<()> {
-        if self.ready.load(Ordering::Relaxed) {
-            return Err(Errno::EINVAL);
-        }
+        let is_early = !self.ready.load(Ordering::Relaxed);
+        Errno::EINVAL.unless(is_early, "vfu_realize_ctx() has been called")?;
         self.latching.store(true, Ordering::Release);
         self.update_route();
         Ok(())
@@ -340,7 +344,7 @@ impl Irqs {
         if !self.is_latching() {
             return Err(Errno::ENOENT);
         }
-        let enabled = || IrqType::from_index(self.enabled.load(Ordering::Acquire).into()).ok();
+        let enabled = || IrqType::known(self.enabled.load(Ordering::Acquire).into());
         let first = || {
             let kinds = [IrqType::Intx, IrqType::Msix, IrqType::Msi];
             kinds.into_iter().find(|kind| vector < self.count(*kind))

@@ -5,6 +5,8 @@ use std::cell::Cell;
 use super::fsm;
 use crate::wire::{DeviceState, Errno, Result};
 
+const NO_WAY: &str = "no way leads there from the state that the device is in";
+
 /// A device's migration state. It is held by value and never borrowed, so a
 /// callback may look at it, or change it, while a path is walked.
 #[derive(Debug)]
@@ -48,8 +50,9 @@ impl Session {
     /// except that `ENOTRECOVERABLE` says that the device cannot be brought
     /// back into any valid state: that is ERROR, which only a reset leaves.
     pub fn request(&self, number: u32, mut step: impl FnMut(DeviceState) -> Result<()>) -> Result<()> {
-        let target = DeviceState::from_number(number).ok_or(Errno::EINVAL)?;
-        let path = fsm::path(self.state.get(), target).ok_or(Errno::EINVAL)?;
+        let target = DeviceState::from_number(number)
+            .ok_or_else(|| Errno::EINVAL.because("there is no such state"))?;
+        let path = fsm::path(self.state.get(), target).ok_or_else(|| Errno::EINVAL.because(NO_WAY))?;
         for state in path {
             match step(*state) {
                 Ok(()) => self.state.set(*state),
@@ -68,12 +71,11 @@ impl Session {
     /// says how many there are. `EINVAL` unless state is being saved, or if it
     /// claims to have more than was asked for.
     pub fn read(&self, size: usize, read: impl FnOnce(usize) -> Result<usize>) -> Result<usize> {
-        if !fsm::is_saving(self.state.get()) {
-            return Err(Errno::EINVAL);
-        }
+        let is_saving = fsm::is_saving(self.state.get());
+        Errno::EINVAL.unless(is_saving, "the migration state is neither PRE_COPY nor STOP_COPY")?;
         match read(size)? {
             count if count <= size => Ok(count),
-            _ => Err(Errno::EINVAL),
+            _ => Err(Errno::EINVAL.because("the device has more than was asked for")),
         }
     }
 
@@ -81,12 +83,11 @@ impl Session {
     /// bytes it took. `EINVAL` unless the device is resuming, or if it did not
     /// take everything.
     pub fn write(&self, size: usize, write: impl FnOnce() -> Result<usize>) -> Result<()> {
-        if self.state.get() != DeviceState::Resuming {
-            return Err(Errno::EINVAL);
-        }
+        let is_resuming = self.state.get() == DeviceState::Resuming;
+        Errno::EINVAL.unless(is_resuming, "the migration state is not RESUMING")?;
         match write()? {
             count if count == size => Ok(()),
-            _ => Err(Errno::EINVAL),
+            _ => Err(Errno::EINVAL.because("the device took a part of it only")),
         }
     }
 }

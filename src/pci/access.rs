@@ -94,7 +94,9 @@ impl Pci {
                 header::write(space, piece.offset, data, bars, rom_size).map(|()| Effect::None)
             }
             PieceKind::Capability(capability) => caps::write(space, &capability, piece.offset, data),
-            PieceKind::Callback | PieceKind::Plain => Err(Errno::EINVAL),
+            PieceKind::Callback | PieceKind::Plain => {
+                Err(Errno::EINVAL.because("nothing is there that can be written"))
+            }
         }
     }
 

@@ -129,7 +129,9 @@ impl Iterator for Chain<'_> {
             return None;
         }
         if self.list.is_outside(self.space, at) {
-            return Some(Err(Errno::EINVAL));
+            return Some(Err(
+                Errno::EINVAL.because("the list of capabilities leads out of configuration space")
+            ));
         }
         if self.revisits(at) {
             return None;

@@ -50,6 +50,7 @@ pub const EXTENDED_CONFIG_SIZE: usize = 4096;
 
 /// Capabilities in each list at the most.
 const MAX_CAPABILITIES: usize = 128;
+const NO_SPACE: &str = "there is no configuration space yet";
 
 /// The bus a device is made for: `vfu_pci_type_t`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -259,8 +260,7 @@ impl Pci {
         Errno::ENOSPC.unless(count < MAX_CAPABILITIES, "there are 128 capabilities already")?;
         let kind = CapabilityKind::of(list, data)?;
         let size = kind.size(data)?;
-        let no_space = || Errno::EINVAL.because("there is no configuration space yet");
-        let space = self.space.as_ref().ok_or_else(no_space)?;
+        let space = self.space.as_ref().ok_or_else(|| Errno::EINVAL.because(NO_SPACE))?;
         Errno::EINVAL.unless(
             pos.checked_add(size).is_some_and(|end| end <= space.len()),
             "it does not end within configuration space",
@@ -291,10 +291,9 @@ impl Pci {
     /// the list starts at `pos`.
     pub fn find_next_capability(&self, extended: bool, pos: usize, id: i32) -> Result<usize> {
         let list = if extended { List::Extended } else { List::Standard };
-        let space = self.space().ok_or(Errno::EINVAL)?;
-        if list.is_outside(space, pos) {
-            return Err(Errno::EINVAL);
-        }
+        let space = self.space().ok_or_else(|| Errno::EINVAL.because(NO_SPACE))?;
+        Errno::EINVAL
+            .unless(!list.is_outside(space, pos), "the position is outside of configuration space")?;
         let mut behind_pos = pos == 0;
         for at in Chain::new(space, list)? {
             let at = at?;

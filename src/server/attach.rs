@@ -20,7 +20,7 @@ impl<D: Device> Context<D> {
     /// See `vfu_attach_ctx`.
     pub(crate) fn attach_step(&self, event: Event) -> Step {
         if self.busy.get() || self.attached() {
-            return Step::Fail(Errno::EINVAL.because("there is a client already"));
+            return Step::Fail(Errno::EINVAL.because("there is a client already, or a callback runs"));
         }
         let _busy = self.mark_busy();
         let step = match event {
@@ -97,9 +97,8 @@ impl<D: Device> Context<D> {
 
     fn end_negotiation(&self, errno: Errno) -> Step {
         let rule = errno.take_rule().unwrap_or("the client left, or the system failed");
-        log!(self, LOG_ERR, "negotiation with the client: {rule}: {errno}");
         self.close_connection();
-        Step::Fail(errno)
+        Step::Fail(errno.because(rule))
     }
 
     /// The first message, once it is complete, if it is a version message.

@@ -16,6 +16,7 @@ use super::Device;
 use super::io_fds::IoEventfds;
 use super::log::{Log, log};
 use super::quiesce::Pending;
+use super::refusals::Refusals;
 use super::regions::Regions;
 use crate::dma::AddressSpace;
 use crate::irq::Irqs;
@@ -47,6 +48,9 @@ pub enum Phase {
 pub struct Context<D> {
     // For any thread.
     pub(super) log: Log,
+    pub(super) refusals: Refusals,
+    /// [`Context::poll`] can do something: nonblocking and realized, and no refusal is noted.
+    pub(super) polls: AtomicBool,
     pub(super) irqs: Irqs,
     pub(super) dma: AddressSpace,
     /// `vfu_setup_device_dma` was called.
@@ -140,6 +144,7 @@ impl<D: Device> Context<D> {
         };
         Box::new(Context {
             log: Log::default(),
+            refusals: Refusals::default(),
             irqs: Irqs::default(),
             dma: AddressSpace::new(),
             dma_ready: AtomicBool::new(false),
@@ -152,6 +157,7 @@ impl<D: Device> Context<D> {
             pci: RefCell::new(Pci::new()),
             migration: Session::default(),
             realized: Cell::new(false),
+            polls: AtomicBool::new(false),
             memory_disregarded: Cell::new(false),
             listener,
             handed_client: Cell::new(client),

@@ -26,6 +26,8 @@ pub struct IoEventfds {
     regions: [Vec<IoEventfd>; regions::COUNT],
 }
 
+const BEYOND: &str = "it ends beyond the region";
+
 impl<D: Device> Context<D> {
     /// See `vfu_create_ioeventfd`. Shadow memory is not supported: `EINVAL`.
     #[allow(clippy::too_many_arguments)] // they are the C function's
@@ -42,10 +44,10 @@ impl<D: Device> Context<D> {
     ) -> Result<()> {
         let access = self.regions.borrow().access(region)?;
         let gpa_offset = gpa_offset as u64;
-        let end = gpa_offset.checked_add(u64::from(size)).ok_or(Errno::EINVAL)?;
+        let end = gpa_offset.checked_add(u64::from(size)).ok_or_else(|| Errno::EINVAL.because(BEYOND))?;
         Errno::EINVAL.unless(shadow_fd == -1, "shadow memory is not supported")?;
         Errno::EINVAL.unless(!access.flags.is_empty(), "the region is not set up")?;
-        Errno::EINVAL.unless(end <= access.size, "it ends beyond the region")?;
+        Errno::EINVAL.unless(end <= access.size, BEYOND)?;
         let mut entries = self.io_eventfds.borrow_mut();
         let entries = entries.regions.get_mut(region as usize).ok_or(Errno::EINVAL)?;
         memory::push(entries, IoEventfd { fd, gpa_offset, size, flags, datamatch })

@@ -31,6 +31,14 @@ impl Default for Log {
     }
 }
 
+fn rule_to_log(errno: Errno) -> Option<&'static str> {
+    match (errno.take_rule(), errno) {
+        (Some(rule), _) => Some(rule),
+        (None, Errno::EAGAIN | Errno::EBUSY | Errno::EINTR | Errno::ENOTCONN) => None,
+        (None, _) => Some(errno.general_rule()),
+    }
+}
+
 impl<D: Device> Context<D> {
     /// From now on, lines up to this level, `LOG_EMERG` (0) to `LOG_DEBUG` (7)
     /// of syslog(3), go to [`Device::log`]; None: no lines, as at first.
@@ -50,11 +58,23 @@ impl<D: Device> Context<D> {
         }
     }
 
-    /// Logs that the program was refused something, if the refusal says which
-    /// rule was broken: what is usual while a device runs says none.
+    /// Logs that the program was refused something, and which rule was broken. What
+    /// does not say that is logged as well, unless it is what every event loop meets
+    /// all the time.
     #[cold]
-    pub fn log_refusal(&self, what: fmt::Arguments<'_>, errno: Errno) {
-        if let Some(rule) = errno.take_rule() {
+    pub fn log_failure(&self, what: fmt::Arguments<'_>, errno: Errno) {
+        if let Some(rule) = rule_to_log(errno) {
+            log!(self, LOG_ERR, "{what}: {rule}: {errno}");
+        }
+    }
+
+    /// Logs a refusal of the function `name`, which is called at any rate and on any
+    /// thread: each rule that it has once in the life of the context, because it may
+    /// be a guest that makes the device break it.
+    #[cold]
+    pub fn log_refusal_once(&self, name: &'static str, what: fmt::Arguments<'_>, errno: Errno) {
+        let Some(rule) = rule_to_log(errno) else { return };
+        if self.log_enabled(libc::LOG_ERR) && self.refusals.is_new(name, rule) {
             log!(self, LOG_ERR, "{what}: {rule}: {errno}");
         }
     }

@@ -35,7 +35,7 @@ impl<D: Device> Context<D> {
     pub fn client_credentials(&self) -> Result<UnixCredentials> {
         match self.attached() {
             true => self.with_connection(|connection| connection.credentials()).ok_or(Errno::ENOTCONN)?,
-            false => Err(Errno::ENOTCONN),
+            false => Err(Errno::ENOTCONN.because("no client is attached")),
         }
     }
 

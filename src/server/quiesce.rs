@@ -3,6 +3,7 @@
 use super::log::log;
 use super::loss::Ask;
 use super::regions::{self, RegionFlags};
+use super::run::NOT_QUIET;
 use super::{Context, Device, ResetType};
 use crate::transport::Message;
 use crate::wire::{
@@ -84,7 +85,8 @@ impl<D: Device> Context<D> {
 
     /// See `vfu_device_quiesced`.
     pub fn device_quiesced(&self, errno: i32) -> Result<()> {
-        let pending = self.pending.borrow_mut().take().ok_or(Errno::EINVAL)?;
+        let pending = self.pending.borrow_mut().take();
+        let pending = pending.ok_or_else(|| Errno::EINVAL.because("nothing waits for the device"))?;
         let _busy = self.mark_busy();
         match pending {
             Pending::Message(message) if errno == 0 => {
@@ -116,8 +118,8 @@ impl<D: Device> Context<D> {
 
     /// The device could not quiesce: the request fails and the device is reset.
     fn refuse_pending(&self, message: Box<Message>, errno: Errno) {
-        log!(self, LOG_ERR, "device did not quiesce: {errno}");
         let header = message.header;
+        self.log_failed_request(&header, message.payload(), errno.because(NOT_QUIET));
         drop(message);
         self.answer_error(&header, errno);
         if let Err(errno) = self.reset_device(ResetType::Device) {

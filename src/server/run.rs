@@ -9,7 +9,6 @@ use std::cell::Cell;
 use nix::time::{ClockId, clock_gettime};
 
 use super::describe::Described;
-use super::log::log;
 use super::loss::Ask;
 use super::quiesce::Pending;
 use super::step::{Event, Step};
@@ -89,7 +88,7 @@ impl Drop for Busy<'_> {
 
 /// Rules that a request broke before anybody looked at what it asks for.
 const BAD_HEADER: &str = "no command, or a size that no such command has";
-const NOT_QUIET: &str = "the device did not quiesce";
+pub(super) const NOT_QUIET: &str = "the device did not quiesce";
 
 impl<D: Device> Context<D> {
     /// From now on, until the result is dropped, the context is busy.
@@ -100,8 +99,7 @@ impl<D: Device> Context<D> {
     /// See `vfu_run_ctx`.
     pub(crate) fn run_step(&self, event: Event) -> Step {
         if self.busy.get() {
-            // From inside a callback.
-            return Step::Fail(Errno::EBUSY);
+            return Step::Fail(Errno::EBUSY.because("called in a callback of the context"));
         }
         let _busy = self.mark_busy();
         let step = match event {
@@ -129,6 +127,8 @@ impl<D: Device> Context<D> {
             return Step::Fail(Errno::EINVAL.because("vfu_realize_ctx() has not been called"));
         }
         self.tell_losses();
+        self.poll_from_now_on();
+        self.tell_noted_refusal();
         if self.pending.borrow().is_some() {
             return Step::Fail(Errno::EBUSY);
         }
@@ -257,6 +257,7 @@ impl<D: Device> Context<D> {
             }
         };
         self.tell_losses();
+        self.tell_noted_refusal();
         match (self.flush_small(), end) {
             (Sent::Lost, End::Drained | End::Enough | End::Stuck) => End::Lost,
             (Sent::Stuck | Sent::More, End::Drained | End::Enough) => End::Stuck,
@@ -332,12 +333,17 @@ impl<D: Device> Context<D> {
         Turn::Refused
     }
 
-    /// One line for each request that is refused or fails.
+    /// One line for each request that is refused or fails. That an unmap finds nothing
+    /// is worth less: clients do that where they cannot know.
     #[cold]
     #[inline(never)]
     pub(super) fn log_failed_request(&self, header: &Header, payload: &[u8], errno: Errno) {
-        let rule = errno.take_rule().unwrap_or("the device, or the system, failed");
-        log!(self, LOG_ERR, "{}: {rule}: {errno}", Described { header, payload });
+        let rule = errno.take_rule().unwrap_or_else(|| errno.general_rule());
+        let is_unmap_of_nothing = header.cmd == Command::DmaUnmap as u16 && errno == Errno::ENOENT;
+        let level = if is_unmap_of_nothing { libc::LOG_WARNING } else { libc::LOG_ERR };
+        if self.log_enabled(level) {
+            self.log_format(level, format_args!("{}: {rule}: {errno}", Described { header, payload }));
+        }
     }
 
     /// Executes a request and answers it.

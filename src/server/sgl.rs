@@ -6,6 +6,8 @@ use super::{Context, Device};
 use crate::dma::{Access, AddressSpace, Prot, SgEntry, Translation};
 use crate::wire::{Errno, Result};
 
+const NO_DMA: &str = "vfu_setup_device_dma() has not been called";
+
 impl<D: Device> Context<D> {
     /// See `vfu_addr_to_sgl`. Any thread may call this.
     pub(crate) fn addr_to_sgl(
@@ -15,9 +17,7 @@ impl<D: Device> Context<D> {
         out: &mut [MaybeUninit<SgEntry>],
         prot: i32,
     ) -> Result<Translation> {
-        if !self.dma_is_ready() {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(self.dma_is_ready(), NO_DMA)?;
         self.dma.translate(addr, len, rights(prot), out)
     }
 
@@ -109,9 +109,8 @@ impl<D: Device> Context<D> {
         flags: i32,
         mut put: impl FnMut(usize, libc::iovec),
     ) -> Result<()> {
-        if flags != 0 || self.is_broken() || !self.dma_is_ready() {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(flags == 0, "flags is not 0")?;
+        Errno::EINVAL.unless(self.dma_is_ready(), NO_DMA)?;
         if !self.is_gettable() {
             self.warn_of_unmaps();
         }

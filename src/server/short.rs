@@ -5,6 +5,8 @@
 //! everything else (a pooled message, descriptors, asking the device to quiesce)
 //! does not concern it.
 
+use std::sync::atomic::Ordering;
+
 use zerocopy::IntoBytes;
 
 use super::run::Turn;
@@ -31,7 +33,7 @@ impl<D: Device> Context<D> {
     /// point.
     #[inline(always)]
     pub(crate) fn poll(&self) -> Polled {
-        let is_ready = self.nonblocking && !self.busy.get() && self.realized.get() && self.attached();
+        let is_ready = self.polls.load(Ordering::Relaxed) && !self.busy.get() && self.attached();
         if !is_ready || self.dma.has_losses() {
             return Polled::Go(Event::Start);
         }

@@ -117,22 +117,19 @@ impl<D: Device> Context<D> {
     /// Checks, and does what takes no message: then there is no transfer left.
     fn start_access<'a>(&self, access: SglAccess<'a>) -> Result<Option<Transfer<'a>>> {
         let SglAccess { sgl, cnt, data, flags } = access;
-        if flags & !DIRECT_ACCESS != 0 {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EINVAL.unless(flags & !DIRECT_ACCESS == 0, "an unknown flag")?;
         let ([entry], 1) = (sgl, cnt) else {
-            return Err(Errno::ENOTSUP);
+            return Err(Errno::ENOTSUP.because("sg_cnt is not 1"));
         };
-        if !data.is_read() && !entry.is_writeable() {
-            return Err(Errno::EPERM);
-        }
+        let is_write = !data.is_read();
+        Errno::EPERM
+            .unless(!is_write || entry.is_writeable(), "the entry was not translated with PROT_WRITE")?;
         let target = self.dma.range_of(entry)?;
-        if data.is_read() && !target.prot.contains(Prot::READ) {
-            return Err(Errno::EPERM);
-        }
-        if data.len() as u64 != entry.length() {
-            return Err(Errno::EINVAL);
-        }
+        Errno::EPERM.unless(
+            is_write || target.prot.contains(Prot::READ),
+            "the client does not allow to read the region",
+        )?;
+        Errno::EINVAL.unless(data.len() as u64 == entry.length(), "not as many bytes as the entry has")?;
         if flags & DIRECT_ACCESS != 0 && target.access != Access::Message {
             return match data.place() {
                 // SAFETY: the data are as long as the entry, and regions are removed
@@ -148,7 +145,8 @@ impl<D: Device> Context<D> {
 
     fn start_transfer<'a>(&self, iova: u64, data: Data<'a>) -> Result<Transfer<'a>> {
         let length = data.len() as u64;
-        if !self.attached() || self.is_lost() {
+        Errno::ENOTCONN.unless(self.attached(), "no client is attached")?;
+        if self.is_lost() {
             return Err(Errno::ENOTCONN);
         }
         let has_twin = self.with_connection(|connection| {
@@ -191,14 +189,11 @@ impl<D: Device> Context<D> {
         match outcome.unwrap_or(Err(Awaited::Failed(Errno::ENOTCONN))) {
             Ok(wait) => Ok(wait),
             Err(Awaited::Failed(errno)) => {
-                let Transfer { iova, length, .. } = transfer;
-                log!(self, LOG_ERR, "DMA of {length:#x} bytes at {iova:#x} by messages failed: {errno}");
-                Err(errno)
+                Err(errno.because("the client refuses it, or its answer makes no sense"))
             }
-            Err(Awaited::Lost(errno)) => {
-                log!(self, LOG_ERR, "connection lost in a DMA transfer");
-                Err(errno)
-            }
+            // The loss itself is logged when the client's resources are released.
+            Err(Awaited::Lost(Errno::ENOTCONN)) => Err(Errno::ENOTCONN),
+            Err(Awaited::Lost(errno)) => Err(errno.because("what the client sends cannot be followed")),
         }
     }
 }

@@ -94,6 +94,16 @@ impl Errno {
         RULE.take().filter(|(errno, _)| *errno == self).map(|(_, rule)| rule)
     }
 
+    /// What is said of a failure of which nobody said more.
+    #[cold]
+    pub fn general_rule(self) -> &'static str {
+        match self {
+            Errno::ENOMEM => "there is no memory for it",
+            Errno::EMFILE => "the process has no descriptors left",
+            _ => "the device, or the system, failed",
+        }
+    }
+
     /// The errno with this number; 0, which is no error, counts as `EINVAL`.
     pub const fn new(number: i32) -> Errno {
         match NonZeroI32::new(number) {

@@ -1,6 +1,6 @@
 """What a guest is made of.
 
-QEMU, its firmware, a kernel, busybox and e2fsprogs come from Debian's unstable suite,
+QEMU, its firmware, a kernel, busybox, e2fsprogs and smartmontools come from Debian's unstable suite,
 by package name, and are unpacked into a cache folder: nothing is installed on the
 host, and a second run needs no network. The guest is an initramfs of busybox, the
 kernel modules that are asked for, and programs; its shell takes commands over the
@@ -20,7 +20,7 @@ import tempfile
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 CACHE = pathlib.Path(os.environ.get("VFU_GUEST_CACHE") or TOP / ".cache" / "guest")
-PACKAGES = ["qemu-system-x86", "seabios", "linux-image-amd64", "busybox-static", "e2fsprogs", "zstd"]
+PACKAGES = ["qemu-system-x86", "seabios", "linux-image-amd64", "busybox-static", "e2fsprogs", "smartmontools", "zstd"]
 
 INIT = """#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /sbin /mnt

@@ -17,6 +17,11 @@ def image(root, tmp_path_factory):
     return initramfs(root, tmp_path_factory.mktemp("image"), ["nvme", "ext4"], programs=["mkfs.ext4"])
 
 
+@pytest.fixture(scope="session")
+def monitored_image(root, tmp_path_factory):
+    return initramfs(root, tmp_path_factory.mktemp("monitored"), ["nvme", "ext4"], programs=["mkfs.ext4", "smartd"])
+
+
 @pytest.fixture
 def disk(tmp_path):
     return tmp_path / "disk.img"
@@ -156,6 +161,51 @@ def test_a_guest_whose_memory_is_not_shared_is_told_at_once(root, image, serve, 
         assert not re.search(r"nvme.*timeout", guest.does("dmesg"))
         assert guest.power_off() == 0
     server.says("share=on")
+
+
+def neighbours(folder):
+    """Two new files, of many the two whose inodes' numbers are next to each other."""
+    files = [folder / f"disk{n}" for n in range(32)]
+    for file in files:
+        file.touch()
+    files.sort(key=lambda file: file.stat().st_ino)
+    pairs = zip(files, files[1:])
+    return min(pairs, key=lambda pair: pair[1].stat().st_ino - pair[0].stat().st_ino)
+
+
+def smartd(guest):
+    """What smartd says of all disks, looking once; what it saw it keeps for the next time."""
+    said = guest.does("mkdir -p /state && smartd -d -q onecheck -c /smartd.conf -s /state/ -A - 2>&1 && cat /state/*.state")
+    assert "Monitoring 0 ATA/SATA, 0 SCSI/SAS and 2 NVMe devices" in said, said
+    assert said.count("nvme-available-spare = 100") == 2, "the states of both"
+    assert not re.search("(?i)error count increased|err-log-entries = [1-9]|failed|critical|unable|cannot|warning", said), said
+    return said
+
+
+def test_two_disks_of_one_guest_are_two_and_a_monitor_is_content_with_both(root, monitored_image, serve, tmp_path):
+    servers = [serve(disk) for disk in neighbours(tmp_path)]
+    with Guest(root, monitored_image, [server.path for server in servers]) as guest:
+        for disk in ("nvme0n1", "nvme1n1"):
+            guest.appears(f"/dev/{disk}")
+        # From these udev makes the links of /dev/disk/by-id.
+        for name in ("nvme*n1/wwid", "nvme*n1/uuid", "nvme*n1/device/serial", "nvme*n1/device/subsysnqn"):
+            values = guest.does(f"cat /sys/block/{name}").split("\n")[:-1]
+            assert len(values) == 2 and len(set(values)) == 2 and all(values), (name, values)
+        guest.does("printf '/dev/nvme0 -a -d nvme\\n/dev/nvme1 -a -d nvme\\n' > /smartd.conf")
+        smartd(guest)
+        # Each start of a controller asks again for all that there may be.
+        for n in (0, 1):
+            guest.does(f"echo 1 > /sys/class/nvme/nvme{n}/reset_controller")
+        for disk in ("nvme0n1", "nvme1n1"):
+            guest.does(f"mkfs.ext4 -q /dev/{disk} && mkdir -p /mnt/{disk} && mount -t ext4 /dev/{disk} /mnt/{disk}")
+            guest.does(f"echo {disk} > /mnt/{disk}/name && sync")
+        assert "state read" in smartd(guest)
+        guest.does("echo 3 > /proc/sys/vm/drop_caches")
+        assert guest.does("cat /mnt/*/name") == "nvme0n1\nnvme1n1\n"
+        guest.does("umount /mnt/*")
+        said = guest.does("dmesg")
+        assert not re.search(r"(?i)nvme.*(duplicate|globally|identify|invalid|error|fail)", said), said
+        power_off(guest)
 
 
 def test_a_disk_that_is_not_to_be_written(root, image, serve, disk, tmp_path):

@@ -696,7 +696,7 @@ LEVELS = {
     "a refused command": (3, lambda client: client.request(99, b"x", expect=errno.EINVAL)),
     "a refused header": (3, lambda client: client.request(GET_INFO, expect=errno.EINVAL, count=0)),
     "a bad region": (3, lambda client: client.read(BAR5, 0, 1, expect=errno.EINVAL)),
-    "unmap of an unknown region": (3, lambda client: client.unmap(0, PAGE, expect=errno.ENOENT)),
+    "unmap of an unknown region": (4, lambda client: client.unmap(0, PAGE, expect=errno.ENOENT)),
     "a device reset": (6, lambda client: client.request(DEVICE_RESET)),
     "a region access": (7, lambda client: client.read(BAR0, 0, 1)),
     "a DMA map": (7, lambda client: client.map(0, PAGE)),

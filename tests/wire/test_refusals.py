@@ -1,4 +1,5 @@
 """What is refused says why: one line at LOG_ERR, with what was asked for and the rule that it broke."""
+import ctypes
 import errno
 import re
 import struct
@@ -7,6 +8,7 @@ import pytest
 from libvfu import *
 
 LOG_ERR = 3
+MAPPED = 64 * PAGE
 
 
 def access_nothing(_ctx, _buf, count, _offset, _is_write):
@@ -110,8 +112,25 @@ REQUESTS = {
     "map, unknown flag": (DMA_MAP, struct.pack("=IIQQQ", 32, 1 << 9, 0, PAGE, PAGE),
                           "DMA_MAP of 0x1000 bytes at 0x1000, offset 0x0, flags 0x200: an unknown flag"),
     "map, small argsz": (DMA_MAP, struct.pack("=IIQQQ", 8, 3, 0, PAGE, PAGE), "DMA_MAP .*argsz"),
-    "unmap of nothing": (DMA_UNMAP, struct.pack("=IIQQ", 24, 0, PAGE, PAGE),
-                         "DMA_UNMAP of 0x1000 bytes at 0x1000, flags 0x0: no region is there"),
+    "map, empty": (DMA_MAP, struct.pack("=IIQQQ", 32, 3, 0, PAGE, 0), "DMA_MAP .*it is empty, or has no end"),
+    "map, over another": (DMA_MAP, struct.pack("=IIQQQ", 32, 3, 0, MAPPED, PAGE), "DMA_MAP .*overlaps"),
+    "map, too large": (DMA_MAP, struct.pack("=IIQQQ", 32, 3, 0, 1 << 40, 1 << 63), "DMA_MAP .*larger than a region may be"),
+    "unmap, a part": (DMA_UNMAP, struct.pack("=IIQQ", 24, 0, MAPPED, PAGE), "DMA_UNMAP .*cuts through"),
+    "irqs, no action": (SET_IRQS, struct.pack("=IIIII", 20, DATA_NONE, MSIX, 0, 1), "DEVICE_SET_IRQS .*not one action"),
+    "irqs, no data": (SET_IRQS, struct.pack("=IIIII", 20, ACTION_TRIGGER, MSIX, 0, 1), "DEVICE_SET_IRQS .*not one kind of data"),
+    "irqs, count 0": (SET_IRQS, struct.pack("=IIIII", 20, ACTION_MASK | DATA_NONE, MSIX, 0, 0), "DEVICE_SET_IRQS .*count is 0"),
+    "descriptors of a region": (GET_REGION_IO_FDS, struct.pack("=IIII", 16, 1, 0, 0), "DEVICE_GET_REGION_IO_FDS of region 0, .*flags or count"),
+    "descriptors of a region, small argsz": (GET_REGION_IO_FDS, struct.pack("=IIII", 8, 0, 0, 0), "argsz is out of range"),
+    "descriptors of no region": (GET_REGION_IO_FDS, struct.pack("=IIII", 16, 0, BAR5, 0), "region 5, .*not set up"),
+    "callback fails": (REGION_READ, region(3, 0, 4), "region 3, .*the device's callback failed"),
+    "callback does nothing": (REGION_READ, region(3, 4, 4), "region 3, .*the device did nothing"),
+    "callback does too much": (REGION_READ, region(3, 8, 4), "region 3, .*cannot be"),
+    "no place for a write": (REGION_WRITE, region(CFG, 0xf0, 4, bytes(4)), "region 7, 0x4 bytes at 0xf0: nothing is there"),
+    "read-only header of a capability": (REGION_WRITE, region(CFG, 0x40, 2, bytes(2)), "region 7, .*cannot be written"),
+    "power management": (REGION_WRITE, region(CFG, 0x42, 2, bytes(2)), "region 7, .*cannot be written"),
+    "a part of power management": (REGION_WRITE, region(CFG, 0x44, 1, bytes(1)), "region 7, .*as a whole"),
+    "reset of a function that has none": (REGION_WRITE, region(CFG, 0x50, 2, b"\0\x80"), "region 7, .*cannot be reset"),
+    "feature of no migration": (DEVICE_FEATURE, struct.pack("=II", 8, FEATURE_GET | F_MIGRATION), "DEVICE_FEATURE 1, .*does not have"),
     "unmap, flags": (DMA_UNMAP, struct.pack("=IIQQ", 24, 3, PAGE, PAGE), "DMA_UNMAP .*flags 0x3: "),
     "feature": (DEVICE_FEATURE, struct.pack("=II", 8, FEATURE_GET | 99), "DEVICE_FEATURE 99, .*does not have"),
     "migration data": (MIG_DATA_READ, struct.pack("=II", 16, 8), "MIG_DATA_READ of 0x8 bytes, .*cannot migrate"),
@@ -124,19 +143,103 @@ REQUESTS = {
 @pytest.mark.parametrize("request_name", REQUESTS)
 def test_each_request_that_is_refused_is_one_line(request_name):
     command, payload, words = REQUESTS[request_name]
-    with Ctx(dma=True, realize=False) as ctx:
-        ctx.memory_region(BAR0, 0x1000)
-        ctx.memory_region(BAR1, 0x1000, READ)
-        ctx.setup_region(BAR2, 0x1000, None)
-        call("vfu_setup_device_nr_irqs", ctx.p, MSIX, 2)
-        ctx.realize()
-        with ctx.connect() as client:
-            del ctx.lines[:]
-            client.send(command, payload)
-            ctx.run()
-            (line,) = errors(ctx)
-            assert re.search(words, line), line
-            assert not [text for level, text in ctx.lines if level == 4]
+    with device() as ctx, ctx.connect() as client:
+        client.request(DMA_MAP, struct.pack("=IIQQQ", 32, MAP_READ, 0, MAPPED, 2 * PAGE))
+        expect_one_error(ctx, client, command, payload, words)
+
+
+def bad_callback(_ctx, _buf, count, offset, _is_write):
+    ctypes.set_errno(5)
+    return {0: -1, 4: 0}.get(offset, count + 1)
+
+
+def device(**kw):
+    ctx = Ctx(dma=True, realize=False, **kw)
+    ctx.memory_region(BAR0, 0x1000)
+    ctx.memory_region(BAR1, 0x1000, READ)
+    ctx.setup_region(BAR2, 0x1000, None)
+    ctx.setup_region(BAR3, 0x1000, bad_callback)
+    ctx.pci_init()
+    assert ctx.add_cap(capability(1, 8), pos=0x40) == 0x40
+    assert ctx.add_cap(express(0), pos=0x48) == 0x48
+    call("vfu_setup_device_nr_irqs", ctx.p, MSIX, 2)
+    ctx.realize()
+    return ctx
+
+
+def expect_one_error(ctx, client, command, payload, words):
+    del ctx.lines[:]
+    client.send(command, payload)
+    ctx.run()
+    (line,) = errors(ctx)
+    assert re.search(words, line), line
+    assert "or the system" not in line
+    assert not [text for level, text in ctx.lines if level == 4]
+
+
+def feature(number, data, argsz=None):
+    return struct.pack("=II", 8 + len(data) if argsz is None else argsz, number) + data
+
+
+START, REPORT = F_LOG_START | FEATURE_SET, F_LOG_REPORT | FEATURE_GET
+# The same of a device that migrates, which runs.
+OF_MIGRATION = {
+    "no such state": (DEVICE_FEATURE, feature(F_STATE | FEATURE_SET, struct.pack("=II", 99, 0)), "DEVICE_FEATURE 2, .*no such state"),
+    "no way": (DEVICE_FEATURE, feature(F_STATE | FEATURE_SET, struct.pack("=II", S_ERROR, 0)), "DEVICE_FEATURE 2, .*no way leads"),
+    "reading while running": (MIG_DATA_READ, struct.pack("=II", 16, 8), "MIG_DATA_READ of 0x8 bytes, .*PRE_COPY"),
+    "writing while running": (MIG_DATA_WRITE, struct.pack("=II", 16, 8) + bytes(8), "MIG_DATA_WRITE of 0x8 bytes, .*RESUMING"),
+    "too little data": (MIG_DATA_WRITE, struct.pack("=II", 16, 8), "MIG_DATA_WRITE of 0x8 bytes, .*fewer bytes"),
+    "logging of odd pages": (DEVICE_FEATURE, feature(START, struct.pack("=QII", 3, 0, 0)), "DEVICE_FEATURE 6, .*power of two"),
+    "logging of nothing": (DEVICE_FEATURE, feature(START, struct.pack("=QIIQQ", PAGE, 1, 0, PAGE, 0)), "DEVICE_FEATURE 6, .*empty"),
+    "report without logging": (DEVICE_FEATURE, feature(REPORT, struct.pack("=QQQ", MAPPED, PAGE, PAGE), 40), "DEVICE_FEATURE 8, .*not logged"),
+    "report of nothing": (DEVICE_FEATURE, feature(REPORT, struct.pack("=QQQ", 0, PAGE, PAGE), 40), "DEVICE_FEATURE 8, .*in no region"),
+    "report of large pages": (DEVICE_FEATURE, feature(REPORT, struct.pack("=QQQ", MAPPED, PAGE, 2 * PAGE), 40), "DEVICE_FEATURE 8, .*larger than the range"),
+    "report, small argsz": (DEVICE_FEATURE, feature(REPORT, struct.pack("=QQQ", MAPPED, PAGE, PAGE), 32), "DEVICE_FEATURE 8, .*argsz"),
+}
+
+
+@pytest.mark.parametrize("request_name", OF_MIGRATION)
+def test_each_request_of_migration_that_is_refused_is_one_line(request_name):
+    with device(migration=True) as ctx, ctx.connect() as client:
+        client.request(DMA_MAP, struct.pack("=IIQQQ", 32, MAP_READ, 0, MAPPED, 2 * PAGE))
+        expect_one_error(ctx, client, *OF_MIGRATION[request_name])
+
+
+def test_callbacks_that_fail_are_told_from_the_system():
+    with device(migration=True) as ctx, ctx.connect() as client:
+        ctx.reset_errno = ctx.transition_errno = errno.ENOSPC
+        expect_one_error(ctx, client, DEVICE_RESET, b"", "DEVICE_RESET.*the device's callback failed: No space")
+        expect_one_error(ctx, client, DEVICE_FEATURE, feature(F_STATE | FEATURE_SET, struct.pack("=II", S_STOP, 0)),
+                         "DEVICE_FEATURE 2, .*the device's callback failed: No space")
+
+
+def test_one_write_of_several_that_fails_is_one_line():
+    def entry(index, offset, count):
+        return struct.pack("=QIIQ", offset, index, count, 0)
+    with device() as ctx, ctx.connect(caps={"write_multiple": True}) as client:
+        payload = struct.pack("=Q", 2) + entry(BAR0, 0, 4) + entry(BAR1, 8, 4)
+        expect_one_error(ctx, client, REGION_WRITE_MULTI, payload,
+                         "REGION_WRITE_MULTI, write 1 of region 1, 0x4 bytes at 0x8: the region does not allow it")
+
+
+def test_an_unmap_of_nothing_is_one_warning():
+    with device() as ctx, ctx.connect() as client:
+        del ctx.lines[:]
+        client.unmap(PAGE, PAGE, expect=errno.ENOENT)
+        (line,) = warnings(ctx)
+        assert "DMA_UNMAP of 0x1000 bytes at 0x1000, flags 0x0: no region is there" in line
+        assert errors(ctx) == []
+
+
+def test_a_device_that_says_later_that_it_cannot_quiesce_is_one_line():
+    with device(quiesce=True) as ctx, ctx.connect() as client:
+        ctx.quiesce_errno = errno.EBUSY
+        client.send(DMA_UNMAP, struct.pack("=IIQQ", 24, 0, PAGE, PAGE))
+        fails(errno.EBUSY, ctx.run)
+        del ctx.lines[:]
+        ctx.quiesced(errno.EIO)
+        (line,) = errors(ctx)
+        assert re.search("DMA_UNMAP of 0x1000 bytes at 0x1000, .*the device did not quiesce", line)
 
 
 @pytest.mark.parametrize("payload, words", [

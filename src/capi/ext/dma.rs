@@ -45,7 +45,7 @@ pub unsafe extern "C-unwind" fn vfux_get_dma_access(
 ) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter_lean(vfu_ctx, "vfux_get_dma_access", |ctx| {
+        guard::enter_silent(vfu_ctx, "vfux_get_dma_access", |ctx| {
             let access = match ctx.dma_access(dma_addr.addr() as u64)? {
                 Access::Message => vfux_dma_access::VFUX_DMA_ACCESS_MESSAGE,
                 Access::Mmap => vfux_dma_access::VFUX_DMA_ACCESS_MMAP,

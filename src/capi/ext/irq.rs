@@ -6,6 +6,7 @@ use libc::{size_t, ssize_t};
 
 use crate::capi::{RawIrqType, cast, guard, vfu_ctx_t};
 use crate::irq::IrqType;
+use crate::server::IrqCall;
 use crate::wire::Errno;
 
 /// Keeps interrupts that cannot be delivered, until they can.
@@ -52,7 +53,8 @@ pub unsafe extern "C-unwind" fn vfux_setup_pending_irqs(vfu_ctx: *mut vfu_ctx_t)
 /// @subindex: the vector
 ///
 /// May be called from any thread while the device is not quiesced, and in signal
-/// handlers. It takes no lock, and waits no more than vfu_irq_trigger() does.
+/// handlers. It takes no lock, and waits no more than vfu_irq_trigger() does. What is
+/// logged of it is as there.
 ///
 /// Returns 0, or -1 and sets errno:
 ///
@@ -70,8 +72,15 @@ pub unsafe extern "C-unwind" fn vfux_irq_trigger(
 ) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter_lean(vfu_ctx, "vfux_irq_trigger", |ctx| {
-            ctx.irqs().trigger_type(IrqType::from_index(r#type)?, subindex).map(|()| 0)
+        guard::enter_silent(vfu_ctx, "vfux_irq_trigger", |ctx| {
+            let outcome = match IrqType::known(r#type) {
+                Some(kind) => ctx.irqs().trigger_type(kind, subindex),
+                None => Err(Errno::EINVAL),
+            };
+            if outcome == Err(Errno::EINVAL) {
+                ctx.note_refusal(IrqCall::TriggerType { kind: r#type, vector: subindex });
+            }
+            outcome.map(|()| 0)
         })
     }
 }
@@ -86,7 +95,8 @@ pub unsafe extern "C-unwind" fn vfux_irq_trigger(
 /// interrupt is delivered once more when the client unmasks the line.
 ///
 /// May be called from any thread while the device is not quiesced, and in signal
-/// handlers. It takes no lock and never waits.
+/// handlers. It takes no lock and never waits. What is logged of it is as for
+/// vfu_irq_trigger().
 ///
 /// Returns 0, or -1 and sets errno:
 ///
@@ -99,8 +109,13 @@ pub unsafe extern "C-unwind" fn vfux_irq_clear_pending(
 ) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter_lean(vfu_ctx, "vfux_irq_clear_pending", |ctx| {
-            ctx.irqs().clear_pending(IrqType::from_index(r#type)?, subindex).map(|()| 0)
+        guard::enter_silent(vfu_ctx, "vfux_irq_clear_pending", |ctx| {
+            let kind = IrqType::known(r#type).ok_or(Errno::EINVAL);
+            let outcome = kind.and_then(|kind| ctx.irqs().clear_pending(kind, subindex));
+            if outcome.is_err() {
+                ctx.note_refusal(IrqCall::ClearPending { kind: r#type, vector: subindex });
+            }
+            outcome.map(|()| 0)
         })
     }
 }
@@ -118,7 +133,8 @@ pub unsafe extern "C-unwind" fn vfux_irq_clear_pending(
 /// from the device. Without vfux_setup_pending_irqs() it is all zeros.
 ///
 /// May be called from any thread while the device is not quiesced, and in signal
-/// handlers. It takes no lock and never waits.
+/// handlers. It takes no lock and never waits. What is logged of it is as for
+/// vfu_irq_trigger().
 ///
 /// Returns count, or -1 and sets errno:
 ///
@@ -133,11 +149,16 @@ pub unsafe extern "C-unwind" fn vfux_read_pba(
     // SAFETY: C's promises: the handle is NULL or a live context, buf NULL or good
     // for count bytes.
     unsafe {
-        guard::enter_lean(vfu_ctx, "vfux_read_pba", |ctx| {
-            let bytes = cast::array_mut(buf.cast::<u8>(), count)?;
-            bytes.fill(0);
-            ctx.irqs().read_pba(offset, bytes)?;
-            ssize_t::try_from(count).map_err(|_| Errno::EINVAL)
+        guard::enter_silent(vfu_ctx, "vfux_read_pba", |ctx| {
+            let bytes = cast::bytes_mut(buf, count).ok_or(Errno::EINVAL);
+            let outcome = bytes.and_then(|bytes| {
+                bytes.fill(0);
+                ctx.irqs().read_pba(offset, bytes)
+            });
+            if outcome.is_err() {
+                ctx.note_refusal(IrqCall::ReadPba { offset, count: count as u64 });
+            }
+            outcome.and_then(|()| ssize_t::try_from(count).map_err(|_| Errno::EINVAL))
         })
     }
 }

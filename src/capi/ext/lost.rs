@@ -91,6 +91,8 @@ pub unsafe extern "C-unwind" fn vfux_setup_dma_policy(vfu_ctx: *mut vfu_ctx_t, p
 /// addresses back while one works on it. Memory that the program itself has put
 /// over a region's addresses is not told apart from the region.
 ///
+/// It belongs to no context, and so has no log.
+///
 /// Threads: any, at any time. Calling it again does nothing.
 ///
 /// Returns 0, or -1 and sets errno:
@@ -149,5 +151,8 @@ pub unsafe extern "C-unwind" fn vfux_setup_dma_lost_cb(
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfux_sg_is_lost(vfu_ctx: *mut vfu_ctx_t, sg: *const dma_sg_t) -> bool {
     // SAFETY: C's promises: the handle is NULL or a live context, sg NULL or an entry.
-    unsafe { guard::enter_lean(vfu_ctx, "vfux_sg_is_lost", |ctx| Ok(ctx.sg_is_lost(cast::reference(sg)?))) }
+    unsafe {
+        let call = format_args!("vfux_sg_is_lost");
+        guard::enter_lean(vfu_ctx, "vfux_sg_is_lost", call, |ctx| Ok(ctx.sg_is_lost(cast::reference(sg)?)))
+    }
 }

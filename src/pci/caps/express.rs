@@ -87,7 +87,7 @@ pub fn initiates_reset(base: usize, offset: usize, data: &[u8]) -> bool {
 pub fn write(space: &ConfigSpace, base: usize, at: usize, data: &[u8]) -> Result<Effect> {
     let end = at + data.len();
     if !WRITABLE.iter().any(|(register, size)| at < register + size && *register < end) {
-        return Err(Errno::EINVAL);
+        return Err(Errno::EINVAL.because("of PCI Express, control and status are written only"));
     }
     write_by_rules(space, base, at, data, &RULES)?;
     if !initiates_reset(base, base + at, data) {
@@ -95,6 +95,6 @@ pub fn write(space: &ConfigSpace, base: usize, at: usize, data: &[u8]) -> Result
     } else if space.read_u32(base + DEVICE_CAPABILITIES)? & FLR_CAPABLE != 0 {
         Ok(Effect::FunctionLevelReset)
     } else {
-        Err(Errno::EINVAL)
+        Err(Errno::EINVAL.because("the function cannot be reset by itself"))
     }
 }

@@ -43,6 +43,9 @@ impl ByteRule {
     }
 }
 
+/// Why a write is refused.
+const READ_ONLY: &str = "that part of the capability cannot be written";
+
 /// Writes `data` at `offset`, an offset in configuration space, of
 /// `capability`.
 pub fn write(space: &ConfigSpace, capability: &Capability, offset: usize, data: &[u8]) -> Result<Effect> {
@@ -52,7 +55,7 @@ pub fn write(space: &ConfigSpace, capability: &Capability, offset: usize, data: 
         return Err(Errno::EINVAL);
     }
     if capability.flags.contains(CapFlags::READONLY) || at < capability.kind.header_len() {
-        return Err(Errno::EPERM);
+        return Err(Errno::EPERM.because(READ_ONLY));
     }
     let written = match capability.kind {
         CapabilityKind::Express => return express::write(space, base, at, data),
@@ -60,7 +63,7 @@ pub fn write(space: &ConfigSpace, capability: &Capability, offset: usize, data: 
         CapabilityKind::Msi => msi::write(space, base, at, data),
         CapabilityKind::MsiX => msix::write(space, base, at, data),
         CapabilityKind::Vendor | CapabilityKind::ExtendedVendor => vendor::write(space, base, at, data),
-        CapabilityKind::SerialNumber => Err(Errno::EPERM),
+        CapabilityKind::SerialNumber => Err(Errno::EPERM.because(READ_ONLY)),
     };
     written.map(|()| Effect::None)
 }

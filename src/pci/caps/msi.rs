@@ -45,7 +45,7 @@ pub fn write(space: &ConfigSpace, base: usize, at: usize, data: &[u8]) -> Result
         let (capable, enabled) = (old >> 1 & 7, old >> 4 & 7);
         let enable = written >> 4 & 7;
         if enable != enabled && (enable > MAX_MESSAGES_LOG2 || enable > capable) {
-            return Err(Errno::EINVAL);
+            return Err(Errno::EINVAL.because("more vectors of MSI enabled than it has"));
         }
     }
     write_by_rules(space, base, at, data, &RULES)

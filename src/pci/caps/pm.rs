@@ -1,6 +1,7 @@
 //! Power management (`PCI_CAP_ID_PM`).
 
 use super::super::space::ConfigSpace;
+use super::READ_ONLY;
 use crate::wire::{Errno, Result};
 
 const PMC: usize = 2;
@@ -18,7 +19,7 @@ const DATA: usize = 7;
 pub fn write(space: &ConfigSpace, base: usize, at: usize, data: &[u8]) -> Result<()> {
     match (at, data) {
         (PMCSR, [low, high] | [low, high, _, _]) => space.write(base + PMCSR, &[*low, *high]),
-        (PMC, [_, _]) | (BRIDGE_EXTENSIONS | DATA, [_]) => Err(Errno::ENOTSUP),
-        _ => Err(Errno::EINVAL),
+        (PMC, [_, _]) | (BRIDGE_EXTENSIONS | DATA, [_]) => Err(Errno::ENOTSUP.because(READ_ONLY)),
+        _ => Err(Errno::EINVAL.because("of power management, PMCSR is written, as a whole")),
     }
 }

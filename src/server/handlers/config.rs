@@ -1,10 +1,13 @@
 //! Accesses to configuration space, piece by piece.
 
+use super::region::NOTHING;
 use crate::pci::{Access, Effect, Piece, PieceKind};
 use crate::server::log::log;
 use crate::server::regions::CONFIG;
 use crate::server::{Context, Device, ResetType};
 use crate::wire::{Errno, Result};
+
+const NO_CALLBACK: &str = "the device's callback is to do it, and there is none any more";
 
 impl<D: Device> Context<D> {
     /// Reads into, or writes from, the whole of `buffer`. The first piece that
@@ -30,7 +33,7 @@ impl<D: Device> Context<D> {
                 PieceKind::Callback if has_callback => {
                     self.call_region(CONFIG as u32, at as u64, part, is_write)?
                 }
-                PieceKind::Callback => return Err(Errno::EINVAL),
+                PieceKind::Callback => return Err(Errno::EINVAL.because(NO_CALLBACK)),
                 _ if is_write => {
                     self.write_config(&piece, part)?;
                     part.len()
@@ -40,9 +43,7 @@ impl<D: Device> Context<D> {
                     part.len()
                 }
             };
-            if moved == 0 {
-                return Err(Errno::EINVAL);
-            }
+            Errno::EINVAL.unless(moved != 0, NOTHING)?;
             done = done.saturating_add(moved);
         }
         Ok(())

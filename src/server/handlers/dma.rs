@@ -8,17 +8,13 @@ use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::{Bitmap, DmaMap, DmaMapFlags, DmaUnmap, Errno, Request, Result, take};
 
-/// Says why there is no room in the address space, where an errno tells it.
+/// Says why there is no room in the address space, where that has not been said.
 fn with_map_rule(errno: Errno) -> Errno {
-    errno.because(match errno {
-        Errno::EEXIST => "it overlaps another region",
-        Errno::ENOSPC => "it is larger than a region may be, or there are as many as there may be",
-        Errno::EMFILE => "the process has few descriptors left",
-        Errno::EINVAL => "empty, without an end, or not of pages, or of the wrong kind of file",
-        Errno::EPERM => {
-            "its memory can be taken away, and only a memfd with F_SEAL_SHRINK or device DAX is taken"
-        }
-        _ => "the system refuses to map it",
+    errno.because(match (errno.take_rule(), errno) {
+        (Some(rule), _) => rule,
+        (None, Errno::EMFILE) => "the process has few descriptors left",
+        (None, Errno::ENOMEM) => "there is no memory for it",
+        (None, _) => "the system refuses to map it",
     })
 }
 

@@ -22,11 +22,11 @@ impl<D: Device> Context<D> {
                 }
             }
             (IrqAction::Trigger, IrqData::None) if count == 0 => self.irqs.close(kind),
-            (IrqAction::Trigger, IrqData::None) => self.irqs.trigger_range(kind, start, count, |_| true)?,
+            (IrqAction::Trigger, IrqData::None) => self.trigger(kind, start, count, |_| true)?,
             (IrqAction::Trigger, IrqData::Bool) => {
                 let wanted = booleans(message);
                 let is_wanted = |i: usize| wanted.get(i).is_some_and(|byte| *byte != 0);
-                self.irqs.trigger_range(kind, start, count, is_wanted)?;
+                self.trigger(kind, start, count, is_wanted)?;
             }
             (IrqAction::Trigger, IrqData::Eventfd) if message.fds.is_empty() => {
                 self.irqs.close_range(kind, start, count);
@@ -37,6 +37,11 @@ impl<D: Device> Context<D> {
             }
         }
         Ok(())
+    }
+
+    fn trigger(&self, kind: IrqType, start: u32, count: u32, wanted: impl Fn(usize) -> bool) -> Result<()> {
+        let triggered = self.irqs.trigger_range(kind, start, count, wanted);
+        triggered.map_err(|errno| errno.because("an eventfd takes no more, or cannot be signalled"))
     }
 
     /// The device is told before what waited is delivered.

@@ -53,7 +53,7 @@ impl<D: Device> Context<D> {
         self.check_migratable()?;
         let fixed = size_of::<MigData>();
         let data = message.payload_mut().get_mut(fixed..fixed.saturating_add(size));
-        let data = data.ok_or(Errno::EINVAL)?;
+        let data = data.ok_or_else(|| Errno::EINVAL.because("fewer bytes than size says"))?;
         self.migration.write(size, || self.device.migration_write(self, data))
     }
 }

@@ -1,10 +1,39 @@
 //! Reading and writing regions.
 
+use std::fmt;
+
 use crate::server::log::log;
 use crate::server::regions::{self, Access, RegionFlags};
 use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
 use crate::wire::{DeviceState, Errno, RegionAccess, Request, Result, WriteMultiEntry, WriteMultiHead, take};
+
+pub(super) const NOTHING: &str = "the device did nothing";
+
+/// Where an entry of `VFIO_USER_REGION_WRITE_MULTI` starts in the payload.
+fn start_of_entry(number: u64) -> Option<usize> {
+    let start = usize::try_from(number).ok()?.checked_mul(size_of::<WriteMultiEntry>())?;
+    start.checked_add(size_of::<WriteMultiHead>())
+}
+
+/// One of the writes of `VFIO_USER_REGION_WRITE_MULTI`, in words for the log.
+struct WriteMultiWrite<'a> {
+    payload: &'a [u8],
+    number: u64,
+}
+
+impl fmt::Display for WriteMultiWrite<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "write {}", self.number)?;
+        let bytes = start_of_entry(self.number).and_then(|start| self.payload.get(start..));
+        match take::<WriteMultiEntry>(bytes.unwrap_or_default()) {
+            Ok((WriteMultiEntry { offset, region, count, .. }, _)) => {
+                write!(f, " of region {region}, {count:#x} bytes at {offset:#x}")
+            }
+            Err(_) => Ok(()),
+        }
+    }
+}
 
 impl<D: Device> Context<D> {
     /// `VFIO_USER_REGION_READ`
@@ -66,7 +95,9 @@ impl<D: Device> Context<D> {
                 Ok(()) => wr_cnt = wr_cnt.saturating_add(1),
                 Err(errno) if number == 0 => return Err(errno),
                 Err(errno) => {
-                    log!(self, LOG_ERR, "write {number} of several failed: {errno}");
+                    let rule = errno.take_rule().unwrap_or_else(|| errno.general_rule());
+                    let entry = WriteMultiWrite { payload: message.payload(), number };
+                    log!(self, LOG_ERR, "REGION_WRITE_MULTI, {entry}: {rule}: {errno}");
                     break;
                 }
             }
@@ -75,11 +106,7 @@ impl<D: Device> Context<D> {
     }
 
     fn write_entry(&self, message: &mut Message, number: u64) -> Result<()> {
-        let start = usize::try_from(number)
-            .ok()
-            .and_then(|number| number.checked_mul(size_of::<WriteMultiEntry>()))
-            .and_then(|start| start.checked_add(size_of::<WriteMultiHead>()))
-            .ok_or(Errno::EINVAL)?;
+        let start = start_of_entry(number).ok_or(Errno::EINVAL)?;
         let bytes = message.payload_mut().get_mut(start..).ok_or(Errno::EINVAL)?;
         let (entry, _) = WriteMultiEntry::parse(bytes)?;
         let access = entry.access();
@@ -88,9 +115,8 @@ impl<D: Device> Context<D> {
         let region = self.check_access(&access, Some(count))?;
         if count > 0 {
             let data = bytes.get_mut(at..at.saturating_add(count)).ok_or(Errno::EINVAL)?;
-            if self.access_region(&access, region, data, true)? != count {
-                return Err(Errno::EINVAL);
-            }
+            let done = self.access_region(&access, region, data, true)?;
+            Errno::EINVAL.unless(done == count, "the device took a part of it only")?;
         }
         Ok(())
     }
@@ -144,7 +170,7 @@ impl<D: Device> Context<D> {
             return outcome.map(|()| buffer.len());
         }
         match self.call_region(index, offset, buffer, is_write)? {
-            0 => Err(Errno::EINVAL),
+            0 => Err(Errno::EINVAL.because(NOTHING)),
             done => Ok(done),
         }
     }
@@ -164,6 +190,6 @@ impl<D: Device> Context<D> {
             true => self.device.region_write(self, region, offset, buffer)?,
             false => self.device.region_read(self, region, offset, buffer)?,
         };
-        if done <= length { Ok(done) } else { Err(Errno::EINVAL) }
+        Errno::EINVAL.unless(done <= length, "the device moved more than there is").map(|()| done)
     }
 }
