@@ -155,6 +155,24 @@ def test_a_map_asks_nothing_of_a_file_system_that_does_not_answer(flags, offset,
         assert fs.asked == []
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_an_interrupt_asks_nothing_of_a_file_system_that_does_not_answer(others):
+    """A file in place of an eventfd, or beside one, is told without it, refused and closed."""
+    with silent_fs(PAGE) as (fs, fd), Ctx(realize=False) as ctx:
+        call("vfu_setup_device_nr_irqs", ctx.p, MSIX, 2)
+        ctx.realize()
+        with ctx.connect() as client:
+            good = eventfd()
+            before = open_fds()
+            fs.silence()
+            for _ in range(3):
+                fds = [good] * others + [fd]
+                client.set_irqs(MSIX, DATA_EVENTFD | ACTION_TRIGGER, 0, len(fds), fds=fds, expect=errno.EINVAL)
+            fails(errno.ENOENT, call, "vfu_irq_trigger", ctx.p, 0)
+            assert fs.asked == [] and open_fds() == before
+            os.close(good)
+
+
 def test_the_file_system_of_these_tests_would_be_asked():
     with silent_fs(PAGE) as (fs, fd):
         os.fstat(fd)
