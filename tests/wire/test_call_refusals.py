@@ -271,7 +271,7 @@ ANSWERS = {
 # What signal handlers may call.
 FOR_HANDLERS = {"vfu_irq_trigger", "vfux_irq_trigger", "vfux_irq_clear_pending", "vfux_read_pba"}
 # Where there is no context there is no log.
-WITHOUT_LOG = {"vfu_create_ctx", "vfux_guard_dma"}
+WITHOUT_LOG = {"vfu_create_ctx", "vfux_create_ctx_over_fd", "vfux_create_ctx_replacing", "vfux_guard_dma"}
 # Those that refuse nothing but a context that is NULL or broken.
 NEVER = {"dma_sg_size", "vfu_destroy_ctx", "vfu_get_private", "vfu_log", "vfu_pci_get_config_space", "vfu_pci_set_class", "vfu_pci_set_id",
          "vfu_setup_device_quiesce_cb", "vfu_setup_device_reset_cb", "vfux_setup_dma_lost_cb"}
