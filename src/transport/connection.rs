@@ -11,12 +11,13 @@ use zerocopy::FromBytes;
 use super::allowance::Allowance;
 use super::channel::Channel;
 use super::control;
-use super::exchange::{Expecting, MessageIds};
+use super::exchange::Expecting;
 use super::message::{Message, Next};
 use super::pool::Pool;
 use super::receive::{MayCarryFds, is_end};
 use super::reply::Reply;
 use super::send::{Flushed, Sender};
+use super::unanswered::MessageIds;
 use super::wait::Wait;
 use crate::wire::{Errno, Header, Result};
 

@@ -26,10 +26,6 @@ use crate::memory;
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, HeaderFlags, MessageType, Result};
 
-/// Commands of ours that may be unanswered. Once there are so many, no further
-/// one is sent before the client has answered one.
-const MAX_UNANSWERED: usize = 64;
-
 /// How many answers, or reads, are dropped in one go while nobody waits for them.
 const TIDY_STEPS: usize = 64;
 
@@ -89,52 +85,6 @@ pub enum Answer {
     Data(u16),
     /// It has another size than an answer with data, or there are none in it.
     Message(Box<Message>),
-}
-
-/// Ids of messages.
-#[derive(Debug)]
-pub struct MessageIds {
-    ids: [u16; MAX_UNANSWERED],
-    len: usize,
-}
-
-impl Default for MessageIds {
-    fn default() -> MessageIds {
-        MessageIds { ids: [0; MAX_UNANSWERED], len: 0 }
-    }
-}
-
-impl MessageIds {
-    #[inline(always)]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    fn is_full(&self) -> bool {
-        self.len == MAX_UNANSWERED
-    }
-
-    fn has(&self, msg_id: u16) -> bool {
-        self.ids.iter().take(self.len).any(|id| *id == msg_id)
-    }
-
-    /// Adds one that is not there; not if there are too many.
-    fn insert(&mut self, msg_id: u16) {
-        if let Some(place) = self.ids.get_mut(self.len) {
-            *place = msg_id;
-            self.len = self.len.saturating_add(1);
-        }
-    }
-
-    /// Whether it was there.
-    fn remove(&mut self, msg_id: u16) -> bool {
-        let Some(at) = self.ids.iter().take(self.len).position(|id| *id == msg_id) else {
-            return false;
-        };
-        self.ids.copy_within(at.saturating_add(1)..self.len, at);
-        self.len = self.len.saturating_sub(1);
-        true
-    }
 }
 
 /// Whether a header is that of an answer.
@@ -260,7 +210,7 @@ impl Connection {
     /// may be something else: see [`answer_interest`](Self::answer_interest).
     pub fn wait_answer(&mut self, awaited: &[Outstanding<'_>]) -> Option<Wait> {
         let [Outstanding { msg_id, data, .. }] = awaited else { return None };
-        if self.has_unsent() || !self.twin_sender.is_empty() || self.unanswered.len > 1 {
+        if self.has_unsent() || !self.twin_sender.is_empty() || self.unanswered.len() > 1 {
             return None;
         }
         if !self.limit_answer_wait() {

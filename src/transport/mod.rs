@@ -26,6 +26,7 @@ mod receive;
 mod replace;
 mod reply;
 mod send;
+mod unanswered;
 mod wait;
 mod waiting;
 

@@ -24,6 +24,8 @@
 
 enum { BAR_SIZE = 0x10000, ROUNDS = 50, BURST = 64, PAGE = 4096, HUGE = 1 << 20 };
 
+#include "bar.h"
+
 static atomic_ulong allocations;
 
 extern void *__libc_malloc(size_t size);
@@ -69,19 +71,6 @@ posix_memalign(void **out, size_t align, size_t size)
 
 static vfu_ctx_t *ctx;
 static int client;
-static char memory[BAR_SIZE];
-
-static ssize_t
-bar_access(vfu_ctx_t *c, char *buf, size_t count, loff_t offset, bool is_write)
-{
-    (void)c;
-    if (is_write) {
-        memcpy(memory + offset, buf, count);
-    } else {
-        memcpy(buf, memory + offset, count);
-    }
-    return count;
-}
 
 static int
 transition(vfu_ctx_t *c, vfu_migr_state_t state)

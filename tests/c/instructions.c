@@ -14,21 +14,10 @@
 
 enum { BAR_SIZE = 0x1000, REGIONS = 1000, REGION_SIZE = 0x100000, PAGE = 4096 };
 
+#include "bar.h"
+
 static vfu_ctx_t *ctx;
 static int client;
-static char memory[BAR_SIZE];
-
-static ssize_t
-bar_access(vfu_ctx_t *c, char *buf, size_t count, loff_t offset, bool is_write)
-{
-    (void)c;
-    if (is_write) {
-        memcpy(memory + offset, buf, count);
-    } else {
-        memcpy(buf, memory + offset, count);
-    }
-    return count;
-}
 
 static void
 no_need_to_know(vfu_ctx_t *c, vfu_dma_info_t *info)

@@ -15,25 +15,14 @@
 
 enum { WARM_UP = 240, CLIENTS = 10000, GUEST = 0x100000, GUEST_SIZE = 0x10000, BAR_SIZE = 0x80000 };
 
+#include "../c/bar.h"
+
 /* Resident pages that may come on top: far fewer than a leak of 16 bytes each
  * time would take (40), enough for a stack or a cache to grow into its last page. */
 enum { MORE_PAGES = 16 };
 
 static vfu_ctx_t *ctx;
 static int guest;
-static char bar[BAR_SIZE];
-
-static ssize_t
-bar_access(vfu_ctx_t *c, char *buf, size_t count, loff_t offset, bool is_write)
-{
-    (void)c;
-    if (is_write) {
-        memcpy(bar + offset, buf, count);
-    } else {
-        memcpy(buf, bar + offset, count);
-    }
-    return count;
-}
 
 static void
 dma_nothing(vfu_ctx_t *c, vfu_dma_info_t *info)
