@@ -20,6 +20,9 @@ use crate::error::{Error, Result};
 /// Between two looks whether a server is there again.
 const MOMENT: Duration = Duration::from_millis(10);
 
+/// How long a server may take to begin to listen.
+const STARTING: Duration = Duration::from_secs(60);
+
 /// What became of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -31,6 +34,13 @@ pub enum Verdict {
     Fail(String),
     /// The check did not apply, or could not be made.
     Skip(String),
+}
+
+/// The end of a server.
+struct Death {
+    /// For people.
+    how: String,
+    by_signal: bool,
 }
 
 /// What checks work with.
@@ -79,19 +89,39 @@ impl Bench {
             // It was started, but does not listen.
             bench.pending = Some(open(&bench.path, bench.timeout)?);
         }
-        match bench.meet() {
-            Err(Stop::Local(e)) => Err(e),
-            // Less is known of such a server, or nothing. The checks will say why.
-            Ok(()) | Err(_) => Ok(bench),
+        // Of a server that does not answer less is known, or nothing. The checks will say why.
+        if let Err(Stop::Local(e)) = bench.meet() {
+            return Err(e);
         }
+        if bench.restart.is_some() {
+            bench.part()?;
+        }
+        Ok(bench)
     }
 
     /// Asks the server what it is.
     fn meet(&mut self) -> Outcome {
         let mut link = self.connect()?;
         self.facts = Facts::gather(&mut link)?;
-        self.link = Some(link);
+        // What it does not know may have put it out of step, which is for a check to say.
+        if link.in_step("what the device is").is_ok() {
+            self.link = Some(link);
+        }
         Ok(())
+    }
+
+    /// Closes the connection, and looks whether the server takes another.
+    fn part(&mut self) -> Result<()> {
+        self.hang_up();
+        match self.connect() {
+            Err(Stop::Local(e)) => Err(e),
+            Err(Stop::Trouble(Trouble::Absent(_))) => {
+                self.ends_with_client = true;
+                self.recover()
+            }
+            // That is for the checks to find.
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// What was negotiated with the server, if it was.
@@ -109,6 +139,21 @@ impl Bench {
         self.warnings.push(text.into());
     }
 
+    /// Whether the server ends when its client does.
+    pub fn ends_with_client(&self) -> bool {
+        self.ends_with_client
+    }
+
+    /// Whether the device may lose data.
+    pub fn may_destroy(&self) -> bool {
+        self.destructive
+    }
+
+    /// Closes the connection that checks share.
+    pub fn hang_up(&mut self) {
+        self.link = None;
+    }
+
     /// The connection that checks share.
     pub fn link(&mut self) -> Outcome<&mut Link> {
         let link = match self.link.take() {
@@ -122,8 +167,10 @@ impl Bench {
     pub fn fresh(&mut self) -> Outcome<Link> {
         self.link = None;
         if self.pending.is_none() && self.ends_with_client {
-            if let Some(how) = self.obituary(true)? {
-                return Err(Trouble::Broken(how).into());
+            match self.obituary(true)? {
+                Some(Death { how, by_signal: true }) => return Err(Trouble::Broken(how).into()),
+                Some(Death { how, .. }) if !self.warnings.contains(&how) => self.warn(how),
+                _ => {}
             }
             self.recover()?;
         }
@@ -158,17 +205,9 @@ impl Bench {
 
     /// Goes on to the checks that share a connection, or to the others.
     pub fn turn_to(&mut self, on: On) -> Result<()> {
-        if on == On::Shared || self.link.take().is_none() {
-            return Ok(());
-        }
-        match self.connect() {
-            Err(Stop::Local(e)) => Err(e),
-            Err(Stop::Trouble(Trouble::Absent(_))) => {
-                self.ends_with_client = true;
-                self.recover()
-            }
-            // That is for the checks to find.
-            Ok(_) | Err(_) => Ok(()),
+        match on == On::Own && self.link.is_some() && !self.ends_with_client {
+            true => self.part(),
+            false => Ok(()),
         }
     }
 
@@ -189,21 +228,33 @@ impl Bench {
             Err(Stop::Trouble(trouble)) => Verdict::Fail(trouble.to_string()),
             Err(Stop::Local(e)) => return Err(e),
         };
-        if matches!(verdict, Verdict::Fail(_)) || check.on == On::Own {
-            self.link = None;
+        let goes_on = check.on == On::Shared && !matches!(verdict, Verdict::Fail(_)) && self.is_in_step();
+        if !goes_on {
+            self.hang_up();
         }
-        if let Some(after) = self.aftermath(check.on)? {
-            verdict = Verdict::Fail(match verdict {
-                Verdict::Fail(why) => format!("{why}; {after}"),
-                _ => after,
-            });
+        if let Some(Death { how, by_signal }) = self.aftermath(check.on)? {
+            // Where a server ends with its client in any case, how it does is worth a word.
+            let in_any_case = self.ends_with_client && !by_signal;
+            verdict = match verdict {
+                Verdict::Fail(why) => Verdict::Fail(format!("{why}; {how}")),
+                Verdict::Skip(why) if in_any_case => Verdict::Skip(why),
+                Verdict::Warn(why) if in_any_case => Verdict::Warn(format!("{why}; {how}")),
+                Verdict::Pass if in_any_case => Verdict::Warn(how),
+                _ => Verdict::Fail(how),
+            };
         }
         Ok(verdict)
     }
 
+    /// Whether the connection that checks share can serve another: a server that does not know a
+    /// command may leave its payload in the stream.
+    fn is_in_step(&mut self) -> bool {
+        self.link.as_mut().is_none_or(|link| link.in_step("a check").is_ok())
+    }
+
     /// Sees to it that the server can be reached for the next check; what has become of it, if that
     /// is this check's doing.
-    fn aftermath(&mut self, on: On) -> Result<Option<String>> {
+    fn aftermath(&mut self, on: On) -> Result<Option<Death>> {
         if self.link.is_some() || self.pending.is_some() {
             return Ok(None);
         }
@@ -223,11 +274,14 @@ impl Bench {
         };
         let how = self.obituary(false)?;
         self.recover()?;
-        Ok(Some(how.unwrap_or_else(|| format!("afterwards the server cannot be reached: {trouble}"))))
+        Ok(Some(how.unwrap_or_else(|| {
+            let how = format!("afterwards the server cannot be reached: {trouble}");
+            Death { how, by_signal: false }
+        })))
     }
 
     /// How the server that was started here has failed, if it has. With `wait` it is given time to end.
-    fn obituary(&mut self, wait: bool) -> Result<Option<String>> {
+    fn obituary(&mut self, wait: bool) -> Result<Option<Death>> {
         let Some(child) = &mut self.child else { return Ok(None) };
         let deadline = Deadline::after(self.timeout);
         let status = loop {
@@ -238,8 +292,10 @@ impl Bench {
             }
         };
         Ok(status.filter(|s| !s.success()).map(|status| match status.signal() {
-            Some(signal) => format!("the server was ended by signal {signal}"),
-            None => format!("the server ended with {status}"),
+            Some(signal) => {
+                Death { how: format!("the server was ended by signal {signal}"), by_signal: true }
+            }
+            None => Death { how: format!("the server ended with {status}"), by_signal: false },
         }))
     }
 
@@ -260,20 +316,28 @@ impl Bench {
         let Some(command) = &self.restart else { return Ok(()) };
         let mut process = Process::new("/bin/sh");
         process.arg("-c").arg(command).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
-        self.child = Some(process.spawn().map_err(|e| Error::local("/bin/sh", e))?);
-        let deadline = Deadline::after(self.timeout);
+        let child = process.spawn().map_err(|e| Error::local("/bin/sh", e))?;
+        let child = self.child.insert(child);
+        // What goes on in the background is not seen from here, and has as long as an answer may take.
+        let (patience, mut deadline) = (Deadline::after(STARTING), None);
         loop {
-            match open(&self.path, self.timeout) {
+            let e = match open(&self.path, self.timeout) {
                 Ok(socket) => {
                     self.pending = Some(socket);
                     return Ok(());
                 }
-                Err(Error::Connect { .. }) if !deadline.is_over() => std::thread::sleep(MOMENT),
-                Err(e) => {
-                    self.lost = Some(format!("the server was started again, but: {e}"));
-                    return Ok(());
-                }
+                Err(e) => e,
+            };
+            let status = child.try_wait().map_err(|e| Error::local("the server's process", e))?;
+            if status.is_some() && deadline.is_none() {
+                deadline = Some(Deadline::after(self.timeout));
             }
+            let has_failed = status.is_some_and(|status| !status.success());
+            if has_failed || deadline.unwrap_or(patience).is_over() {
+                self.lost = Some(format!("the server was started again, but: {e}"));
+                return Ok(());
+            }
+            std::thread::sleep(MOMENT);
         }
     }
 

@@ -1,7 +1,8 @@
 //! What the server says of its device, as far as it says anything: what checks look for.
 
-use vfio_user::wire::{Command, DeviceInfo, IrqInfo, RegionInfo};
+use vfio_user::wire::{Command, DeviceInfo, Feature, FeatureFlags, IrqInfo, MigrationFlags, RegionInfo};
 
+use super::features::{ask, data};
 use super::link::Link;
 use super::{Outcome, words};
 
@@ -17,6 +18,8 @@ pub struct Facts {
     pub regions: Vec<RegionInfo>,
     /// `DEVICE_GET_IRQ_INFO`, by index
     pub irqs: Vec<IrqInfo>,
+    /// `VFIO_DEVICE_FEATURE_MIGRATION`, if the device migrates
+    pub migration: Option<MigrationFlags>,
 }
 
 impl Facts {
@@ -43,6 +46,9 @@ impl Facts {
                 facts.irqs.push(IrqInfo { index, ..info });
             }
         }
+        let answer = ask(link, Feature::Migration as u32, FeatureFlags::GET, &[], size_of::<u64>())?;
+        let bits = data(&answer).first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+        facts.migration = bits.map(MigrationFlags::from_bits_retain);
         Ok(facts)
     }
 }

@@ -191,6 +191,20 @@ impl Link {
         self.reply(&header, what)
     }
 
+    /// As [`request`](Self::request), for a reply with up to `room` bytes of payload.
+    pub fn request_large(
+        &mut self,
+        cmd: Command,
+        payload: &[u8],
+        room: usize,
+        what: &str,
+    ) -> Outcome<Answer> {
+        self.stream.expect(room);
+        let answer = self.request(cmd, payload, what);
+        self.stream.expect(0);
+        answer
+    }
+
     /// Whether the next reply is that to a command sent now: an answer that nobody asked for, or
     /// bytes that were left, would come first.
     pub fn in_step(&mut self, after: &str) -> Outcome {

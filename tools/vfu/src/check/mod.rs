@@ -6,11 +6,17 @@
 
 mod access;
 mod bench;
+mod disconnect;
+mod dma;
 mod facts;
+mod features;
 mod framing;
 mod info;
+mod irqs;
 mod link;
+mod logging;
 mod report;
+mod state;
 mod version;
 
 use std::path::PathBuf;
@@ -62,6 +68,22 @@ pub enum Group {
     Info,
     /// Reads and writes of regions
     Access,
+    /// Interrupts: each action and type of data
+    Irqs,
+    /// Memory for the device: what is mapped and unmapped
+    Dma,
+    /// Reset
+    Reset,
+    /// Device features as such
+    Features,
+    /// The states of migration
+    State,
+    /// The data of migration
+    Data,
+    /// Dirty logging
+    Logging,
+    /// Clients that go, at any time and in any state
+    Disconnect,
 }
 
 impl Group {
@@ -72,6 +94,14 @@ impl Group {
             Group::Version => version::CHECKS,
             Group::Info => info::CHECKS,
             Group::Access => access::CHECKS,
+            Group::Irqs => irqs::CHECKS,
+            Group::Dma => dma::CHECKS,
+            Group::Reset => features::RESET,
+            Group::Features => features::CHECKS,
+            Group::State => state::STATE,
+            Group::Data => state::DATA,
+            Group::Logging => logging::CHECKS,
+            Group::Disconnect => disconnect::CHECKS,
         }
     }
 }

@@ -50,7 +50,7 @@ fn faults() -> BTreeMap<String, String> {
 
 #[test]
 fn a_right_server_passes_every_check() {
-    let (run, report) = check("", &["--destructive"]);
+    let (run, report) = check("", &["--destructive", "--timeout", "30"]);
     let verdicts = verdicts(&report);
     let others: Vec<_> = verdicts.iter().filter(|(_, (verdict, _))| verdict != "pass").collect();
     assert!(others.is_empty(), "{others:?}");
@@ -88,7 +88,7 @@ fn every_check_finds_its_faults() {
 /// The other checks go on with a server that dies of one.
 #[test]
 fn a_server_that_dies_is_started_again() {
-    let (run, report) = check("dies-of-descriptors", &["--group", "framing"]);
+    let (run, report) = check("dies-of-descriptors", &["--group", "framing", "--timeout", "30"]);
     let verdicts = verdicts(&report);
     let failed: Vec<_> = verdicts.iter().filter(|(_, (verdict, _))| verdict == "fail").collect();
     let [(name, (_, reason))] = failed[..] else { panic!("{failed:?}") };
@@ -159,7 +159,7 @@ fn the_table_says_what_was_found() {
 
 #[test]
 fn what_loses_data_has_to_be_asked_for() {
-    let (_, report) = check("", &[]);
+    let (_, report) = check("", &["--timeout", "30"]);
     let Output { stdout, .. } =
         Command::new(env!("CARGO_BIN_EXE_vfu")).args(["check", "--list", "--json"]).output().unwrap();
     let list: Value = serde_json::from_slice(&stdout).unwrap();

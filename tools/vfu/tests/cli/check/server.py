@@ -98,7 +98,119 @@ FAULTS = {
     "short-access-executed": "access/short",
     "multi-counts-one": "access/multi",
     "bars-refused": "access/bars",
+    "trigger-none-ignored": "irqs/trigger",
+    "trigger-when-armed": "irqs/trigger",
+    "set-irqs-with-payload": "irqs/trigger",
+    "bool-ignored": "irqs/bool",
+    "bool-all-true": "irqs/bool",
+    "vectors-from-0": "irqs/vectors",
+    "first-eventfd-stays": "irqs/replace",
+    "no-descriptors-ignored": "irqs/take-back",
+    "disable-ignored": "irqs/disable",
+    "mask-refused": "irqs/mask",
+    "any-flags": "irqs/flags",
+    "any-vector": "irqs/beyond",
+    "bool-read-beyond": "irqs/bool-short",
+    "dies-of-odd-number": "irqs/descriptors",
+    "short-irqs-done": "irqs/short",
+    "map-with-payload": "dma/map",
+    "descriptor-required": "dma/map-message",
+    "read-write-only": "dma/map-access",
+    "no-offset": "dma/map-offset",
+    "overlaps-mapped": "dma/map-over",
+    "range-remembered": "dma/map-again",
+    "16-ranges": "dma/map-many",
+    "unmap-without-payload": "dma/unmap",
+    "unmap-of-nothing-done": "dma/unmap-unknown",
+    "parts-unmapped": "dma/unmap-part",
+    "dies-of-wrapping": "dma/nonsense",
+    "dies-of-pipe": "dma/odd-descriptor",
+    "short-map-unanswered": "dma/short",
+    "reset-refused": "reset/reset",
+    "reset-with-payload": "reset/reset",
+    "bar-gone-after-reset": "reset/description",
+    "reset-stays-stopped": "reset/stopped",
+    "probe-with-data": "features/probe",
+    "any-probe": "features/probe-operation",
+    "any-feature": "features/unknown",
+    "get-and-set": "features/both",
+    "no-stop-copy": "features/migration",
+    "state-99": "features/state",
+    "short-feature-done": "features/short",
+    "transition-not-made": "state/arcs",
+    "running-to-pre-copy-refused": "state/arcs",
+    "composed-refused": "state/paths",
+    "stop-copy-to-pre-copy": "state/stop-copy-pre-copy",
+    "refused-yet-entered": "state/stop-copy-pre-copy",
+    "error-entered": "state/refused",
+    "short-state-done": "state/short",
+    "resuming-refused": "state/resuming",
+    "size-without-data": "data/read",
+    "no-end": "data/read",
+    "more-than-asked": "data/read-pieces",
+    "read-anywhere": "data/read-running",
+    "dies-of-large-read": "data/read-too-large",
+    "write-anywhere": "data/write-running",
+    "short-data-done": "data/short",
+    "first-piece-only": "data/write",
+    "cut-write-done": "data/write-cut",
+    "bitmap-of-bytes": "logging/report",
+    "bits-stay": "logging/report",
+    "page-size-of-start": "logging/page-sizes",
+    "report-of-all-only": "logging/part",
+    "ranges-required": "logging/ranges",
+    "ranges-believed": "logging/ranges-cut",
+    "report-while-off": "logging/off",
+    "any-page-size": "logging/page-size-odd",
+    "report-beyond-argsz": "logging/argsz",
+    "stop-once": "logging/stop",
+    "dies-of-empty-range": "logging/empty",
+    "one-client": "disconnect/again",
+    "dies-of-silence": "disconnect/silent",
+    "dies-in-version": "disconnect/in-version",
+    "dies-in-header": "disconnect/in-header",
+    "dies-in-payload": "disconnect/in-payload",
+    "dies-of-unread": "disconnect/unread",
+    "maps-stay": "disconnect/mapped",
+    "eventfds-stay": "disconnect/interrupts",
+    "logging-stays": "disconnect/logging",
+    "stopped-for-good": "disconnect/stopped",
+    "dies-while-resuming": "disconnect/resuming",
 }
+
+ERR_STATE, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P = range(8)
+ARCS = {STOP: [RUNNING, STOP_COPY, RESUMING], RUNNING: [STOP, PRE_COPY], STOP_COPY: [STOP], RESUMING: [STOP],
+        PRE_COPY: [RUNNING, STOP_COPY]}
+STATE = bytes(range(256)) * 20
+PAGE = 4096
+
+
+def path(start, end):
+    """The states to go through, or None: the shortest way that has no saving state inside."""
+    ways = [[start]]
+    while ways:
+        way = ways.pop(0)
+        if way[-1] == end:
+            return way[1:]
+        inside = len(way) > 1 and way[-1] in (STOP_COPY, PRE_COPY)
+        ways += [way + [to] for to in ARCS[way[-1]] if to not in way and not inside]
+    return None
+
+
+class Irqs:
+    """The eventfds of one type of interrupt."""
+
+    def __init__(self, count):
+        self.fds = [None] * count
+
+    def put(self, vector, fd):
+        if self.fds[vector] is not None:
+            os.close(self.fds[vector])
+        self.fds[vector] = fd
+
+    def fire(self, vector):
+        if self.fds[vector] is not None:
+            os.eventfd_write(self.fds[vector], 1)
 
 
 class Refused(Exception):
@@ -147,7 +259,28 @@ class Device:
         none = Region(0, 0)
         self.regions = [Region(0x1000), none, Region(0x8000, 7, areas=areas), none, Region(0x4000, 7), none, none,
                         Region(4096, data=config_space()), none]
-        self.irqs = [1, 33 if fault == "33-msi-vectors" else 4, 8, 1, 1]
+        self.irqs = [Irqs(count) for count in (1, 33 if fault == "33-msi-vectors" else 4, 20, 1, 1)]
+        self.maps = {}          # address -> size
+        self.remembered = set()
+        self.logging = None     # page size
+        self.state = RUNNING
+        self.at = 0             # how far the state was read
+        self.written = b""
+
+    def lost(self):
+        """The client has gone."""
+        if self.fault != "maps-stay":
+            self.maps = {}
+        if self.fault != "logging-stays":
+            self.logging = None
+        if self.fault != "eventfds-stay":
+            for irqs in self.irqs:
+                for vector in range(len(irqs.fds)):
+                    irqs.put(vector, None)
+        if self.fault == "stopped-for-good" and self.state != RUNNING:
+            self.state = ERR_STATE
+        if self.fault == "dies-while-resuming" and self.state == RESUMING:
+            os._exit(1)
 
 
 class Connection:
@@ -157,6 +290,7 @@ class Connection:
         self.sock, self.device, self.fault = sock, device, device.fault
         self.fds, self.ids, self.write_multiple = [], [], False
         self.negotiated = False
+        self.begun = False
         self.max_msg_fds = 1
 
     # -- bytes
@@ -174,10 +308,15 @@ class Connection:
             raise Gone
         return data
 
-    def exactly(self, count, at_once=False):
+    def exactly(self, count, at_once=False, dies=""):
         data = b""
         while len(data) < count:
-            data += self.some(count - len(data))
+            try:
+                data += self.some(count - len(data))
+            except (Gone, ConnectionError):
+                if self.fault == dies and (data or dies != "dies-in-header"):
+                    os._exit(1)
+                raise
             if at_once and len(data) < count:
                 raise Gone
         return data
@@ -185,7 +324,8 @@ class Connection:
     def send(self, data, fds=()):
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-        self.sock.sendall(data[sent:])
+        if sent < len(data):    # sending nothing fails, too, where the client has left
+            self.sock.sendall(data[sent:])
 
     def reply(self, head, body=b"", fds=()):
         ident, cmd = head[:2]
@@ -210,11 +350,17 @@ class Connection:
         try:
             while True:
                 self.one()
-        except (Gone, ConnectionError, BrokenPipeError):
+        except Gone:
             pass
+        except ConnectionError:
+            if self.fault == "dies-of-unread":
+                os._exit(1)
         finally:
+            if not self.negotiated and self.fault == "dies-of-silence" and not self.begun:
+                os._exit(1)
             self.close_fds()
             self.sock.close()
+            self.device.lost()
 
     def close_fds(self):
         for fd in self.fds:
@@ -223,7 +369,9 @@ class Connection:
 
     def one(self):
         first = not self.negotiated
-        head = struct.unpack("<HHIII", self.exactly(16, self.fault == "header-at-once" and not first))
+        dies = "dies-in-version" if first else "dies-in-header"
+        head = struct.unpack("<HHIII", self.exactly(16, self.fault == "header-at-once" and not first, dies))
+        self.begun = True
         ident, cmd, size, flags, _ = head
         body_size = size - 16
         if body_size < 0:
@@ -244,7 +392,7 @@ class Connection:
         if self.fault == "one-message-a-read" and not first:
             body = self.some(65536)[:body_size] if body_size else b""
         else:
-            body = self.exactly(body_size, at_once)
+            body = self.exactly(body_size, at_once, "dies-in-version" if first else "dies-in-payload")
         if self.fault == "dies-of-descriptors" and self.fds and cmd not in (DMA_MAP, SET_IRQS):
             os._exit(1)
         if self.fault == "same-id-refused":
@@ -278,6 +426,8 @@ class Connection:
         commands = {
             GET_INFO: self.info, REGION_INFO: self.region_info, IO_FDS: self.io_fds, IRQ_INFO: self.irq_info,
             REGION_READ: self.read, REGION_WRITE: self.write, WRITE_MULTI: self.write_multi,
+            SET_IRQS: self.set_irqs, DMA_MAP: self.dma_map, DMA_UNMAP: self.dma_unmap, RESET: self.reset,
+            FEATURE: self.feature, MIG_READ: self.mig_read, MIG_WRITE: self.mig_write,
         }
         if cmd == VERSION and self.fault == "second-version-unanswered":
             self.exactly(1)
@@ -404,7 +554,7 @@ class Connection:
         if self.fault == "any-irq":
             index = min(index, 4)
         check(index < len(self.device.irqs))
-        count = self.device.irqs[index]
+        count = len(self.device.irqs[index].fds)
         if self.fault == "irq-of-wrong-index":
             index = 0
         return struct.pack("<IIII", 16, 3 if index == 0 else 1, index, count)
@@ -477,6 +627,247 @@ class Connection:
             done = 1
         return struct.pack("<Q", done)
 
+    # -- interrupts
+
+    def set_irqs(self, body):
+        fault = self.fault
+        if fault == "short-irqs-done" and len(body) < 20:
+            return b""
+        check(len(body) >= 20)
+        _, flags, index, start, count = struct.unpack_from("<IIIII", body)
+        data, action = flags & 7, flags & 0x38
+        check((data in (1, 2, 4) and action in (8, 16, 32)) or fault == "any-flags")
+        if fault == "any-vector":
+            index, start, count = min(index, 4), 0, min(count, 1)
+        check(index < len(self.device.irqs))
+        irqs = self.device.irqs[index]
+        fds, self.fds = self.fds, []
+        try:
+            check(start + count <= len(irqs.fds))
+            if fault == "bool-read-beyond":
+                body += bytes(count)
+            check(data != 2 or len(body) >= 20 + count)
+            if len(fds) not in (0, count):
+                if fault == "dies-of-odd-number":
+                    os._exit(1)
+                raise Refused
+            if action != 32:
+                check(fault != "mask-refused")
+            elif count == 0:
+                for vector in range(len(irqs.fds) if fault != "disable-ignored" else 0):
+                    irqs.put(vector, None)
+            elif data == 4:
+                self.arm(irqs, start, count, fds)
+                fds = []
+            elif data == 2 and fault != "bool-ignored":
+                for vector in range(count):
+                    if body[20 + vector] or fault == "bool-all-true":
+                        irqs.fire(start + vector)
+            elif data == 1 and fault != "trigger-none-ignored":
+                for vector in range(start, start + count):
+                    irqs.fire(vector)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return bytes(4) if fault == "set-irqs-with-payload" else b""
+
+    def arm(self, irqs, start, count, fds):
+        if not fds and self.fault == "no-descriptors-ignored":
+            return
+        for n, fd in enumerate(fds or [None] * count):
+            vector = n if self.fault == "vectors-from-0" else start + n
+            if self.fault == "first-eventfd-stays" and fd is not None and irqs.fds[vector] is not None:
+                os.close(fd)
+                continue
+            irqs.put(vector, fd)
+            if self.fault == "trigger-when-armed":
+                irqs.fire(vector)
+
+    # -- memory
+
+    def dma_map(self, body):
+        fault, maps = self.fault, self.device.maps
+        if fault == "short-map-unanswered" and len(body) < 32:
+            self.exactly(1)
+        check(len(body) >= 32)
+        _, flags, offset, addr, size = struct.unpack_from("<IIQQQ", body)
+        if addr + size > 1 << 64 and fault == "dies-of-wrapping":
+            os._exit(1)
+        check(size and addr + size <= 1 << 64)
+        check(flags == 3 or fault != "read-write-only")
+        check(self.fds or fault != "descriptor-required")
+        check(not offset or fault != "no-offset")
+        if self.fds:
+            try:
+                os.lseek(self.fds[0], 0, os.SEEK_CUR)
+            except OSError as e:
+                if fault == "dies-of-pipe":
+                    os._exit(1)
+                raise Refused from e
+        over = any(addr < start + length and start < addr + size for start, length in maps.items())
+        check(not over or fault == "overlaps-mapped", EEXIST)
+        check((addr, size) not in self.device.remembered, EEXIST)
+        check(len(maps) < (16 if fault == "16-ranges" else 65535))
+        if fault == "range-remembered":
+            self.device.remembered.add((addr, size))
+        maps.setdefault(addr, size)
+        return bytes(8) if fault == "map-with-payload" else b""
+
+    def dma_unmap(self, body):
+        fault, maps = self.fault, self.device.maps
+        check(len(body) >= 24)
+        _, flags, addr, size = struct.unpack_from("<IIQQ", body)
+        check(flags == 0)
+        exact = maps.get(addr) == size
+        # The one part that this takes, so that others show that it keeps account.
+        part = fault == "parts-unmapped" and maps.get(addr, 0) > size > 0
+        check(exact or part or fault == "unmap-of-nothing-done", ENOENT)
+        if exact or part:
+            del maps[addr]
+        return b"" if fault == "unmap-without-payload" else body[:24]
+
+    # -- state
+
+    def reset(self, _):
+        check(self.fault != "reset-refused")
+        if self.fault != "reset-stays-stopped":
+            self.device.state = RUNNING
+        if self.fault == "bar-gone-after-reset":
+            self.device.regions[0] = Region(0, 0)
+        return bytes(4) if self.fault == "reset-with-payload" else b""
+
+    def feature(self, body):
+        fault = self.fault
+        if fault == "short-feature-done" and len(body) < 8:
+            return b""
+        check(len(body) >= 8)
+        argsz, flags = struct.unpack_from("<II", body)
+        number, get, put, probe = flags & 0xffff, flags & 1 << 16, flags & 1 << 17, flags & 1 << 18
+        known = {1: 1 << 16, 2: 3 << 16, 6: 1 << 17, 7: 1 << 17, 8: 1 << 16}
+        if number not in known and fault == "any-feature":
+            return body
+        check(number in known)
+        if probe:
+            check(not flags & 3 << 16 & ~known[number] or fault == "any-probe")
+            return body + bytes(8) if fault == "probe-with-data" else body
+        check(not flags & 3 << 16 & ~known[number])
+        check(bool(get) != bool(put) or fault == "get-and-set")
+        data = body[8:]
+        if number == 1:
+            return struct.pack("<IIQ", 16, flags, 4 if fault == "no-stop-copy" else 5)
+        if number == 2 and get and not put:
+            return struct.pack("<IIII", 16, flags, 99 if fault == "state-99" else self.device.state, 0)
+        if number == 2:
+            self.transition(data)
+        elif number == 6:
+            self.log(data)
+        elif number == 7:
+            check(self.device.logging or fault != "stop-once")
+            self.device.logging = None
+        elif number == 8:
+            return self.report(argsz, flags, data)
+        return body
+
+    def transition(self, data):
+        fault, device = self.fault, self.device
+        if len(data) < 8 and fault == "short-state-done":
+            return
+        check(len(data) >= 8)
+        to, = struct.unpack_from("<I", data)
+        if fault == "error-entered" and to == ERR_STATE:
+            device.state = to
+            return
+        check(to in ARCS and device.state in ARCS)
+        if (device.state, to) == (STOP_COPY, PRE_COPY):
+            if fault == "refused-yet-entered":
+                device.state = to
+            check(fault == "stop-copy-to-pre-copy")
+            device.state = to
+            return
+        check(fault != "running-to-pre-copy-refused" or (device.state, to) != (RUNNING, PRE_COPY))
+        way = path(device.state, to)
+        check(way is not None and (len(way) < 2 or fault != "composed-refused"))
+        check(to != RESUMING or fault != "resuming-refused")
+        for state in way:
+            if device.state == RESUMING:
+                check(device.written == STATE)
+            if state in (STOP_COPY, PRE_COPY, RESUMING):
+                device.at, device.written = 0, b""
+            device.state = state
+        if fault == "transition-not-made":
+            device.state = RUNNING
+
+    def mig_read(self, body):
+        fault, device = self.fault, self.device
+        if fault == "short-data-done" and len(body) < 8:
+            return b""
+        check(len(body) >= 8)
+        _, size = struct.unpack_from("<II", body)
+        check(device.state in (STOP_COPY, PRE_COPY) or fault == "read-anywhere")
+        if size > MAX_XFER:
+            if fault == "dies-of-large-read":
+                os._exit(1)
+            raise Refused
+        if fault == "no-end":
+            device.at = 0
+        data = STATE[device.at:device.at + (size + 1 if fault == "more-than-asked" else size)]
+        device.at += len(data)
+        said = len(data)
+        if fault == "size-without-data":
+            data = data[:-1]
+        return struct.pack("<II", 8 + said, said) + data
+
+    def mig_write(self, body):
+        fault, device = self.fault, self.device
+        check(len(body) >= 8)
+        _, size = struct.unpack_from("<II", body)
+        check(device.state == RESUMING or fault == "write-anywhere")
+        if fault == "cut-write-done" and len(body) != 8 + size:
+            return b""
+        check(len(body) == 8 + size)
+        if fault != "first-piece-only" or not device.written:
+            device.written += body[8:]
+        return b""
+
+    # -- dirty logging
+
+    def log(self, data):
+        fault = self.fault
+        check(len(data) >= 16)
+        page_size, count, _ = struct.unpack_from("<QII", data)
+        check(page_size and not page_size & page_size - 1)
+        check(count or fault != "ranges-required")
+        if fault != "ranges-believed":
+            check(len(data) == 16 + 16 * count)
+        for at in range(16, len(data), 16):
+            iova, length = struct.unpack_from("<QQ", data, at)
+            if not length and fault == "dies-of-empty-range":
+                os._exit(1)
+            check(length and iova + length <= 1 << 64)
+        check(self.device.logging in (None, page_size))
+        self.device.logging = page_size
+
+    def report(self, argsz, flags, data):
+        fault = self.fault
+        check(len(data) >= 24)
+        iova, length, page_size = struct.unpack_from("<QQQ", data)
+        check(self.device.logging or fault == "report-while-off")
+        if fault == "any-page-size":
+            page_size = page_size or PAGE
+        else:
+            check(page_size and not page_size & page_size - 1)
+        mapped = [(start, size) for start, size in self.device.maps.items()
+                  if start <= iova and iova + length <= start + size]
+        check(length and mapped, ENOENT)
+        check(fault != "report-of-all-only" or mapped == [(iova, length)], ENOTSUP)
+        unit = PAGE if fault == "page-size-of-start" else page_size
+        size = -(-length // unit // 64) * 8
+        if fault == "bitmap-of-bytes":
+            size = -(-length // unit // 8) + 1
+        check(argsz >= 32 + size or fault == "report-beyond-argsz")
+        bitmap = bytes([1]) + bytes(size - 1) if fault == "bits-stay" else bytes(size)
+        return struct.pack("<II", 32 + size, flags) + data[:24] + bitmap
+
 
 def main():
     if sys.argv[1:] == ["--faults"]:
@@ -488,8 +879,13 @@ def main():
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
+    clients = []
     while True:
         sock, _ = listener.accept()
+        if fault == "one-client" and clients:
+            clients.append(sock)
+            continue
+        clients = [None]
         Connection(sock, device).serve()
 
 
