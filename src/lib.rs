@@ -20,6 +20,7 @@ pub mod irq;
 pub mod memory;
 pub mod migration;
 pub mod pci;
+pub mod process;
 pub mod server;
 pub mod transport;
 pub mod wire;

@@ -6,7 +6,7 @@
 
 use std::alloc::Layout;
 use std::collections::VecDeque;
-use std::{fmt, io};
+use std::fmt;
 
 use crate::wire::{Errno, Result};
 
@@ -88,17 +88,6 @@ impl Bytes {
 impl fmt::Write for Bytes {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.append(text.as_bytes()).map_err(|_| fmt::Error)
-    }
-}
-
-impl io::Write for Bytes {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.append(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -170,14 +170,24 @@ impl Block {
     }
 }
 
+/// The blocks of one size.
+#[derive(Default)]
+struct Class {
+    /// Handles of those that are unused; with room for all there are.
+    free: Vec<u32>,
+    /// How many there are.
+    count: usize,
+}
+
+/// Classes that there may be.
+const CLASSES: u32 = 32;
+
 /// Where blocks come from.
 pub(super) struct Pool {
     /// The handle of the next block that is made.
     next: u32,
-    /// Handles of unused blocks, by class; with room for all there are.
-    free: [Vec<u32>; 32],
-    /// How many there are, by class.
-    counts: [usize; 32],
+    /// By class; those up to the largest that was ever wanted.
+    classes: Vec<Class>,
     mappings: Vec<Mapping>,
     reserved: u64,
     page_size: usize,
@@ -187,8 +197,7 @@ impl Pool {
     pub(super) fn new() -> Pool {
         Pool {
             next: 1,
-            free: [const { Vec::new() }; 32],
-            counts: [0; 32],
+            classes: Vec::new(),
             mappings: Vec::new(),
             reserved: 0,
             page_size: usize::try_from(host_page_size()).unwrap_or(4096),
@@ -199,11 +208,12 @@ impl Pool {
     pub(super) fn take(&mut self, blocks: &Blocks, bits: u64) -> Result<u32> {
         let words = usize::try_from(bits.div_ceil(64)).map_err(|_| Errno::ENOMEM)?;
         let class = words.checked_next_power_of_two().ok_or(Errno::ENOMEM)?.ilog2();
-        let is_empty = self.free.get(class as usize).ok_or(Errno::ENOMEM)?.is_empty();
-        if is_empty {
+        let mut free = self.free(class).and_then(Vec::pop);
+        if free.is_none() {
             self.grow(blocks, class)?;
+            free = self.free(class).and_then(Vec::pop);
         }
-        let handle = self.free.get_mut(class as usize).and_then(Vec::pop).ok_or(Errno::ENOMEM)?;
+        let handle = free.ok_or(Errno::ENOMEM)?;
         if let Some(block) = blocks.get(handle) {
             block.clear(self.page_size);
         }
@@ -214,9 +224,21 @@ impl Pool {
     pub(super) fn give_back(&mut self, blocks: &Blocks, handle: u32) {
         let Some(block) = blocks.get(handle) else { return };
         block.discard(self.page_size);
-        if let Some(free) = self.free.get_mut(block.class as usize) {
+        if let Some(free) = self.free(block.class) {
             free.push(handle);
         }
+    }
+
+    fn free(&mut self, class: u32) -> Option<&mut Vec<u32>> {
+        self.classes.get_mut(class as usize).map(|class| &mut class.free)
+    }
+
+    /// A class, which is made if need be.
+    fn class(classes: &mut Vec<Class>, class: u32) -> Result<&mut Class> {
+        while class < CLASSES && classes.len() <= class as usize {
+            memory::push(classes, Class::default())?;
+        }
+        classes.get_mut(class as usize).ok_or(Errno::ENOMEM)
     }
 
     /// Makes more blocks of a class.
@@ -227,8 +249,7 @@ impl Pool {
         if reserved > MAX_RESERVED {
             return Err(Errno::ENOMEM);
         }
-        let free = self.free.get_mut(class as usize).ok_or(Errno::ENOMEM)?;
-        let count = self.counts.get_mut(class as usize).ok_or(Errno::ENOMEM)?;
+        let Class { free, count } = Pool::class(&mut self.classes, class)?;
         memory::reserve(&mut self.mappings, 1)?;
         // None is free, so this makes room for all of them.
         memory::reserve(free, count.saturating_add(length / size))?;

@@ -10,19 +10,22 @@ use crate::wire::{Errno, Result};
 /// Elements named by handles from `1 << BASE` up. Chunk k holds the handles
 /// that have their highest bit at position `BASE + k`.
 pub(super) struct Chunked<T, const BASE: u32> {
-    chunks: [OnceLock<Pages<T>>; 32],
+    /// Made with the first element: most contexts of ten thousand never have one.
+    chunks: OnceLock<Box<Chunks<T>>>,
 }
+
+type Chunks<T> = [OnceLock<Pages<T>>; 32];
 
 impl<T, const BASE: u32> Chunked<T, BASE> {
     pub(super) fn new() -> Self {
-        Chunked { chunks: std::array::from_fn(|_| OnceLock::new()) }
+        Chunked { chunks: OnceLock::new() }
     }
 
     /// The element of a handle; any number may be asked for.
     #[inline]
     pub(super) fn get(&self, handle: u64) -> Option<&T> {
         let top_bit = handle.checked_ilog2()?;
-        let chunk = self.chunks.get(top_bit.wrapping_sub(BASE) as usize)?.get()?;
+        let chunk = self.chunks.get()?.get(top_bit.wrapping_sub(BASE) as usize)?.get()?;
         chunk.get((handle ^ (1 << top_bit)) as usize)
     }
 
@@ -30,7 +33,12 @@ impl<T, const BASE: u32> Chunked<T, BASE> {
     /// yet. `ENOMEM` if there is no memory for it.
     pub(super) fn get_or_make(&self, handle: u32, make: impl Fn(u32) -> T) -> Result<&T> {
         let top_bit = handle.checked_ilog2().ok_or(Errno::ENOMEM)?;
-        let chunk = self.chunks.get(top_bit.wrapping_sub(BASE) as usize).ok_or(Errno::ENOMEM)?;
+        if self.chunks.get().is_none() {
+            // Whoever came first wins; they are alike.
+            let _ = self.chunks.set(memory::boxed(std::array::from_fn(|_| OnceLock::new()))?);
+        }
+        let chunks = self.chunks.get().ok_or(Errno::ENOMEM)?;
+        let chunk = chunks.get(top_bit.wrapping_sub(BASE) as usize).ok_or(Errno::ENOMEM)?;
         if chunk.get().is_none() {
             let count = 1_u32 << top_bit;
             let elements = Pages::collect((0..count).map(|number| make(count | number)))?;

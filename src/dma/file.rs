@@ -5,18 +5,16 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::slice;
-use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicI32};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use parking_lot::Mutex;
 
 use super::facts::{Facts, Key};
-use super::mapping::Mapping;
 use crate::descriptors::may_stay;
-use crate::memory;
 use crate::wire::{Errno, Result};
+use crate::{memory, process};
 
 /// A kept descriptor: one open file description of the client.
 struct Kept {
@@ -230,7 +228,9 @@ fn is_same(a: &OwnedFd, b: &OwnedFd) -> Option<bool> {
 /// can't tell.
 fn compare(a: &OwnedFd, b: &OwnedFd) -> Option<std::cmp::Ordering> {
     const KCMP_FILE: libc::c_int = 0;
-    let pid = process_id();
+    // In a child of fork(2) its own: to take the parent's descriptors for its own would
+    // be to map the wrong file.
+    let pid = process::id();
     // SAFETY: kcmp takes five numbers and touches no memory of ours.
     match unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, a.as_raw_fd(), b.as_raw_fd()) } {
         0 => Some(std::cmp::Ordering::Equal),
@@ -238,24 +238,6 @@ fn compare(a: &OwnedFd, b: &OwnedFd) -> Option<std::cmp::Ordering> {
         2 => Some(std::cmp::Ordering::Greater),
         _ => None,
     }
-}
-
-/// The id of this process, which the kernel is asked for once. It is kept where
-/// a child of fork(2) finds zero: to take the parent's descriptors for its own
-/// would be to map the wrong file.
-fn process_id() -> libc::pid_t {
-    static KEPT: OnceLock<Option<Mapping>> = OnceLock::new();
-    // SAFETY: getpid has no preconditions.
-    let ask = || unsafe { libc::getpid() };
-    let kept = KEPT.get_or_init(|| Mapping::wiped_on_fork(size_of::<AtomicI32>()).ok());
-    let Some(kept) = kept else { return ask() };
-    // SAFETY: the mapping is as large as that, aligned to a page, never dropped,
-    // and used for this only; zero is a valid value.
-    let id = unsafe { &*kept.base().cast::<AtomicI32>() };
-    if id.load(Relaxed) == 0 {
-        id.store(ask(), Relaxed);
-    }
-    id.load(Relaxed)
 }
 
 #[cfg(test)]
@@ -268,23 +250,5 @@ mod tests {
         let (one, other) = (open(), open());
         assert_eq!(is_same(&one, &one.try_clone().unwrap()), Some(true));
         assert_eq!(is_same(&one, &other), Some(false));
-    }
-
-    #[test]
-    fn a_child_of_fork_knows_its_own_id() {
-        // SAFETY: getpid has no preconditions.
-        let is_own = || unsafe { process_id() == libc::getpid() };
-        assert!(is_own());
-        // SAFETY: the child makes system calls only, and ends.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            // SAFETY: it ends this process at once.
-            unsafe { libc::_exit(i32::from(!(is_own() && is_own()))) }
-        }
-        let mut status = -1;
-        // SAFETY: `status` is there to be written to.
-        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-        assert_eq!(status, 0);
-        assert!(is_own());
     }
 }

@@ -57,15 +57,6 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Zeroed memory that is zeroed again in a child of fork(2). An error if the
-    /// kernel can't do that.
-    pub(super) fn wiped_on_fork(length: usize) -> Result<Mapping> {
-        let mapping = Mapping::zeroed(length)?;
-        // SAFETY: advice on memory that nobody else knows of, for children only.
-        let advised = unsafe { libc::madvise(mapping.base, length, libc::MADV_WIPEONFORK) };
-        if advised < 0 { Err(Errno::last()) } else { Ok(mapping) }
-    }
-
     /// Gives the memory back to the system, and keeps its address. Private
     /// anonymous memory reads as zero from then on.
     ///

@@ -14,6 +14,7 @@ use crate::wire::{Errno, Result};
 const FIRST: usize = 64;
 /// As many as 32 bits can count to take.
 const BLOCKS: usize = 27;
+const _: () = assert!(BLOCKS <= u32::BITS as usize);
 
 /// The vectors, in blocks that are made when they are first needed and stay as
 /// long as the table.
@@ -23,6 +24,8 @@ pub struct Table {
     count: AtomicU32,
     /// How many of them have an eventfd.
     pub assigned: AtomicU32,
+    /// A bit for each block that has been made.
+    made: AtomicU32,
     blocks: [AtomicPtr<Vector>; BLOCKS],
 }
 
@@ -31,6 +34,7 @@ impl Default for Table {
         Table {
             count: AtomicU32::new(0),
             assigned: AtomicU32::new(0),
+            made: AtomicU32::new(0),
             blocks: [const { AtomicPtr::new(ptr::null_mut()) }; BLOCKS],
         }
     }
@@ -48,6 +52,15 @@ fn start_of(block: usize) -> usize {
 
 fn layout(block: usize) -> Result<Layout> {
     Layout::array::<Vector>(FIRST << block).map_err(|_| Errno::ENOMEM)
+}
+
+/// The numbers of the bits that are set.
+fn bits(mut mask: u32) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let lowest = mask.trailing_zeros();
+        mask &= mask.wrapping_sub(1);
+        (lowest < u32::BITS).then_some(lowest as usize)
+    })
 }
 
 impl Table {
@@ -93,9 +106,12 @@ impl Table {
             if new.is_null() {
                 return Err(Errno::ENOMEM);
             }
-            if place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            match place.compare_exchange(ptr::null_mut(), new, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    self.made.fetch_or(1 << block, Ordering::Release);
+                }
                 // SAFETY: made just now, and nobody else has it.
-                unsafe { dealloc(new.cast(), layout) };
+                Err(_) => unsafe { dealloc(new.cast(), layout) },
             }
         }
         self.get(vector).ok_or(Errno::ENOMEM)
@@ -109,9 +125,7 @@ impl Table {
 
     /// The vectors of a range, as far as they have been made, with their numbers.
     pub fn range(&self, range: Range<u32>) -> impl Iterator<Item = (u32, &Vector)> {
-        let made =
-            self.blocks.iter().enumerate().filter(|(_, block)| !block.load(Ordering::Acquire).is_null());
-        made.flat_map(move |(block, _)| {
+        bits(self.made.load(Ordering::Acquire)).flat_map(move |block| {
             let end = u32::try_from(start_of(block) + (FIRST << block)).unwrap_or(u32::MAX);
             let start = u32::try_from(start_of(block)).unwrap_or(u32::MAX).max(range.start);
             (start..end.min(range.end)).filter_map(|vector| Some((vector, self.get(vector)?)))
@@ -129,12 +143,11 @@ impl Drop for Table {
         self.all().for_each(|vector| {
             vector.replace(None);
         });
-        for (block, vectors) in self.blocks.iter_mut().enumerate() {
-            let vectors = *vectors.get_mut();
-            if let (false, Ok(layout)) = (vectors.is_null(), layout(block)) {
+        for block in bits(*self.made.get_mut()) {
+            if let (Some(vectors), Ok(layout)) = (self.blocks.get_mut(block), layout(block)) {
                 // SAFETY: made with this layout; a vector needs no drop once it
                 // has no eventfd.
-                unsafe { dealloc(vectors.cast(), layout) };
+                unsafe { dealloc(vectors.get_mut().cast(), layout) };
             }
         }
     }

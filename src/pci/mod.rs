@@ -195,6 +195,11 @@ impl Pci {
         Ok(())
     }
 
+    /// Whether the header was finished.
+    pub fn is_realized(&self) -> bool {
+        self.realized
+    }
+
     /// A region was set up, once the header was finished: adapts the registers.
     /// `before` and `now` are the BARs and the size of the ROM.
     pub fn adapt(&self, before: (&[Bar; BARS], u64), now: (&[Bar; BARS], u64)) -> Result<()> {

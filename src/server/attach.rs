@@ -196,7 +196,7 @@ impl<D: Device> Context<D> {
         if twin_socket {
             let (ours, theirs) =
                 socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
-            self.with_connection(|connection| connection.set_twin(ours)).ok_or(Errno::ENOTCONN)??;
+            self.with_connection(|connection| connection.set_twin(ours)).ok_or(Errno::ENOTCONN)?;
             reply.give_fd(theirs)?;
         }
         self.client.set(client);

@@ -18,6 +18,9 @@ impl<D: Device> Context<D> {
     /// Looks at capabilities that contradict the rest of the set-up. Called when
     /// that is finished.
     pub(super) fn warn_of_capabilities(&self) {
+        if !self.log_enabled(libc::LOG_WARNING) {
+            return;
+        }
         let word = |kind, at| self.pci.borrow().capability_word(kind, at);
         let express = word(CapabilityKind::Express, EXPRESS_DEVICE_CAPABILITIES);
         if express.is_some_and(|word| word & FUNCTION_LEVEL_RESET != 0) && !self.device.can_reset() {

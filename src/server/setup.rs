@@ -37,10 +37,13 @@ impl<D: Device> Context<D> {
         let config_size = self.pci.borrow().space().map(|space| space.len());
         let flags = config.flags;
         let mut regions = self.regions.borrow_mut();
-        let (bars, rom_size) = (regions.bars(), regions.rom_size());
+        let pci = self.pci.borrow();
+        let before = pci.is_realized().then(|| (regions.bars(), regions.rom_size()));
         regions.setup(index, config, config_size)?;
-        self.pci.borrow().adapt((&bars, rom_size), (&regions.bars(), regions.rom_size()))?;
-        drop(regions);
+        if let Some((bars, rom_size)) = before {
+            pci.adapt((&bars, rom_size), (&regions.bars(), regions.rom_size()))?;
+        }
+        drop((regions, pci));
         if flags.contains(RegionFlags::PREFETCH) && !flags.contains(RegionFlags::IS_64_BITS) {
             log!(self, LOG_WARNING, "region {index}: prefetchable, but not 64 bits wide");
         }

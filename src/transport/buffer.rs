@@ -6,8 +6,12 @@ use std::slice;
 use crate::memory;
 use crate::wire::{Result, limits};
 
-/// Size of the first buffers of a connection, in bytes: for most clients there
-/// are never others, and ten thousand of them cost a page or two each.
+/// Size of the shortest buffers, in bytes: what the version message and nearly all
+/// requests and replies fit into.
+pub const SHORT: usize = 512;
+
+/// Size of the buffers in which messages are first received and replies gathered, in
+/// bytes: for most clients there are never larger ones.
 pub const FIRST: usize = 4096;
 
 /// Size of the ordinary buffers, in bytes: what is received ahead at the most.

@@ -3,51 +3,54 @@
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use super::control;
-use super::pool::Pool;
-use super::process::Process;
-use super::receive::{MayCarryFds, Receiver};
-use crate::wire::Result;
+use super::receive::Receiver;
+use crate::process::Process;
 
 /// How much unread data is taken out of a socket before it is closed.
 const DRAIN_MAX: usize = 16 << 20;
 
-/// A socket and its receiver.
+/// A connected socket, which is closed gently.
 #[derive(Debug)]
-pub struct Channel {
-    socket: OwnedFd,
-    /// What came in.
-    pub receiver: Receiver,
+pub struct Socket {
+    fd: OwnedFd,
     maker: Process,
 }
 
-impl Channel {
-    pub fn new(socket: OwnedFd, pool: &mut Pool, may_carry_fds: MayCarryFds) -> Result<Channel> {
-        let receiver = Receiver::new(pool, may_carry_fds)?;
-        Ok(Channel { socket, receiver, maker: Process::current() })
+impl Socket {
+    pub fn new(fd: OwnedFd) -> Socket {
+        Socket { fd, maker: Process::current() }
     }
+}
 
-    /// Another channel of the same process.
-    pub fn beside(&self, socket: OwnedFd, pool: &mut Pool, may_carry_fds: MayCarryFds) -> Result<Channel> {
-        let receiver = Receiver::new(pool, may_carry_fds)?;
-        Ok(Channel { socket, receiver, maker: self.maker })
+impl Drop for Socket {
+    /// In a child, the connection and what lies in it are still the parent's.
+    fn drop(&mut self) {
+        if self.maker.is_current() {
+            close_gently(&self.fd);
+        }
+    }
+}
+
+/// A socket and its receiver.
+#[derive(Debug)]
+pub struct Channel {
+    socket: Socket,
+    /// What came in.
+    pub receiver: Receiver,
+}
+
+impl Channel {
+    pub fn new(socket: Socket, receiver: Receiver) -> Channel {
+        Channel { socket, receiver }
     }
 
     pub fn socket(&self) -> RawFd {
-        self.socket.as_raw_fd()
+        self.socket.fd.as_raw_fd()
     }
 
     /// The socket as something to borrow.
     pub fn fd(&self) -> &OwnedFd {
-        &self.socket
-    }
-}
-
-impl Drop for Channel {
-    /// In a child, the connection and what lies in it are still the parent's.
-    fn drop(&mut self) {
-        if self.maker.is_current() {
-            close_gently(&self.socket);
-        }
+        &self.socket.fd
     }
 }
 

@@ -9,12 +9,12 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use zerocopy::FromBytes;
 
 use super::allowance::Allowance;
-use super::channel::Channel;
+use super::channel::{Channel, Socket};
 use super::control;
 use super::exchange::Expecting;
 use super::message::{Message, Next};
 use super::pool::Pool;
-use super::receive::{MayCarryFds, is_end};
+use super::receive::{MayCarryFds, Receiver, is_end};
 use super::reply::Reply;
 use super::send::{Flushed, Sender};
 use super::unanswered::MessageIds;
@@ -50,7 +50,9 @@ pub enum Sent {
 /// A connected client.
 #[derive(Debug)]
 pub struct Connection {
-    // Declared, and so dropped, before the main channel.
+    // Both declared, and so dropped, before the main channel.
+    /// The twin socket until a command goes over it: for most devices none does.
+    new_twin: Option<Socket>,
     pub(super) twin: Option<Channel>,
     pub(super) main: Channel,
     pub(super) sender: Sender,
@@ -79,9 +81,12 @@ impl Connection {
     /// A connection over a connected stream socket. `may_carry_fds` says of a
     /// message whether it may come with descriptors.
     pub fn new(socket: OwnedFd, may_carry_fds: MayCarryFds) -> Result<Connection> {
+        // From here on, it is closed gently.
+        let socket = Socket::new(socket);
         let mut pool = Pool::default();
         Ok(Connection {
-            main: Channel::new(socket, &mut pool, may_carry_fds)?,
+            main: Channel::new(socket, Receiver::new(&mut pool, may_carry_fds)?),
+            new_twin: None,
             twin: None,
             sender: Sender::default(),
             twin_sender: Sender::default(),
@@ -109,8 +114,18 @@ impl Connection {
     }
 
     /// From now on our commands go over `socket`.
-    pub fn set_twin(&mut self, socket: OwnedFd) -> Result<()> {
-        self.twin = Some(self.main.beside(socket, &mut self.pool, self.may_carry_fds)?);
+    pub fn set_twin(&mut self, socket: OwnedFd) {
+        self.new_twin = Some(Socket::new(socket));
+    }
+
+    /// Makes the twin socket, if there is one, ready to receive on. `ENOMEM`: as
+    /// before.
+    #[inline(always)]
+    pub(super) fn open_twin(&mut self) -> Result<()> {
+        if self.new_twin.is_some() {
+            let receiver = Receiver::new(&mut self.pool, self.may_carry_fds)?;
+            self.twin = self.new_twin.take().map(|socket| Channel::new(socket, receiver));
+        }
         Ok(())
     }
 
@@ -128,7 +143,7 @@ impl Connection {
 
     /// Whether a second socket carries our commands.
     pub fn has_twin(&self) -> bool {
-        self.twin.is_some()
+        self.twin.is_some() || self.new_twin.is_some()
     }
 
     /// Whether the connection was found lost.

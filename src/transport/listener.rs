@@ -4,9 +4,9 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use super::address::{Address, Identity};
 use super::channel::close_gently;
-use super::process::Process;
 use super::replace::{Found, Turn};
 use super::wait::Wait;
+use crate::process::Process;
 use crate::wire::{Errno, Result};
 
 /// What is added to a path for the socket that takes its place.

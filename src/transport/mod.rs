@@ -21,7 +21,6 @@ mod listener;
 mod message;
 mod poller;
 mod pool;
-mod process;
 mod receive;
 mod replace;
 mod reply;

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollOp};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::process::Process;
+use crate::process::Process;
 use crate::wire::{Errno, Result};
 
 /// What makes the descriptor readable.

@@ -1,6 +1,6 @@
 //! What waits for its next use, so that requests allocate nothing.
 
-use super::buffer::{Buffer, FIRST, STANDARD};
+use super::buffer::{Buffer, FIRST, SHORT, STANDARD};
 use super::message::Message;
 use crate::memory;
 use crate::wire::{Result, limits};
@@ -15,11 +15,12 @@ const LARGE: usize = limits::MAX_MESSAGE_SIZE + 64;
 /// meant for, this client alone.
 #[derive(Debug, Default)]
 pub struct Pool {
+    short: Vec<Buffer>,
     first: Vec<Buffer>,
     standard: Vec<Buffer>,
     large: Vec<Buffer>,
-    /// With a first or a standard buffer each. They go through many hands, hence
-    /// as pointers.
+    /// With a short, a first or a standard buffer each. They go through many hands,
+    /// hence as pointers.
     messages: [Option<Box<Message>>; KEEP_MESSAGES],
 }
 
@@ -36,7 +37,9 @@ const KEEP_MESSAGES: usize = 2;
 impl Pool {
     /// A buffer of at least `size` bytes; what it holds is of no meaning.
     pub fn take(&mut self, size: usize) -> Result<Buffer> {
-        let (kept, capacity) = if size <= FIRST {
+        let (kept, capacity) = if size <= SHORT {
+            (&mut self.short, SHORT)
+        } else if size <= FIRST {
             (&mut self.first, FIRST)
         } else if size <= STANDARD {
             (&mut self.standard, STANDARD)
@@ -55,6 +58,7 @@ impl Pool {
     /// system, and so are those beyond the few that are kept.
     pub fn put(&mut self, buffer: Buffer) {
         let (kept, most) = match buffer.len() {
+            SHORT => (&mut self.short, KEEP_STANDARD),
             FIRST => (&mut self.first, KEEP_STANDARD),
             STANDARD => (&mut self.standard, KEEP_STANDARD),
             n if n == LARGE.next_multiple_of(size_of::<u64>()) => (&mut self.large, KEEP_LARGE),
@@ -71,7 +75,7 @@ impl Pool {
     pub fn take_message(&mut self) -> Result<Box<Message>> {
         match self.messages.iter_mut().find_map(Option::take) {
             Some(message) => Ok(message),
-            None => memory::boxed(Message::new(self.take(FIRST)?)),
+            None => memory::boxed(Message::new(self.take(SHORT)?)),
         }
     }
 
@@ -79,9 +83,9 @@ impl Pool {
     #[inline(always)]
     pub fn put_message(&mut self, mut message: Box<Message>) {
         message.fds.clear();
-        if message.buffer.len() != STANDARD && message.buffer.len() != FIRST {
-            let Ok(first) = self.take(FIRST) else { return };
-            self.put(std::mem::replace(&mut message.buffer, first));
+        if !matches!(message.buffer.len(), SHORT | FIRST | STANDARD) {
+            let Ok(short) = self.take(SHORT) else { return };
+            self.put(std::mem::replace(&mut message.buffer, short));
         }
         if let Some(place) = self.messages.iter_mut().find(|place| place.is_none()) {
             *place = Some(message);

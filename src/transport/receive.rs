@@ -12,7 +12,7 @@ mod short;
 
 use std::os::fd::RawFd;
 
-use super::buffer::{Buffer, FIRST, MARGIN, STANDARD};
+use super::buffer::{Buffer, FIRST, MARGIN, SHORT, STANDARD};
 use super::control::{self, Header as SocketHeader};
 use super::message::{Message, Next};
 use super::pool::Pool;
@@ -20,8 +20,10 @@ use super::waiting::{Seen, Waiting};
 use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, Result, take};
 
-/// Messages up to this size are always copied: that costs next to nothing.
+/// Messages up to this size are always copied: that costs next to nothing, and any
+/// buffer has room for them.
 const SMALL: usize = 256;
+const _: () = assert!(SMALL <= SHORT);
 
 /// Says whether a message may carry descriptors, by its header and what there is
 /// of its payload. None: not enough of it is there.

@@ -371,7 +371,7 @@ impl Sender {
             return false;
         };
         let (header, len) = (request.error_reply(errno), *len);
-        let Ok(mut buffer) = pool.take(FIRST) else {
+        let Ok(mut buffer) = pool.take(HEADER_SIZE) else {
             return false;
         };
         buffer.range_mut(0, HEADER_SIZE).copy_from_slice(header.as_bytes());

@@ -406,7 +406,7 @@ fn closing_does_not_reset_the_peer() {
 /// A command that reads `to`, sent over a twin socket, and the client's end of that.
 fn asked<'a>(connection: &mut Connection, to: &'a mut [u8]) -> (UnixStream, [Outstanding<'a>; 1]) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    connection.set_twin(OwnedFd::from(ours)).unwrap();
+    connection.set_twin(OwnedFd::from(ours));
     let command = Outstanding { msg_id: 7, cmd: 11, head: [9; 16], data: Data::read(to) };
     assert_eq!(connection.send_command(&command), Ok(true));
     (theirs, [command])

@@ -5,11 +5,11 @@
 //! itself; nesting too deep for the parser is an error.
 
 use std::borrow::Cow;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::marker::PhantomData;
 
+use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
 
 use super::{Errno, Result, limits};
 use crate::memory::{self, Bytes};
@@ -314,56 +314,38 @@ pub struct ServerCapabilities {
     pub write_multiple: bool,
 }
 
-#[derive(Serialize)]
-struct ReplyText {
-    capabilities: ReplyMembers,
-}
-
-#[derive(Serialize)]
-struct ReplyMembers {
-    max_msg_fds: u32,
-    max_data_xfer_size: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    migration: Option<ReplyMigration>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    twin_socket: Option<ReplyTwinSocket>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pgsizes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_dma_maps: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    write_multiple: Option<bool>,
-}
-
-#[derive(Serialize)]
-struct ReplyMigration {
-    pgsize: u64,
-}
-
-#[derive(Serialize)]
-struct ReplyTwinSocket {
-    supported: bool,
-    fd_index: u32,
-}
+/// What the longest answer fits into, in bytes.
+const LONGEST: usize = 256;
 
 impl ServerCapabilities {
-    /// The JSON, in its shortest form, with the NUL that ends it.
+    /// The JSON, in its shortest form, with the NUL that ends it. (Numbers, and names
+    /// that need no escapes: it takes no more than this to write it.)
     pub fn to_text(&self) -> Result<Vec<u8>> {
-        let text = ReplyText {
-            capabilities: ReplyMembers {
-                max_msg_fds: limits::SERVER_MAX_MSG_FDS,
-                max_data_xfer_size: limits::MAX_DATA_XFER_SIZE,
-                migration: self.migration_pgsize.map(|pgsize| ReplyMigration { pgsize }),
-                twin_socket: self.twin_socket.then_some(ReplyTwinSocket { supported: true, fd_index: 0 }),
-                pgsizes: self.pgsizes,
-                max_dma_maps: self.max_dma_maps,
-                write_multiple: self.write_multiple.then_some(true),
-            },
-        };
-        let mut bytes = Bytes::default();
-        serde_json::to_writer(&mut bytes, &text).map_err(|_| Errno::ENOMEM)?;
-        bytes.append(&[0])?;
-        Ok(bytes.0)
+        let mut text = Bytes::default();
+        memory::reserve(&mut text.0, LONGEST)?;
+        self.write(&mut text).map_err(|_| Errno::ENOMEM)?;
+        Ok(text.0)
+    }
+
+    fn write(&self, text: &mut Bytes) -> fmt::Result {
+        let (fds, size) = (limits::SERVER_MAX_MSG_FDS, limits::MAX_DATA_XFER_SIZE);
+        write!(text, r#"{{"capabilities":{{"max_msg_fds":{fds},"max_data_xfer_size":{size}"#)?;
+        if let Some(pgsize) = self.migration_pgsize {
+            write!(text, r#","migration":{{"pgsize":{pgsize}}}"#)?;
+        }
+        if self.twin_socket {
+            text.write_str(r#","twin_socket":{"supported":true,"fd_index":0}"#)?;
+        }
+        if let Some(pgsizes) = self.pgsizes {
+            write!(text, r#","pgsizes":{pgsizes}"#)?;
+        }
+        if let Some(max_dma_maps) = self.max_dma_maps {
+            write!(text, r#","max_dma_maps":{max_dma_maps}"#)?;
+        }
+        if self.write_multiple {
+            text.write_str(r#","write_multiple":true"#)?;
+        }
+        text.write_str("}}\0")
     }
 }
 
@@ -403,6 +385,41 @@ mod tests {
             assert_eq!(parse(&format!(r#"{{"capabilities":{{{last}}}}}"#)), Err(Errno::EINVAL), "{last}");
         }
         assert_eq!(parse(r#"{"capabilities":{},"capabilities":[]}"#), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn the_answer_is_json_whatever_is_in_it() {
+        for members in 0..32_u32 {
+            let has = |bit: u32| members >> bit & 1 != 0;
+            let server = ServerCapabilities {
+                migration_pgsize: has(0).then_some(4096),
+                twin_socket: has(1),
+                pgsizes: has(2).then_some(u64::MAX),
+                max_dma_maps: has(3).then_some(u64::MAX),
+                write_multiple: has(4),
+            };
+            let mut said = serde_json::json!({"max_msg_fds": 8, "max_data_xfer_size": 1 << 20});
+            if has(0) {
+                said["migration"] = serde_json::json!({"pgsize": 4096});
+            }
+            if has(1) {
+                said["twin_socket"] = serde_json::json!({"supported": true, "fd_index": 0});
+            }
+            if has(2) {
+                said["pgsizes"] = u64::MAX.into();
+            }
+            if has(3) {
+                said["max_dma_maps"] = u64::MAX.into();
+            }
+            if has(4) {
+                said["write_multiple"] = true.into();
+            }
+            let text = server.to_text().unwrap();
+            let json = text.strip_suffix(b"\0").unwrap();
+            let value: serde_json::Value = serde_json::from_slice(json).unwrap();
+            assert_eq!(value, serde_json::json!({"capabilities": said}));
+            assert!(!json.contains(&b' ') && text.len() <= LONGEST, "{text:?}");
+        }
     }
 
     #[test]

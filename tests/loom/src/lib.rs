@@ -23,7 +23,7 @@
 //!   every step, and so has no model here but those of the whole table.
 //! - Every model has a bound: how often a thread may be stopped in the middle.
 
-pub use vfio_user::{descriptors, memory, wire};
+pub use vfio_user::{descriptors, memory, process, wire};
 
 #[allow(dead_code)]
 mod dma;
