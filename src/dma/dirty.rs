@@ -16,16 +16,23 @@ use super::bitmap::{Block, Blocks, GROUP_BITS};
 use super::sizes::{GROUP_WORDS, LINE_WORDS};
 use super::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, full_fence, or_and_fence};
 
-/// What harvester and setters tell each other; in cache lines of its own.
-#[repr(align(128))]
+/// What harvester and setters tell each other; in cache lines of its own. (Room on
+/// both sides sees to that. Aligned it would make the whole context so, and to allocate
+/// that takes far longer.)
+#[repr(C)]
 struct Progress {
+    _before: Apart,
     /// Odd while a group is being harvested.
     sequence: AtomicU64,
     /// Which one.
     group: AtomicU64,
     /// Held while a group is being harvested.
     lock: Mutex<()>,
+    _after: Apart,
 }
+
+/// Room of two cache lines, which processors fetch together.
+type Apart = [u64; 16];
 
 /// The page shift of an address space that is not to be used any more.
 pub(super) const CLOSED: u32 = u32::MAX;
@@ -48,9 +55,11 @@ impl Dirty {
         Dirty {
             page_shift: AtomicU32::new(0),
             progress: Progress {
+                _before: [0; 16],
                 sequence: AtomicU64::new(0),
                 group: AtomicU64::new(0),
                 lock: Mutex::new(()),
+                _after: [0; 16],
             },
             blocks: Blocks::new(),
         }

@@ -9,6 +9,7 @@ use super::context::Phase;
 use super::log::log;
 use super::step::{Event, Step};
 use super::{Context, Device};
+use crate::memory;
 use crate::transport::{Connection, Message, Next, Outcome, Received, Reply, Sent};
 use crate::wire::capabilities::{ClientCapabilities, ServerCapabilities};
 use crate::wire::limits::{HEADER_SIZE, MAX_DMA_MAPS};
@@ -62,7 +63,7 @@ impl<D: Device> Context<D> {
     }
 
     fn begin_negotiation(&self, socket: OwnedFd) -> Step {
-        match Connection::new(socket, wire::may_carry_fds) {
+        match Connection::new(socket, wire::may_carry_fds).and_then(memory::boxed) {
             Ok(connection) => {
                 *self.connection.borrow_mut() = Some(connection);
                 self.phase.set(Phase::Negotiating);

@@ -77,7 +77,7 @@ pub struct Context<D> {
     /// A connection that was handed in, until it is taken on.
     pub(super) handed_client: Cell<Option<OwnedFd>>,
     pub(super) phase: Cell<Phase>,
-    pub(super) connection: RefCell<Option<Connection>>,
+    pub(super) connection: RefCell<Option<Box<Connection>>>,
     pub(super) client: Cell<ClientCapabilities>,
     pub(super) poller: RefCell<Option<Poller>>,
     /// [`Context::warn_of_messages`] has been here.
@@ -225,7 +225,7 @@ impl<D: Device> Context<D> {
     /// Does something with the connection, if there is one. Nothing that `f`
     /// does may call the device.
     pub(super) fn with_connection<T>(&self, f: impl FnOnce(&mut Connection) -> T) -> Option<T> {
-        self.connection.borrow_mut().as_mut().map(f)
+        self.connection.borrow_mut().as_deref_mut().map(f)
     }
 
     /// Whether a client is attached.

@@ -2,6 +2,8 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use zerocopy::IntoBytes;
+
 use crate::wire::{Errno, Result};
 
 /// Of a file: which one it is.
@@ -40,11 +42,13 @@ impl Address {
         // SAFETY: zeros are a valid sockaddr_un.
         let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
         address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-        if path.len().saturating_add(suffix.len()) >= address.sun_path.len() {
-            return Err(Errno::ENAMETOOLONG);
-        }
-        for (to, from) in address.sun_path.iter_mut().zip(path.iter().chain(suffix)) {
-            *to = *from as libc::c_char;
+        // The last byte stays NUL.
+        let [bytes @ .., _] = &mut address.sun_path;
+        let mut room = bytes.as_mut_bytes();
+        for part in [path, suffix] {
+            let (to, rest) = room.split_at_mut_checked(part.len()).ok_or(Errno::ENAMETOOLONG)?;
+            to.copy_from_slice(part);
+            room = rest;
         }
         Ok(Address(address))
     }
