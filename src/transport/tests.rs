@@ -430,3 +430,14 @@ fn of_a_receipt_that_nobody_told_of_it_is_known_whether_it_took_anything() {
         assert_eq!(connection.lost(), takes);
     }
 }
+
+#[test]
+fn a_second_socket_that_no_command_went_over_is_closed_as_gently() {
+    let (mut connection, _peer) = pair();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    connection.set_twin(OwnedFd::from(ours));
+    assert!(connection.has_twin() && connection.late_socket().is_none());
+    theirs.write_all(&pattern(100_000, 0)).unwrap();
+    drop(connection);
+    assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "end of file and not ECONNRESET");
+}
