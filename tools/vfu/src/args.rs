@@ -11,6 +11,7 @@ use crate::client::Options;
 use crate::error::EXIT_CODES;
 use crate::number::number;
 use crate::region::{Irq, Region};
+use crate::trace::{Arguments, TRACE_HELP};
 
 /// Look at, drive and test a vfio-user device server.
 ///
@@ -99,6 +100,13 @@ pub enum Command {
     /// as it was. A server that dies or hangs is a finding; the rest goes on if
     /// it can be reached again. Any failed check makes the exit code 1.
     Check(Check),
+    /// Show what a client and a server say to each other
+    ///
+    /// Stands between the two and passes on every byte and descriptor as it comes, also on the
+    /// second socket. It ends at a signal (Ctrl-C), with a table: of each command how many, errors,
+    /// bytes, and times to the reply.
+    #[command(after_help = TRACE_HELP)]
+    Trace(Arguments),
 }
 
 /// What a script consists of, for its `--help`.
@@ -141,6 +149,7 @@ impl Command {
             Command::State(a) => &a.socket,
             Command::Script(a) => &a.socket,
             Command::Check(a) => return a.socket.as_ref(),
+            Command::Trace(_) => return None,
         })
     }
 }

@@ -16,6 +16,7 @@ mod number;
 mod nvme;
 mod output;
 mod region;
+mod trace;
 
 use std::io::{Write, stderr};
 use std::process::ExitCode;

@@ -9,6 +9,7 @@ mod irq;
 mod migrate;
 mod saved;
 mod script;
+mod trace;
 
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Migrate(args) => migrate::run(args, cli.options(), format),
         Command::Check(args) => check::run(args, cli.options(), format),
+        Command::Trace(args) => trace::run(args, format),
         Command::Script(args) => {
             let script = script::Script::read(args)?;
             script.run(&mut connect(cli)?, cli.timeout, cli.json)
@@ -64,7 +66,7 @@ fn prepare(command: &Command, timeout: Option<Duration>, format: Format) -> Resu
         Command::Save(args) => Box::new(move |client| saved::save(client, args, format)),
         Command::State(args) => Box::new(move |client| saved::state(client, args, format)),
         Command::Reset(_) => Box::new(move |client| reset(client, format)),
-        Command::Migrate(_) | Command::Script(_) | Command::Check(_) => {
+        Command::Migrate(_) | Command::Script(_) | Command::Check(_) | Command::Trace(_) => {
             return Err(Error::Usage("this command has connections of its own".into()));
         }
     })
@@ -72,7 +74,7 @@ fn prepare(command: &Command, timeout: Option<Duration>, format: Format) -> Resu
 
 /// Whether a command makes connections of its own.
 fn needs_connections(command: &Command) -> bool {
-    matches!(command, Command::Migrate(_) | Command::Script(_) | Command::Check(_))
+    matches!(command, Command::Migrate(_) | Command::Script(_) | Command::Check(_) | Command::Trace(_))
 }
 
 fn one_of(option: &str) -> Error {

@@ -111,7 +111,8 @@ pub struct Vendor {
     pub data: String,
 }
 
-fn name(id: u8) -> &'static str {
+/// The name of a capability.
+pub fn name(id: u8) -> &'static str {
     match id {
         0x01 => "Power Management",
         0x02 => "AGP",

@@ -58,7 +58,8 @@ impl fmt::Display for ExtendedDetails {
     }
 }
 
-fn name(id: u16) -> &'static str {
+/// The name of an extended capability.
+pub fn name(id: u16) -> &'static str {
     match id {
         0x01 => "Advanced Error Reporting",
         0x02 | 0x09 => "Virtual Channel",

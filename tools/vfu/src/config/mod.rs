@@ -12,8 +12,8 @@ mod space;
 
 use serde::Serialize;
 
-pub use capability::Capability;
-pub use extended::ExtendedCapability;
+pub use capability::{Capability, name as capability_name};
+pub use extended::{ExtendedCapability, name as extended_capability_name};
 pub use header::Header;
 
 use space::Space;

@@ -14,6 +14,7 @@ mod migrate;
 mod peer;
 mod saved;
 mod script;
+mod trace;
 
 use std::io::Write;
 use std::path::Path;
@@ -50,6 +51,13 @@ impl Run {
         assert!(self.err.starts_with("vfu: ") && self.err.contains(part), "{}", self.err);
         assert_eq!((self.err.lines().count(), self.err.ends_with('\n')), (1, true), "{}", self.err);
         assert!(self.out.is_empty(), "{}", self.text());
+    }
+
+    /// Asserts that the command line was refused, with a message that contains `part`.
+    #[track_caller]
+    fn usage(self, part: &str) {
+        assert_eq!(self.code, 2, "{}", self.err);
+        assert!(self.err.starts_with("error: ") && self.err.contains(part), "{}", self.err);
     }
 }
 

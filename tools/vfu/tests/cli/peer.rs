@@ -77,7 +77,8 @@ impl Conn {
         Some(Request { id, cmd, flags: word(8), body, fds })
     }
 
-    fn exactly(&mut self, count: usize, fds: &mut Vec<OwnedFd>) -> Option<Vec<u8>> {
+    /// So many bytes, and the descriptors that come with them; `None` at the end of the stream.
+    pub fn exactly(&mut self, count: usize, fds: &mut Vec<OwnedFd>) -> Option<Vec<u8>> {
         let mut bytes = vec![0; count];
         let mut have = 0;
         while have < count {
