@@ -80,6 +80,7 @@ number("descriptor_size", "Size", 64, base.HEX)
 number("id", "Message ID", 16, base.DEC)
 number("command", "Command", 16, base.DEC, COMMANDS)
 number("size", "Message size", 32, base.DEC)
+number("header_flags", "Flags", 32, base.HEX)
 number("type", "Type", 32, base.DEC, TYPES, 0xf)
 flag("no_reply", "No reply wanted", 32, 0x10)
 flag("is_error", "Error", 32, 0x20)
@@ -261,7 +262,10 @@ local function version(c)
     local major, minor = c:add(f.major, 2), c:add(f.minor, 2)
     if c:left() > 0 then
         local text = c.range(c.at)
-        c.tree:add(f.capabilities, text, text:stringz())
+        local last = text:len() - 1
+        -- The NUL at the end may be missing.
+        local has_nul = text(last, 1):uint() == 0
+        c.tree:add(f.capabilities, text, has_nul and (last > 0 and text(0, last):string() or "") or text:string())
         c.at = c.range:len()
     end
     return (major or "?") .. "." .. (minor or "?")
@@ -305,7 +309,11 @@ local function region_info(c, is_reply)
     c:add(f.offset, 8)
     -- A list that leads back would not end.
     local seen = {}
-    while is_reply and cap and cap > 0 and not seen[cap] and cap < c.range:len() do
+    while is_reply and cap and cap > 0 and not seen[cap] do
+        if cap >= c.range:len() then
+            c.short = true
+            break
+        end
         seen[cap] = true
         c.at = cap
         local id = c:add(f.cap_id, 2)
@@ -546,7 +554,7 @@ function vfio_user.dissector(tvb, pinfo, root)
     tree:add_le(f.id, range(0, 2))
     tree:add_le(f.command, range(2, 2))
     tree:add_le(f.size, range(4, 4))
-    local flags = tree:add_le(f.flags, range(8, 4))
+    local flags = tree:add_le(f.header_flags, range(8, 4))
     flags:add_le(f.type, range(8, 4))
     flags:add_le(f.no_reply, range(8, 4))
     flags:add_le(f.is_error, range(8, 4))
