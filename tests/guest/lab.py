@@ -251,3 +251,32 @@ class Server:
         status = self.process.wait(PATIENCE)
         self.folder.cleanup()
         return status
+
+
+class Trace:
+    """`vfu trace` in front of a server, for one client; what it printed is JSON, in `log`."""
+
+    def __init__(self, server):
+        self.folder = tempfile.TemporaryDirectory()
+        self.path, self.log = f"{self.folder.name}/t", f"{self.folder.name}/log"
+        tool = os.environ.get("VFU_TOOL") or TOP / "target" / "debug" / "vfu"
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen([tool, "trace", self.path, server.path, "--json", "--once"], stdout=log, stderr=subprocess.PIPE)
+        said = self.process.stderr.readline()
+        if not said.startswith(b"vfu: listening at "):
+            raise RuntimeError(f"no trace: {said.decode()}")
+
+    def end(self):
+        """Once the client has gone: the lines."""
+        try:
+            said = self.process.communicate(timeout=PATIENCE)[1]
+            if self.process.returncode or said:
+                raise RuntimeError(f"the trace ended with {self.process.returncode}: {said.decode()}")
+            with open(self.log) as log:
+                return [json.loads(line) for line in log]
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            self.process.stderr.close()
+            self.folder.cleanup()

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from lab import Guest, Server, initramfs, program
+from lab import Guest, Server, Trace, initramfs, program
 
 SIZE = 96 << 20
 MOUNT = "mount -t ext4 /dev/nvme0n1 /mnt"
@@ -240,3 +240,43 @@ def test_nothing_is_leaked_over_five_boots_of_one_server(root, image, serve, dis
         now = server.holds()
         before = before or now
         assert now == before, f"boot {boot}"
+
+
+def what_the_guest_sees(root, image, path):
+    """A boot with the disk at this path, at work: all that the guest can tell of it, and of its contents."""
+    with Guest(root, image, [path], memory="256M") as guest:
+        guest.appears("/dev/nvme0n1")
+        guest.does(f"mkfs.ext4 -F -q -U 6ba7b810-9dad-11d1-80b4-00c04fd430c8 /dev/nvme0n1 && {MOUNT}")
+        guest.does("yes something | head -c 5000000 > /mnt/file; sync; echo 3 > /proc/sys/vm/drop_caches")
+        device = "/sys/class/nvme/nvme0/device"
+        shown = {
+            "contents": sums(guest.does("sha256sum /mnt/file")),
+            "configuration": guest.does(f"od -A x -t x1 {device}/config"),
+            "resources": guest.does(f"cat {device}/resource {device}/irq; ls {device} {device}/msi_irqs"),
+            "controller": guest.does("cd /sys/class/nvme/nvme0; cat model serial firmware_rev cntlid transport state queue_count sqsize"),
+            "disk": guest.does("cd /sys/block/nvme0n1; cat size wwid queue/logical_block_size queue/max_hw_sectors_kb queue/discard_max_bytes"),
+            "said": re.findall(r"\] ((?:nvme|pci 0000).*)", guest.does("dmesg")),
+            "interrupts": re.findall(r"(\S+MSI\S*) .*(nvme0q\d+)$", guest.does("cat /proc/interrupts"), re.M),
+        }
+        guest.does("umount /mnt")
+        power_off(guest)
+    return shown
+
+
+def test_a_trace_in_between_is_not_seen_by_the_guest(root, image, serve, disk):
+    server = serve(disk)
+    direct = what_the_guest_sees(root, image, server.path)
+    trace = Trace(server)
+    try:
+        traced = what_the_guest_sees(root, image, trace.path)
+    finally:
+        lines = trace.end()
+    assert traced == direct
+    *messages, summary = lines
+    counts = {row["command"]: row for row in summary["summary"]["commands"]}
+    assert counts["REGION_READ"]["count"] > 100 and counts["DMA_MAP"]["count"] > 1, counts
+    assert not any("note" in line or "malformed" in line["fields"] for line in messages)
+    registers = {name for line in messages for name in line["fields"].get("registers", [])}
+    assert {"Vendor ID", "Command", "BAR0", "MSI-X Message Control"} <= registers
+    kinds = {fd["kind"] for line in messages for fd in line.get("descriptors", [])}
+    assert kinds >= {"memfd", "eventfd"}
