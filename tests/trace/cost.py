@@ -17,19 +17,14 @@ import time
 sys.path.insert(0, os.path.dirname(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "migration"))
 from between import Trace, message, receive, send
-from peer import Device
+from peer import Client, Device
 
 ROUNDS, BATCH = 10, 1000
 
 
 def connect(path):
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    while True:
-        try:
-            sock.connect(path)
-            break
-        except ConnectionRefusedError:
-            pass  # it has its name for a moment before it listens
+    sock.connect(path)
     send(sock, message(1, 1, struct.pack("<HH", 0, 0) + b'{"capabilities":{"max_data_xfer_size":1048576}}\0'))
     receive(sock)
     return sock
@@ -58,6 +53,7 @@ def main():
         for _ in range(ROUNDS):
             for way, options in ways.items():
                 device = Device()
+                Client(device).close()  # it listens
                 if options is None:
                     with connect(device.path) as sock:
                         took[way] += times(sock, count, batch)

@@ -8,17 +8,29 @@ import subprocess
 import pytest
 
 from between import TOOL, Trace, lines, message, receive, send
-from peer import Device
+from peer import Client, Device
 
 VERSION, DMA_MAP, GET_INFO, GET_REGION_INFO, REGION_READ, RESET = 1, 2, 4, 5, 9, 13
 TWIN = b'{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":1048576,"twin_socket":{"supported":true}}}\0'
 
 
 @pytest.fixture
-def device():
-    device = Device()
-    yield device
-    device.end()
+def devices():
+    """Makes examples that listen."""
+    made = []
+
+    def make():
+        made.append(Device())
+        Client(made[-1]).close()
+        return made[-1]
+    yield make
+    for device in made:
+        device.end()
+
+
+@pytest.fixture
+def device(devices):
+    return devices()
 
 
 def vfu(*arguments):
@@ -40,12 +52,7 @@ def transcript(path):
     """A client's session, to the byte, with what each of its replies brought; requests one by one, together, and in pieces."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(60)
-    while True:
-        try:
-            sock.connect(path)
-            break
-        except ConnectionRefusedError:
-            pass  # it has its name for a moment before it listens
+    sock.connect(path)
     heard = []
 
     def hear(count=1):
@@ -115,16 +122,12 @@ def test_the_engine_moves_memory_through_a_mapping(device):
     assert any("MSI-X Message Control" in fields.get("registers", []) for fields in written), written
 
 
-def test_a_device_moves_between_two_traces():
-    source, destination = Device(), Device()
-    try:
-        with Trace(source.path, "--json") as first, Trace(destination.path, "--json") as second:
-            done = json.loads(vfu("migrate", first.path, second.path, "--load", "--verify", "--json", "--memory", "16M"))
-            assert done["verified"] is True, done
-            shown = {"source": lines(first.end()), "destination": lines(second.end())}
-    finally:
-        source.end()
-        destination.end()
+def test_a_device_moves_between_two_traces(devices):
+    source, destination = devices(), devices()
+    with Trace(source.path, "--json") as first, Trace(destination.path, "--json") as second:
+        done = json.loads(vfu("migrate", first.path, second.path, "--load", "--verify", "--json", "--memory", "16M"))
+        assert done["verified"] is True, done
+        shown = {"source": lines(first.end()), "destination": lines(second.end())}
     states = {side: [line["fields"]["device_state"] for line in all if line["type"] == "command" and
                      line["command"] == "DEVICE_FEATURE" and "device_state" in line["fields"]] for side, all in shown.items()}
     assert states["source"][:2] == ["PRE_COPY", "STOP_COPY"], states
