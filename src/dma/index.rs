@@ -8,14 +8,18 @@
 //! them astray. They see that from the sequence number and look again.
 
 use std::ptr;
-use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use super::shift::{insert, remove};
 use super::sizes::{LEAF_CAPACITY, PATIENCE, POPULATED, TOP_CAPACITY};
 use super::slots::Slot;
 use super::sync::{AtomicPtr, AtomicU64, AtomicUsize, Mutex, MutexGuard, fence, spin_loop};
 use super::zeroed::Zeroed;
 use crate::memory;
 use crate::wire::{Errno, Result};
+
+/// As many leaves, of 4 KiB, as may well be in the processor's caches, beside much else.
+const NEAR: usize = 64;
 
 /// What follows the last start of a leaf.
 const UNUSED: u64 = u64::MAX;
@@ -230,31 +234,6 @@ impl<T> Leaf<T> {
     }
 }
 
-type Load<A, V> = fn(&A, Ordering) -> V;
-type Store<A, V> = fn(&A, V, Ordering);
-
-/// Makes room at `at` in the first `len` elements, and fills it.
-#[inline(always)]
-fn insert<A, V>(array: &[A], len: usize, at: usize, value: V, load: Load<A, V>, store: Store<A, V>) {
-    let Some(moved) = array.get(at..=len) else { return };
-    let mut carried = value;
-    for element in moved {
-        let next = load(element, Relaxed);
-        // Release, so that who sees a pointer sees what it points to.
-        store(element, carried, Release);
-        carried = next;
-    }
-}
-
-/// Closes the gap at `at` in the first `len` elements.
-#[inline(always)]
-fn remove<A, V>(array: &[A], len: usize, at: usize, load: Load<A, V>, store: Store<A, V>) {
-    let Some(moved) = array.get(at..len) else { return };
-    for (to, from) in moved.iter().zip(moved.iter().skip(1)) {
-        store(to, load(from, Relaxed), Release);
-    }
-}
-
 impl<T> Top<T> {
     /// Room for this many leaves, with those of another.
     fn new(capacity: usize, old: Option<&Top<T>>) -> Result<Top<T>> {
@@ -357,8 +336,7 @@ impl<T> Index<T> {
     /// The same where the index is about to be changed.
     pub(super) fn up_to_for_change(&self, address: u64) -> Option<&T> {
         let top = self.top()?;
-        // What there is of a single leaf is small, or in use.
-        if top.len() > 1 {
+        if top.len() > NEAR {
             top.leaf(top.position(address)?)?.prefetch();
         }
         self.up_to(address)

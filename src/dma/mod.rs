@@ -3,7 +3,7 @@
 //!
 //! [`AddressSpace`] is the whole of it. Its regions live in slots that are
 //! never freed while it lives (`slots`, `region`), found through a sorted
-//! index that readers search without a lock (`index`), after a look at the
+//! index that readers search without a lock (`index`, `shift`), after a look at the
 //! region their thread used last (`hint`). C code holds scatter-gather entries,
 //! which name a slot and its generation (`sgl`) or copy by address (`copy`). Dirty pages are bits in
 //! bitmaps of the regions (`bitmap`, `dirty`), reported at any page size
@@ -31,6 +31,7 @@ mod mapping;
 mod region;
 mod report;
 mod sgl;
+mod shift;
 mod sizes;
 mod slots;
 mod space;

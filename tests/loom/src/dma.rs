@@ -27,6 +27,8 @@ mod region;
 mod report;
 #[path = "../../../src/dma/sgl.rs"]
 mod sgl;
+#[path = "../../../src/dma/shift.rs"]
+mod shift;
 mod sizes;
 #[path = "../../../src/dma/slots.rs"]
 mod slots;
