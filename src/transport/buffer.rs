@@ -64,34 +64,40 @@ impl Buffer {
     }
 
     /// Size in bytes.
+    #[inline(always)]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Whether it has no bytes at all.
+    #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Its bytes.
+    #[inline(always)]
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: they are in its memory, and initialised.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
     /// Its bytes.
+    #[inline(always)]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: they are in its memory, and initialised.
         unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
     /// Bytes `start..end`, cut to what there is.
+    #[inline(always)]
     pub fn range(&self, start: usize, end: usize) -> &[u8] {
         let end = end.min(self.len());
         self.bytes().get(start.min(end)..end).unwrap_or_default()
     }
 
     /// Bytes `start..end`, cut to what there is.
+    #[inline(always)]
     pub fn range_mut(&mut self, start: usize, end: usize) -> &mut [u8] {
         let end = end.min(self.len());
         self.bytes_mut().get_mut(start.min(end)..end).unwrap_or_default()

@@ -7,10 +7,15 @@ Runs the program under strace. Ends with status 77 (skipped) where strace cannot
 trace.
 """
 import collections
+import os
 import re
 import subprocess
 import sys
 import tempfile
+
+# What tells that two descriptors are of the same open file: F_DUPFD_QUERY since Linux 6.10.
+KERNEL = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+SAME_FILE = "fcntl" if KERNEL >= (6, 10) else "kcmp"
 
 # Mark -> what may lie between it and the next mark, at the most. The numbers are
 # those of the enumeration in counts.c.
@@ -21,7 +26,7 @@ LIMITS = {
     4: ("64 posted writes", ["recvmsg"]),
     5: ("idle call", ["recvmsg"]),
     6: ("region read of 32 KiB", ["recvmsg", "sendto"]),
-    7: ("map with a descriptor", ["recvmsg", "kcmp", "close", "mmap", "madvise", "sendto"]),
+    7: ("map with a descriptor", ["recvmsg", SAME_FILE, "close", "mmap", "madvise", "sendto"]),
     8: ("unmap of one", ["recvmsg", "munmap", "sendto"]),
     9: ("map without", ["recvmsg", "sendto"]),
     10: ("unmap of one without", ["recvmsg", "sendto"]),
