@@ -1,7 +1,6 @@
 //! Byte buffers that start at a multiple of 8.
 
-use std::ptr::NonNull;
-use std::slice;
+use zerocopy::IntoBytes;
 
 use crate::memory;
 use crate::wire::{Result, limits};
@@ -30,63 +29,52 @@ pub const MARGIN: usize = 32;
 const LINE: usize = 64;
 
 /// A fixed piece of heap memory, aligned to 8 bytes at least, that was zero once.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Buffer {
-    start: NonNull<u8>,
-    /// Bytes from there on, which are all in `memory`.
-    len: usize,
-    /// From a box, and to be made one again.
-    memory: NonNull<[u64]>,
+    words: Box<[u64]>,
+    /// Words before it, and behind it.
+    skipped: usize,
+    unused: usize,
 }
-
-// SAFETY: it owns its memory, and hands it out as it is borrowed itself.
-unsafe impl Send for Buffer {}
-// SAFETY: as above.
-unsafe impl Sync for Buffer {}
 
 impl Buffer {
     /// A buffer of at least `size` bytes, or `ENOMEM`.
     pub fn new(size: usize) -> Result<Buffer> {
         let count = size.div_ceil(size_of::<u64>());
-        let spare = if size > FIRST { LINE / size_of::<u64>() - 1 } else { 0 };
-        Ok(Buffer::within(memory::zeroed(count.saturating_add(spare))?, spare))
-    }
-
-    /// Of all of this memory but `spare` words.
-    fn within(memory: Box<[u64]>, spare: usize) -> Buffer {
-        let len = memory.len().saturating_sub(spare).saturating_mul(size_of::<u64>());
-        let memory = NonNull::from(Box::leak(memory));
-        let first: NonNull<u8> = memory.cast();
-        let skip = if spare > 0 { first.addr().get().wrapping_neg() % LINE } else { 0 };
-        // SAFETY: words start at multiples of 8, so this skips 7 of them at the most,
-        // and there are so many to spare.
-        Buffer { start: unsafe { first.add(skip) }, len, memory }
+        if size <= FIRST {
+            return Ok(Buffer { words: memory::zeroed(count)?, ..Buffer::default() });
+        }
+        let spare = LINE / size_of::<u64>() - 1;
+        let words = memory::zeroed(count.saturating_add(spare))?;
+        // Words start at multiples of 8.
+        let skipped = words.as_ptr().addr().wrapping_neg() % LINE / size_of::<u64>();
+        Ok(Buffer { words, skipped, unused: spare.saturating_sub(skipped) })
     }
 
     /// Size in bytes.
     #[inline(always)]
     pub fn len(&self) -> usize {
-        self.len
+        self.bytes().len()
     }
 
     /// Whether it has no bytes at all.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.words.is_empty()
     }
 
     /// Its bytes.
     #[inline(always)]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: they are in its memory, and initialised.
-        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        let end = self.words.len().wrapping_sub(self.unused);
+        self.words.get(self.skipped..end).unwrap_or_default().as_bytes()
     }
 
     /// Its bytes.
     #[inline(always)]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: they are in its memory, and initialised.
-        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+        let end = self.words.len().wrapping_sub(self.unused);
+        self.words.get_mut(self.skipped..end).unwrap_or_default().as_mut_bytes()
     }
 
     /// Bytes `start..end`, cut to what there is.
@@ -101,19 +89,6 @@ impl Buffer {
     pub fn range_mut(&mut self, start: usize, end: usize) -> &mut [u8] {
         let end = end.min(self.len());
         self.bytes_mut().get_mut(start.min(end)..end).unwrap_or_default()
-    }
-}
-
-impl Default for Buffer {
-    fn default() -> Buffer {
-        Buffer::within(Box::default(), 0)
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // SAFETY: it came from a box, and nobody uses it any more.
-        drop(unsafe { Box::from_raw(self.memory.as_ptr()) });
     }
 }
 
