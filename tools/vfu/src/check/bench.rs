@@ -9,7 +9,7 @@ use std::process::{Child, Command as Process, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use vfio_user::wire::Command;
+use vfio_user::wire::{Command, MigrationFlags};
 
 use super::facts::Facts;
 use super::link::{Link, Trouble};
@@ -55,6 +55,8 @@ pub struct Bench {
     /// The connection that checks share.
     link: Option<Link>,
     facts: Facts,
+    /// Whether the device migrates, once somebody has asked.
+    pub migration: Option<Option<MigrationFlags>>,
     negotiated: Option<Negotiated>,
     warnings: Vec<String>,
     /// Why the server cannot be reached any more.
@@ -75,6 +77,7 @@ impl Bench {
             pending: None,
             link: None,
             facts: Facts::default(),
+            migration: None,
             negotiated: None,
             warnings: Vec::new(),
             lost: None,
@@ -228,7 +231,7 @@ impl Bench {
             Err(Stop::Trouble(trouble)) => Verdict::Fail(trouble.to_string()),
             Err(Stop::Local(e)) => return Err(e),
         };
-        let goes_on = check.on == On::Shared && !matches!(verdict, Verdict::Fail(_)) && self.is_in_step();
+        let goes_on = check.on != On::Own && !matches!(verdict, Verdict::Fail(_)) && self.is_in_step();
         if !goes_on {
             self.hang_up();
         }
@@ -265,14 +268,15 @@ impl Bench {
         }
         let trouble = match self.connect() {
             Ok(link) => {
-                self.link = Some(link).filter(|_| on == On::Shared);
+                self.link = Some(link).filter(|_| on != On::Own);
                 return Ok(None);
             }
             Err(Stop::Local(e)) => return Err(e),
-            Err(Stop::Trouble(trouble)) => trouble.to_string(),
-            Err(Stop::Fail(why) | Stop::Skip(why)) => why,
+            Err(Stop::Trouble(trouble)) => trouble,
+            Err(Stop::Fail(why) | Stop::Skip(why)) => Trouble::Broken(why),
         };
-        let how = self.obituary(false)?;
+        // A process that does not listen any more may take a moment to end.
+        let how = self.obituary(matches!(trouble, Trouble::Absent(_)))?;
         self.recover()?;
         Ok(Some(how.unwrap_or_else(|| {
             let how = format!("afterwards the server cannot be reached: {trouble}");

@@ -1,8 +1,7 @@
 //! What the server says of its device, as far as it says anything: what checks look for.
 
-use vfio_user::wire::{Command, DeviceInfo, Feature, FeatureFlags, IrqInfo, MigrationFlags, RegionInfo};
+use vfio_user::wire::{Command, DeviceInfo, IrqInfo, RegionInfo};
 
-use super::features::{ask, data};
 use super::link::Link;
 use super::{Outcome, words};
 
@@ -18,8 +17,6 @@ pub struct Facts {
     pub regions: Vec<RegionInfo>,
     /// `DEVICE_GET_IRQ_INFO`, by index
     pub irqs: Vec<IrqInfo>,
-    /// `VFIO_DEVICE_FEATURE_MIGRATION`, if the device migrates
-    pub migration: Option<MigrationFlags>,
 }
 
 impl Facts {
@@ -46,9 +43,6 @@ impl Facts {
                 facts.irqs.push(IrqInfo { index, ..info });
             }
         }
-        let answer = ask(link, Feature::Migration as u32, FeatureFlags::GET, &[], size_of::<u64>())?;
-        let bits = data(&answer).first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
-        facts.migration = bits.map(MigrationFlags::from_bits_retain);
         Ok(facts)
     }
 }

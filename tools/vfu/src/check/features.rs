@@ -18,13 +18,14 @@ const DEVICE_RESET: &str = "VFIO_USER_DEVICE_RESET";
 const ARCS: &str = "Direct State Transitions";
 
 pub const CHECKS: &[Check] = &[
-    Check::new("probe", FEATURE, "a probe is answered with the request", probe),
-    Check::new("probe-operation", FEATURE, "operations that a feature lacks are refused", probe_operation),
-    Check::new("unknown", FEATURE, "features that it does not know are refused", unknown),
-    Check::new("both", FEATURE, "GET and SET exclude each other", both),
-    Check::new("migration", MIGRATION, "a device that migrates has STOP_COPY", migration),
-    Check::new("state", STATE, "the state of the device can be asked for", get_state),
-    Check::new("short", ROBUSTNESS, "a short payload is refused", short),
+    Check::new("probe", FEATURE, "a probe is answered with the request", probe).late(),
+    Check::new("probe-operation", FEATURE, "operations that a feature lacks are refused", probe_operation)
+        .late(),
+    Check::new("unknown", FEATURE, "features that it does not know are refused", unknown).late(),
+    Check::new("both", FEATURE, "GET and SET exclude each other", both).late(),
+    Check::new("migration", MIGRATION, "a device that migrates has STOP_COPY", migration).late(),
+    Check::new("state", STATE, "the state of the device can be asked for", get_state).late(),
+    Check::new("short", ROBUSTNESS, "a short payload is refused", short).late(),
 ];
 
 pub const RESET: &[Check] = &[
@@ -72,9 +73,19 @@ pub(super) fn data(answer: &Answer) -> &[u8] {
     answer.body.get(HEAD..).unwrap_or_default()
 }
 
-/// What the device can do about migration; the check is skipped where that is nothing.
-pub(super) fn migrates(b: &Bench) -> Outcome<MigrationFlags> {
-    b.facts().migration.ok_or_else(|| Stop::skip("the device does not migrate"))
+/// What the device can do about migration; the check is skipped where that is nothing. It is not asked
+/// before somebody needs it: a server that does not know the command may lose step by it.
+pub(super) fn migrates(b: &mut Bench) -> Outcome<MigrationFlags> {
+    let known = match b.migration {
+        Some(known) => known,
+        None => {
+            let room = size_of::<u64>();
+            let answer = ask(b.link()?, Feature::Migration as u32, FeatureFlags::GET, &[], room)?;
+            let bits = data(&answer).first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+            *b.migration.insert(bits.map(MigrationFlags::from_bits_retain))
+        }
+    };
+    known.ok_or_else(|| Stop::skip("the device does not migrate"))
 }
 
 fn probe(b: &mut Bench) -> Outcome {

@@ -20,8 +20,10 @@ pub const CHECKS: &[Check] = &[
     Check::new("same-id", HEADER, "commands with the same id, both under way, are both answered", same_id),
     Check::new("sizes", HEADER, "replies are as large as their headers say", sizes),
     Check::new("error-alone", HEADER, "a reply with an error is a header and no more", error_alone),
-    Check::new("unknown-command", HEADER, "commands that it does not know are refused", unknown_command),
-    Check::new("unknown-payload", ROBUSTNESS, "the payload of what is refused is read over", unknown_payload),
+    Check::new("unknown-command", HEADER, "commands that it does not know are refused", unknown_command)
+        .late(),
+    Check::new("unknown-payload", ROBUSTNESS, "the payload of what is refused is read over", unknown_payload)
+        .late(),
     Check::new("no-reply", HEADER, "a write with No_reply is not answered", no_reply),
     Check::new(
         "no-reply-error",
@@ -29,15 +31,17 @@ pub const CHECKS: &[Check] = &[
         "a failed write with No_reply is not answered either",
         no_reply_error,
     ),
-    Check::new("header-in-pieces", ROBUSTNESS, "a header may come byte by byte", header_in_pieces),
-    Check::new("body-in-pieces", ROBUSTNESS, "a payload may come apart from its header", body_in_pieces),
+    Check::new("header-in-pieces", ROBUSTNESS, "a header may come byte by byte", header_in_pieces).late(),
+    Check::new("body-in-pieces", ROBUSTNESS, "a payload may come apart from its header", body_in_pieces)
+        .late(),
     Check::new("gathered", ROBUSTNESS, "many commands may come at once", gathered),
     Check::new(
         "descriptors",
         ROBUSTNESS,
         "descriptors with a command that takes none do no harm",
         descriptors,
-    ),
+    )
+    .late(),
     Check::new("reply-unasked", ROBUSTNESS, "a reply that nobody waits for is not executed", reply_unasked)
         .own(),
     Check::new("type", ROBUSTNESS, "a message of an unknown type is not executed", unknown_type).own(),

@@ -23,9 +23,10 @@ pub const CHECKS: &[Check] = &[
     Check::new("mask", SET, "a type that can be masked takes MASK and UNMASK", mask),
     Check::new("flags", SET, "flags without exactly one action and one type of data are refused", flags),
     Check::new("beyond", SET, "vectors beyond the last are refused", beyond),
-    Check::new("bool-short", SET, "boolean data shorter than count are refused", bool_short),
-    Check::new("descriptors", ROBUSTNESS, "more or fewer descriptors than count do no harm", descriptors),
-    Check::new("short", ROBUSTNESS, "a short payload is refused", short),
+    Check::new("bool-short", SET, "boolean data shorter than count are refused", bool_short).late(),
+    Check::new("descriptors", ROBUSTNESS, "more or fewer descriptors than count do no harm", descriptors)
+        .late(),
+    Check::new("short", ROBUSTNESS, "a short payload is refused", short).late(),
 ];
 
 const NONE: IrqSetFlags = IrqSetFlags::DATA_NONE;
@@ -203,11 +204,11 @@ fn mask(b: &mut Bench) -> Outcome {
 }
 
 fn flags(b: &mut Bench) -> Outcome {
-    let both = NONE | BOOL | TRIGGER;
+    let both = NONE | EVENTFD | TRIGGER;
     let masked = NONE | TRIGGER | IrqSetFlags::ACTION_MASK;
     for IrqInfo { index, .. } in types(b)? {
         for flags in [IrqSetFlags::empty(), NONE, TRIGGER, both, masked] {
-            ask(b.link()?, index, flags, (0, 1), &[1], &[])?.refused()?;
+            ask(b.link()?, index, flags, (0, 1), &[], &[])?.refused()?;
         }
     }
     Ok(())

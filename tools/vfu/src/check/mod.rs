@@ -111,6 +111,8 @@ impl Group {
 pub enum On {
     /// On the one that other checks have used, and will use.
     Shared,
+    /// On that, too, but after them: a server that does not know the command loses step by it.
+    Late,
     /// On connections that it makes.
     Own,
 }
@@ -140,6 +142,11 @@ impl Check {
         run: fn(&mut Bench) -> Outcome,
     ) -> Check {
         Check { name, what, section, on: On::Shared, destructive: false, run }
+    }
+
+    /// The same, after those that every server has to know the commands of.
+    const fn late(self) -> Check {
+        Check { on: On::Late, ..self }
     }
 
     /// The same, on connections of its own.
@@ -211,7 +218,7 @@ pub fn run(plan: &Plan) -> Result<Report> {
     let mut bench = Bench::new(plan)?;
     let mut verdicts: Vec<Option<bench::Verdict>> = chosen.iter().map(|_| None).collect();
     // Those that share a connection come first: there are servers that end with their first client.
-    for on in [On::Shared, On::Own] {
+    for on in [On::Shared, On::Late, On::Own] {
         bench.turn_to(on)?;
         for (place, chosen) in verdicts.iter_mut().zip(&chosen).filter(|(_, c)| c.check.on == on) {
             *place = Some(bench.examine(chosen.check)?);

@@ -15,23 +15,29 @@ const READ: &str = "VFIO_USER_MIG_DATA_READ";
 const WRITE: &str = "VFIO_USER_MIG_DATA_WRITE";
 
 pub const STATE: &[Check] = &[
-    Check::new("arcs", ARCS, "each direct transition is made", arcs),
-    Check::new("paths", PATHS, "other transitions are made of direct ones", paths),
-    Check::new("stop-copy-pre-copy", ARCS, "STOP_COPY does not lead to PRE_COPY", no_way_back),
-    Check::new("refused", ARCS, "ERROR and what is no state cannot be asked for", refused),
-    Check::new("short", ROBUSTNESS, "a state that is missing or cut is refused", short),
-    Check::new("resuming", ARCS, "a state is loaded, and the device runs again", resuming).destructive(),
+    Check::new("arcs", ARCS, "each direct transition is made", arcs).late(),
+    Check::new("paths", PATHS, "other transitions are made of direct ones", paths).late(),
+    Check::new("stop-copy-pre-copy", ARCS, "STOP_COPY does not lead to PRE_COPY", no_way_back).late(),
+    Check::new("refused", ARCS, "ERROR and what is no state cannot be asked for", refused).late(),
+    Check::new("short", ROBUSTNESS, "a state that is missing or cut is refused", short).late(),
+    Check::new("resuming", ARCS, "a state is loaded, and the device runs again", resuming)
+        .late()
+        .destructive(),
 ];
 
 pub const DATA: &[Check] = &[
-    Check::new("read", READ, "the state is read in STOP_COPY until there is no more", read),
-    Check::new("read-pieces", READ, "a read brings as much as it asks for at the most", read_pieces),
-    Check::new("read-running", READ, "there is nothing to read in RUNNING", read_running),
-    Check::new("read-too-large", READ, "reads above max_data_xfer_size do no harm", read_too_large),
-    Check::new("write-running", WRITE, "there is nothing to write in RUNNING", write_running),
-    Check::new("short", ROBUSTNESS, "a short payload is refused", data_short),
-    Check::new("write", WRITE, "what was read can be written in RESUMING, in pieces", write).destructive(),
-    Check::new("write-cut", WRITE, "a write with less data than it says is refused", write_cut).destructive(),
+    Check::new("read", READ, "the state is read in STOP_COPY until there is no more", read).late(),
+    Check::new("read-pieces", READ, "a read brings as much as it asks for at the most", read_pieces).late(),
+    Check::new("read-running", READ, "there is nothing to read in RUNNING", read_running).late(),
+    Check::new("read-too-large", READ, "reads above max_data_xfer_size do no harm", read_too_large).late(),
+    Check::new("write-running", WRITE, "there is nothing to write in RUNNING", write_running).late(),
+    Check::new("short", ROBUSTNESS, "a short payload is refused", data_short).late(),
+    Check::new("write", WRITE, "what was read can be written in RESUMING, in pieces", write)
+        .late()
+        .destructive(),
+    Check::new("write-cut", WRITE, "a write with less data than it says is refused", write_cut)
+        .late()
+        .destructive(),
 ];
 
 use DeviceState::{PreCopy, Resuming, Running, Stop as Stopped, StopCopy};
@@ -86,7 +92,7 @@ pub(super) fn in_state(b: &mut Bench, check: impl FnOnce(&mut Bench) -> Outcome)
     }
 }
 
-fn has_pre_copy(b: &Bench) -> Outcome<bool> {
+fn has_pre_copy(b: &mut Bench) -> Outcome<bool> {
     Ok(migrates(b)?.contains(MigrationFlags::PRE_COPY))
 }
 

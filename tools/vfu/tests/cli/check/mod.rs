@@ -1,5 +1,7 @@
 //! `vfu check` against a server that has every fault that there is a check for, one at a time.
 
+mod others;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
