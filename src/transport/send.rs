@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use zerocopy::IntoBytes;
 
 use super::allowance::ask_unsent;
-use super::buffer::{Buffer, FIRST, STANDARD};
+use super::buffer::{Buffer, STANDARD};
 use super::control;
 use super::pool::Pool;
 use super::reply::Reply;
@@ -242,15 +242,14 @@ impl Sender {
     }
 
     /// Makes room for `count` bytes more where replies are gathered. The first
-    /// buffer is small; what has more than that goes on in one of ordinary size.
+    /// buffer is short; what has more than that goes on in larger ones.
     #[cold]
     fn make_room(&mut self, count: usize, pool: &mut Pool) -> Result<()> {
         let Gathered { buffer, len } = &mut self.last;
         if buffer.len() >= STANDARD && *len > 0 {
             return self.close_last(pool);
         }
-        let size = if buffer.is_empty() && count <= FIRST { FIRST } else { STANDARD };
-        let mut larger = pool.take(size)?;
+        let mut larger = pool.take(len.saturating_add(count))?;
         larger.range_mut(0, *len).copy_from_slice(buffer.range(0, *len));
         pool.put(std::mem::replace(buffer, larger));
         Ok(())

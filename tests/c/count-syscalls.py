@@ -33,6 +33,11 @@ LIMITS = {
     11: ("DMA message that reads", ["sendmsg", "recvmsg"]),
     12: ("DMA message that writes", ["sendmsg", "recvmsg"]),
     13: ("region read of 1 MiB, blocking", ["sendto", "recvmsg"]),
+    14: ("create", ["socket", "bind", "listen", "newfstatat"]),
+    15: ("set up and realize", []),
+    16: ("attach", ["accept4", "recvmsg", "sendto"]),
+    17: ("attach with a second socket", ["accept4", "recvmsg", "socketpair", "sendmsg", "close"]),
+    18: ("destroy", ["newfstatat", "unlink", "poll", "close"]),
 }
 MARK = re.compile(r"^(?:\d+ +)?getpriority\((?:-(\d+)|(\d+) /\*|(0x[0-9a-f]+))")
 THREAD = re.compile(r"^\d+ ")

@@ -1,5 +1,6 @@
 /*
- * What a request costs: at most one receive and one send, and no allocation. An
+ * What a context costs, from its making to its end, and a request: at most one
+ * receive and one send, and no allocation. An
  * idle poll costs one system call. A map asks the kernel nothing that is known. A
  * DMA message over a second socket is one send and one receive, and so is, in a
  * blocking context, a read that is longer than a socket takes at once.
@@ -106,7 +107,7 @@ mark(int what)
 }
 
 enum { MARK_END = 1, MARK_READ, MARK_WRITE, MARK_BURST, MARK_IDLE, MARK_LARGE, MARK_MAP_FD, MARK_UNMAP_FD, MARK_MAP, MARK_UNMAP,
-       MARK_DMA_READ, MARK_DMA_WRITE, MARK_HUGE };
+       MARK_DMA_READ, MARK_DMA_WRITE, MARK_HUGE, MARK_CREATE, MARK_SET_UP, MARK_ATTACH, MARK_ATTACH_TWIN, MARK_DESTROY };
 
 static void
 no_need_to_know(vfu_ctx_t *c, vfu_dma_info_t *info)
@@ -460,10 +461,60 @@ a_huge_read_is_one_send_that_waits(void)
     CHECK_EQ(pthread_join(thread, NULL), 0);
 }
 
+/* The first of a process may set up what the later ones use. */
+static void
+begin_life(int round, int what)
+{
+    mark(round == 0 ? MARK_END : what);
+}
+
+/* A context and its client, from the beginning to the end: system calls, and no more
+ * allocations than these. */
+static void
+a_life_asks_for_little(void)
+{
+    enum { CREATE = 1, SET_UP = 1, ATTACH = 9, ATTACH_TWIN = 12 };
+
+    for (int round = 0; round < 8; round++) {
+        bool has_twin = round % 2 != 0;
+        unsigned long before = allocations;
+
+        begin_life(round, MARK_CREATE);
+        ctx = vfu_create_ctx(VFU_TRANS_SOCK, socket_path, LIBVFIO_USER_FLAG_ATTACH_NB, NULL, VFU_DEV_TYPE_PCI);
+        mark(MARK_END);
+        CHECK(ctx != NULL);
+        CHECK(allocations - before <= CREATE);
+        before = allocations;
+        begin_life(round, MARK_SET_UP);
+        CHECK_EQ(vfu_pci_init(ctx, VFU_PCI_TYPE_CONVENTIONAL, PCI_HEADER_TYPE_NORMAL, 0), 0);
+        CHECK_EQ(vfu_setup_region(ctx, 0, BAR_SIZE, bar_access, VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM, NULL, 0,
+                                  -1, 0), 0);
+        CHECK_EQ(vfu_setup_device_nr_irqs(ctx, VFU_DEV_MSIX_IRQ, 16), 0);
+        CHECK_EQ(vfu_setup_device_dma(ctx, 8, no_need_to_know, no_need_to_know), 0);
+        CHECK_EQ(vfu_realize_ctx(ctx), 0);
+        mark(MARK_END);
+        CHECK(allocations - before <= SET_UP);
+        client = client_connect();
+        has_twin ? client_send_twin_version(client) : client_send_version(client);
+        before = allocations;
+        begin_life(round, has_twin ? MARK_ATTACH_TWIN : MARK_ATTACH);
+        CHECK_EQ(vfu_attach_ctx(ctx), 0);
+        mark(MARK_END);
+        CHECK(allocations - before <= (has_twin ? ATTACH_TWIN : ATTACH));
+        has_twin ? (void)close(client_recv_twin_version(client)) : client_recv_version(client);
+        close(client);
+        CHECK_FAILS(vfu_run_ctx(ctx), ENOTCONN);
+        begin_life(round, MARK_DESTROY);
+        vfu_destroy_ctx(ctx);
+        mark(MARK_END);
+    }
+}
+
 int
 main(void)
 {
     make_socket_folder();
+    RUN(a_life_asks_for_little);
     RUN(start);
     RUN(warm_up);
     RUN(each_access_allocates_nothing);
