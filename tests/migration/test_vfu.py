@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import subprocess
+import xml.etree.ElementTree
 
 import pytest
 
@@ -104,3 +105,36 @@ def test_a_saved_device_is_loaded_elsewhere_and_by_its_own_kind_only(devices, tm
     open(file, "wb").write(damaged)
     refused = vfu("load", destination.path, file, check=1)
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("converges", [True, False], ids=["converged", "not converged"])
+def test_a_report_adds_up_and_says_why_the_rounds_ended(devices, tmp_path, converges):
+    limits = ["--max-downtime", "1000"] if converges else ["--max-downtime", "0", "--rounds", "3"]
+    shown = {}
+    for kind in ("json", "svg"):
+        source, destination = devices(), devices()
+        path = str(tmp_path / f"report.{kind}")
+        vfu("migrate", source.path, destination.path, "--load", "--memory", "16M", "--report", path, *limits)
+        with open(path) as file:
+            shown[kind] = file.read()
+    report = json.loads(shown["json"])
+    history, stop = report["history"], report["stop"]
+    assert (report["converged"], len(history)) == (converges, report["rounds"])
+    for kind in ("memory", "device"):
+        assert sum(part["moved"][kind] for part in [*history, stop]) == report["moved"][kind]
+    ends = [(part["start_seconds"], part["start_seconds"] + part["seconds"]) for part in [*history, stop]]
+    assert all(begin < end for begin, end in ends) and all(a[1] <= b[0] for a, b in zip(ends, ends[1:])), ends
+    assert stop["seconds"] == report["downtime_seconds"]
+    assert [part["left_bytes"] <= part["fitting_bytes"] for part in history] == (len(history) - 1) * [False] + [converges]
+    assert all(part["left_bytes"] == part["dirty_pages"] * report["page_size"] + part["moved"]["device"] for part in history)
+
+    picture = xml.etree.ElementTree.fromstring(shown["svg"])
+    text = " ".join(" ".join(picture.itertext()).split())
+    assert ("not converged in 3 rounds: " in text) != converges and ("converged after 1 round: " in text) == converges, text
+    for words in ("downtime, ", "left to be moved", "fits into the downtime allowed", "device data", "seconds"):
+        assert words in text, text
+
+
+def test_a_report_has_a_name_that_says_what_it_is(tmp_path):
+    done = subprocess.run([TOOL, "migrate", "a", "b", "--report", str(tmp_path / "report.png")], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "the name has to end in .svg or .json" in done.stderr

@@ -346,6 +346,11 @@ pub struct Migrate {
     /// where there was none, or none after the last reset.
     #[arg(long, requires = "load", value_name = "FILE")]
     pub record: Option<PathBuf>,
+    /// Write to a file how the rounds went: a picture for a name that ends in .svg, JSON for .json
+    ///
+    /// What each round moved and left, what would have fit into --max-downtime, and the downtime.
+    #[arg(long, value_name = "FILE.svg|.json", value_parser = report_file)]
+    pub report: Option<PathBuf>,
     /// Reset the device in the middle of the first NUMBER rounds
     ///
     /// As a guest does that reboots while it is moved: the device stays in
@@ -462,6 +467,14 @@ fn memory_size(text: &str) -> Result<u64, String> {
     match number::<u64>(text) {
         Ok(size) if size >= SMALLEST && size.is_multiple_of(UNIT) => Ok(size),
         _ => Err("not a multiple of 64 KiB from 1 MiB on".into()),
+    }
+}
+
+fn report_file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().and_then(|end| end.to_str()) {
+        Some("svg" | "json") => Ok(path),
+        _ => Err("the name has to end in .svg or .json".into()),
     }
 }
 

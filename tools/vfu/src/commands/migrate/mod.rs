@@ -1,6 +1,7 @@
 //! `vfu migrate`: what a virtual machine monitor does to move a device.
 
 mod guest;
+mod history;
 mod load;
 mod mover;
 mod progress;
@@ -42,6 +43,9 @@ pub fn run(args: &args::Migrate, options: Options, format: Format) -> Result<()>
         Ok(report) => {
             if let (Some(path), Some(load)) = (&args.record, &mover.load) {
                 write_record(path, load.record())?;
+            }
+            if let Some(path) = &args.report {
+                history::write(path, &report)?;
             }
             report.print(format)
         }

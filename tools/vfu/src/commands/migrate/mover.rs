@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use vfio_user::wire::DeviceState;
 
 use super::guest::{self, Guest};
+use super::history::{Round, Stop};
 use super::load::{self, Load, Summary};
 use super::progress::{Moved, Progress};
 use super::report::Report;
@@ -61,13 +62,14 @@ pub struct Mover<'a> {
     /// What the loads came to that ended with a reset.
     before_reset: Summary,
     moved: Moved,
+    history: Vec<Round>,
     /// The destination runs.
     switched: bool,
 }
 
 /// How long the guest stands still, and what was found out in the meantime.
 struct Switch {
-    downtime: Duration,
+    stop: Stop,
     /// What the comparison took, which is in none of the other times.
     comparison: Duration,
     not_compared: Vec<LeftOut>,
@@ -97,6 +99,7 @@ impl<'a> Mover<'a> {
             resets: 0,
             before_reset: Summary::default(),
             moved: Moved::default(),
+            history: Vec::new(),
             switched: false,
         }
     }
@@ -112,13 +115,13 @@ impl<'a> Mover<'a> {
             self.src.client.set_device_state(DeviceState::PreCopy).on(Side::Source)?;
         }
         let converged = self.rounds()?;
-        let Switch { downtime, comparison, not_compared } = self.switch_over()?;
+        let Switch { stop, comparison, not_compared } = self.switch_over()?;
         let total = self.start.elapsed().saturating_sub(comparison);
         self.go_on()?;
         self.give_source_up()?;
         Ok(Report {
             total_seconds: total.as_secs_f64(),
-            downtime_seconds: downtime.as_secs_f64(),
+            downtime_seconds: stop.seconds,
             rounds: self.rounds,
             resets: self.resets,
             converged,
@@ -127,6 +130,8 @@ impl<'a> Mover<'a> {
             load: self.load.as_ref().map(|load| load.summary().after(self.before_reset)),
             verified: self.args.verify,
             not_compared,
+            history: std::mem::take(&mut self.history),
+            stop,
         })
     }
 
@@ -193,24 +198,32 @@ impl<'a> Mover<'a> {
             let all = !self.src.pre_copy || self.move_device_data(true)?;
             self.guest.fetch_dirty(&mut self.src.client).on(Side::Source)?;
             let time = start.elapsed();
-            let moved = Moved {
-                memory: self.moved.memory.saturating_sub(before.memory),
-                device: self.moved.device.saturating_sub(before.device),
-            };
+            let moved = self.moved.since(before);
             self.progress.round(self.rounds, moved, time, self.guest.pending());
-            if all && self.resets >= self.args.reset_during && self.is_short(moved) {
+            let (left_bytes, fitting_bytes) = (self.left(moved), self.fitting());
+            self.history.push(Round {
+                start_seconds: start.duration_since(self.start).as_secs_f64(),
+                seconds: time.as_secs_f64(),
+                moved,
+                dirty_pages: self.guest.pending(),
+                left_bytes,
+                fitting_bytes,
+            });
+            if all && self.resets >= self.args.reset_during && left_bytes <= fitting_bytes {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Whether what is left can be moved within the downtime allowed: the
-    /// dirty pages, and as much device data as the last round brought.
-    fn is_short(&self, last_round: Moved) -> bool {
-        let memory = self.guest.pending().saturating_mul(self.guest.page_size());
-        let rate = self.moved.rate(self.start.elapsed());
-        memory.saturating_add(last_round.device) as f64 / rate <= self.args.max_downtime.as_secs_f64()
+    /// Bytes that are left: the dirty pages, and as much device data as the last round brought.
+    fn left(&self, last_round: Moved) -> u64 {
+        self.guest.pending().saturating_mul(self.guest.page_size()).saturating_add(last_round.device)
+    }
+
+    /// Bytes that can be moved within the downtime allowed.
+    fn fitting(&self) -> u64 {
+        (self.moved.rate(self.start.elapsed()) * self.args.max_downtime.as_secs_f64()) as u64
     }
 
     /// Copies the pages that are due.
@@ -264,7 +277,7 @@ impl<'a> Mover<'a> {
         if let (Some(load), Some(vectors)) = (&mut self.load, &self.src.vectors) {
             load.before_stop(&mut self.src.client, vectors).on(Side::Source)?;
         }
-        let stopped = Instant::now();
+        let (stopped, before) = (Instant::now(), self.moved);
         let load = &mut self.load;
         let mut at_stop = || load.as_mut().map_or(Ok(()), |load| load.at_stop());
         self.src.client.set_device_state_and(DeviceState::StopCopy, &mut at_stop).on(Side::Source)?;
@@ -288,7 +301,12 @@ impl<'a> Mover<'a> {
         self.dst.client.set_device_state(DeviceState::Running).on(Side::Destination)?;
         let downtime = stopped.elapsed().saturating_sub(comparison);
         self.switched = true;
-        Ok(Switch { downtime, comparison, not_compared })
+        let stop = Stop {
+            start_seconds: stopped.duration_since(self.start).as_secs_f64(),
+            seconds: downtime.as_secs_f64(),
+            moved: self.moved.since(before),
+        };
+        Ok(Switch { stop, comparison, not_compared })
     }
 
     /// Takes in the interrupts that the source has sent until it stopped.

@@ -21,6 +21,14 @@ impl Moved {
         self.memory.saturating_add(self.device)
     }
 
+    /// What has come since then.
+    pub fn since(self, before: Moved) -> Moved {
+        Moved {
+            memory: self.memory.saturating_sub(before.memory),
+            device: self.device.saturating_sub(before.device),
+        }
+    }
+
     /// Bytes in a second.
     pub fn rate(self, time: Duration) -> f64 {
         self.bytes() as f64 / time.as_secs_f64().max(1e-6)

@@ -3,6 +3,7 @@
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use super::history::{Round, Stop};
 use super::load::Summary;
 use super::progress::Moved;
 use super::verify::LeftOut;
@@ -32,6 +33,10 @@ pub struct Report {
     pub verified: bool,
     /// Regions that could not be compared.
     pub not_compared: Vec<LeftOut>,
+    /// The rounds.
+    pub history: Vec<Round>,
+    /// What came after them.
+    pub stop: Stop,
 }
 
 impl Report {
