@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use vfio_user::wire::DeviceState;
 
 use crate::check::Group;
@@ -107,6 +108,12 @@ pub enum Command {
     /// bytes, and times to the reply.
     #[command(after_help = TRACE_HELP)]
     Trace(Arguments),
+    /// Print what completes command lines of vfu in a shell
+    ///
+    /// For example in bash: source <(vfu completions bash)
+    Completions(Completions),
+    /// Write the manual pages to a folder
+    Man(Man),
 }
 
 /// What a script consists of, for its `--help`.
@@ -149,9 +156,24 @@ impl Command {
             Command::State(a) => &a.socket,
             Command::Script(a) => &a.socket,
             Command::Check(a) => return a.socket.as_ref(),
-            Command::Trace(_) => return None,
+            Command::Trace(_) | Command::Completions(_) | Command::Man(_) => return None,
         })
     }
+}
+
+/// Arguments of `completions`.
+#[derive(Args, Debug)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// Arguments of `man`.
+#[derive(Args, Debug)]
+pub struct Man {
+    /// The folder, which is made if it is not there
+    pub folder: PathBuf,
 }
 
 /// Arguments of `info`.

@@ -9,6 +9,7 @@ mod irq;
 mod migrate;
 mod saved;
 mod script;
+mod shell;
 mod trace;
 
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Migrate(args) => migrate::run(args, cli.options(), format),
         Command::Check(args) => check::run(args, cli.options(), format),
         Command::Trace(args) => trace::run(args, format),
+        Command::Completions(args) => shell::completions(args.shell),
+        Command::Man(args) => shell::manual(&args.folder),
         Command::Script(args) => {
             let script = script::Script::read(args)?;
             script.run(&mut connect(cli)?, cli.timeout, cli.json)
@@ -68,6 +71,9 @@ fn prepare(command: &Command, timeout: Option<Duration>, format: Format) -> Resu
         Command::Reset(_) => Box::new(move |client| reset(client, format)),
         Command::Migrate(_) | Command::Script(_) | Command::Check(_) | Command::Trace(_) => {
             return Err(Error::Usage("this command has connections of its own".into()));
+        }
+        Command::Completions(_) | Command::Man(_) => {
+            return Err(Error::Usage("this command has nothing to do with a server".into()));
         }
     })
 }

@@ -14,6 +14,7 @@ mod migrate;
 mod peer;
 mod saved;
 mod script;
+mod shell;
 mod trace;
 
 use std::io::Write;
