@@ -139,8 +139,9 @@ impl Pipe {
 /// The next piece, or two; none at the end of the stream.
 ///
 /// One receive can give what was sent in several sends, the last of them with descriptors, and
-/// doesn't say with which byte those were sent. So there is a look first. Where that finds
-/// descriptors, what is ahead of them is received by itself.
+/// doesn't say with which byte those were sent. So there is a look first, which finds descriptors
+/// that are ahead, however far: Linux goes on to the next send even when a look has no room left.
+/// Then the bytes come one by one until they are there. Most of the time that is the first.
 fn receive(from: BorrowedFd<'_>, room: &mut [u8]) -> Result<Vec<Piece>, Errno> {
     let (ahead, fds) = receive_some(from, room, RecvFlags::PEEK)?;
     if fds.is_empty() {
@@ -148,36 +149,27 @@ fn receive(from: BorrowedFd<'_>, room: &mut [u8]) -> Result<Vec<Piece>, Errno> {
         return Ok(if piece.bytes.is_empty() { vec![] } else { vec![piece] });
     }
     drop(fds);
-    // The fewest bytes with which a look finds them.
-    let (mut without, mut with) = (0, ahead);
-    while with.saturating_sub(without) > 1 {
-        let middle = if without == 0 { 1 } else { without.midpoint(with) };
-        let room = room.get_mut(..middle).unwrap_or_default();
-        match receive_some(from, room, RecvFlags::PEEK)?.1.is_empty() {
-            true => without = middle,
-            false => with = middle,
+    let (mut pieces, mut without) = (Vec::new(), Piece::default());
+    while without.bytes.len() < ahead {
+        let mut piece = exactly(from, room, 1)?;
+        if piece.fds.is_empty() {
+            if piece.bytes.is_empty() {
+                break;
+            }
+            without.bytes.append(&mut piece.bytes);
+            continue;
         }
-    }
-    let mut pieces = Vec::new();
-    if without > 0 {
-        pieces.push(exactly(from, room, without)?);
-    }
-    // A look finds also those of the byte that would come next: Linux goes on to the next send when
-    // it has no room left. So this byte is the first of theirs, or the last ahead of them.
-    let mut piece = exactly(from, room, 1)?;
-    if piece.fds.is_empty() {
-        match pieces.last_mut() {
-            Some(last) => last.bytes.append(&mut piece.bytes),
-            None => pieces.push(piece),
+        // The look has not gone beyond the send that they came with.
+        let rest = ahead.saturating_sub(without.bytes.len()).saturating_sub(1);
+        if rest > 0 {
+            piece.bytes.append(&mut exactly(from, room, rest)?.bytes);
         }
-        return Ok(pieces);
+        pieces.push(piece);
+        break;
     }
-    // The look has ended with the send that they came with.
-    let rest = ahead.saturating_sub(with);
-    if rest > 0 {
-        piece.bytes.append(&mut exactly(from, room, rest)?.bytes);
+    if !without.bytes.is_empty() {
+        pieces.insert(0, without);
     }
-    pieces.push(piece);
     Ok(pieces)
 }
 

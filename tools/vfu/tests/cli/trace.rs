@@ -160,6 +160,7 @@ fn descriptors_keep_their_byte() {
         &[(1, 0), (1, 2), (1, 0), (1, 1), (1, 1)],
         &[(100, 0), (17, 0), (64, 16), (3, 0), (1, 0), (300, 3), (5, 1)],
         &[(5000, 0), (2, 1), (5000, 0)],
+        &[(100_000, 0), (20, 1), (7, 1)],
     ] {
         sends(&trace, &mut client, &server.stream, pattern);
         // The server's first message is looked at for a socket; this is none.
