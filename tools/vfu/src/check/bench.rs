@@ -14,7 +14,7 @@ use vfio_user::wire::{Command, MigrationFlags};
 use super::facts::Facts;
 use super::link::{Link, Trouble};
 use super::{Check, On, Outcome, Plan, Stop};
-use crate::client::{Deadline, Negotiated, open, parse_version, proposal};
+use crate::client::{Client, Deadline, Negotiated, Options, open, parse_version, proposal};
 use crate::error::{Error, Result};
 
 /// Between two looks whether a server is there again.
@@ -197,6 +197,13 @@ impl Bench {
                 Err(stop) => return Err(stop),
             }
         }
+    }
+
+    /// A client that does things in order, on a connection of its own.
+    pub fn client(&mut self) -> Outcome<Client> {
+        self.hang_up();
+        let options = Options { timeout: self.timeout, twin_socket: false };
+        Ok(Client::connect(&self.path, options)?)
     }
 
     fn negotiate(&mut self, link: &mut Link) -> Outcome {

@@ -10,11 +10,15 @@ use zerocopy::IntoBytes;
 use super::bench::Bench;
 use super::link::{Answer, Link, errno_text};
 use super::{Check, Outcome, ROBUSTNESS, Stop};
-use crate::client::Backing;
+use crate::args::{Access, Operation};
+use crate::client::{Backing, Segment};
+use crate::engine::{self, Descriptor};
 use crate::error::Error;
+use crate::interrupts::{self, Vectors};
 
 const MAP: &str = "VFIO_USER_DMA_MAP";
 const UNMAP: &str = "VFIO_USER_DMA_UNMAP";
+const MESSAGES: &str = "VFIO_USER_DMA_READ, VFIO_USER_DMA_WRITE";
 
 pub const CHECKS: &[Check] = &[
     Check::new("map", MAP, "memory with a descriptor is mapped", map),
@@ -27,6 +31,9 @@ pub const CHECKS: &[Check] = &[
     Check::new("unmap", UNMAP, "the reply repeats the request", unmap_echo),
     Check::new("unmap-unknown", UNMAP, "what is not mapped is not unmapped", unmap_unknown),
     Check::new("unmap-part", UNMAP, "a part of what is mapped is not unmapped", unmap_part),
+    Check::new("messages", MESSAGES, "memory without a descriptor is reached by messages", messages)
+        .own()
+        .destructive(),
     Check::new("nonsense", ROBUSTNESS, "ranges that are empty or wrap do no harm", nonsense).late(),
     Check::new("odd-descriptor", ROBUSTNESS, "a descriptor of no memory does no harm", odd_descriptor).late(),
     Check::new("short", ROBUSTNESS, "a short payload does no harm", short).late(),
@@ -263,5 +270,46 @@ fn short(b: &mut Bench) -> Outcome {
             }
         }
     }
+    Ok(())
+}
+
+/// How to start a transfer is known of one kind of device only. Each of its messages is looked at by
+/// the client that answers it.
+fn messages(b: &mut Bench) -> Outcome {
+    if b.ends_with_client() {
+        return Err(Stop::skip("the server ends with its client"));
+    }
+    let mut client = b.client()?;
+    if let Err(Error::Unfit(_) | Error::Device { .. }) = engine::identify(&mut client) {
+        return Err(Stop::skip("the device is no dma-engine: how to start its DMA is not known"));
+    }
+    let pattern: Vec<u8> = (0..SIZE).map(|n| (n % 251) as u8).collect();
+    let (src, dst) = (BASE, BASE + SIZE);
+    for (addr, bytes) in [(src, pattern.clone()), (dst, vec![0; pattern.len()])] {
+        client.dma_map(Segment { addr, access: RW, backing: Backing::Private(bytes) })?;
+    }
+    let (irq, available) = interrupts::choose(&mut client, None)?;
+    let vectors = Vectors::arm(&mut client, irq, available)?;
+    engine::enable(&mut client)?;
+    let copy = |to| Descriptor::new(Operation::Copy, Access::Auto, (src, to, SIZE), 0, 0);
+    engine::execute(&mut client, &vectors, &copy(dst))?.0.check()?;
+    let mut found = vec![0; pattern.len()];
+    client.memory().read(dst, &mut found)?;
+    if let Some(at) = found.iter().zip(&pattern).position(|(found, due)| found != due) {
+        return Err(Stop::fail(format!("what the device copied by messages is wrong from byte {at:#x} on")));
+    }
+    let traffic = client.memory().traffic;
+    if traffic.reads == 0 || traffic.writes == 0 {
+        return Err(Stop::fail("the memory was reached without messages"));
+    }
+    // There is no memory: the client says so, and the server has to live with it.
+    let (lost, _) = engine::execute(&mut client, &vectors, &copy(BASE << 8))?;
+    if lost.check().is_ok() {
+        return Err(Stop::fail("a copy to where no memory is ended well"));
+    }
+    engine::disable(&mut client)?;
+    vectors.disarm(&mut client)?;
+    client.dma_unmap(src)?;
+    client.dma_unmap(dst)?;
     Ok(())
 }

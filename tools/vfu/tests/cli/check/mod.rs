@@ -46,8 +46,7 @@ fn names() -> BTreeSet<String> {
 }
 
 fn faults() -> BTreeMap<String, String> {
-    let output = Command::new("python3").arg(script()).arg("--faults").output().unwrap();
-    serde_json::from_slice(&output.stdout).unwrap()
+    serde_json::from_str(include_str!("faults.json")).unwrap()
 }
 
 #[test]

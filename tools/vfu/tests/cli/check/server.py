@@ -2,15 +2,16 @@
 """A vfio-user server that keeps to the protocol, but for the one fault that it is asked for.
 
     server.py SOCKET [FAULT]
-    server.py --faults          prints the faults, each with the check that must find it
 
-It shares no code with the library or with vfu. Its device has a configuration space, a BAR of
-memory, a BAR that can be mapped in two places, and each kind of interrupt.
+The faults are those of faults.json, where each has the check that must find it. This shares no code
+with the library or with vfu. Its device has a configuration space, a BAR of memory with a DMA engine's
+registers, a BAR that can be mapped in two places, and each kind of interrupt.
 """
 
 import array
 import json
 import os
+import pathlib
 import socket
 import struct
 import sys
@@ -24,159 +25,7 @@ EINVAL, EEXIST, ENOENT, ENOTSUP = 22, 17, 2, 95
 MAX_XFER = 1 << 20
 
 # fault -> the check that must find it
-FAULTS = {
-    "ids-15-bits": "framing/ids",
-    "other-command-in-reply": "framing/ids",
-    "same-id-refused": "framing/same-id",
-    "region-info-larger-than-its-size": "framing/sizes",
-    "error-with-payload": "framing/error-alone",
-    "unknown-command-done": "framing/unknown-command",
-    "unknown-payload-left": "framing/unknown-payload",
-    "posted-write-answered": "framing/no-reply",
-    "posted-error-answered": "framing/no-reply-error",
-    "header-at-once": "framing/header-in-pieces",
-    "body-at-once": "framing/body-in-pieces",
-    "one-message-a-read": "framing/gathered",
-    "dies-of-descriptors": "framing/descriptors",
-    "type-ignored": "framing/type",
-    "replies-executed": "framing/reply-unasked",
-    "dies-of-small-size": "framing/size-below-header",
-    "dies-of-huge-size": "framing/size-huge",
-    "minor-always-2": "version/minor",
-    "any-major": "version/major",
-    "data-required": "version/no-data",
-    "capabilities-required": "version/no-capabilities",
-    "data-without-nul": "version/json",
-    "data-no-json": "version/json",
-    "capability-of-wrong-type": "version/capabilities",
-    "no-transfer-size": "version/capabilities",
-    "twin-socket-unasked": "version/subset",
-    "unknown-capability-refused": "version/unknown-capability",
-    "unknown-capability-echoed": "version/unknown-capability",
-    "small-limits-refused": "version/small-limits",
-    "descriptors-unlimited": "version/small-limits",
-    "twin-socket-forgotten": "version/twin-socket",
-    "twin-socket-no-socket": "version/twin-socket",
-    "data-cut-at-1024": "version/long-json",
-    "version-at-once": "version/in-pieces",
-    "dies-of-bad-json": "version/malformed",
-    "dies-of-first-command": "version/first",
-    "second-version-unanswered": "version/again",
-    "info-12-bytes": "info/device",
-    "info-argsz-0": "info/device",
-    "no-pci": "info/device",
-    "info-beyond-argsz": "info/device-argsz",
-    "long-argsz-refused": "info/device-argsz",
-    "short-info-awaited": "info/device-short",
-    "region-of-wrong-index": "info/regions",
-    "region-info-beyond-argsz": "info/region-argsz",
-    "capabilities-cut": "info/region-capabilities",
-    "capability-loop": "info/region-capabilities",
-    "any-region": "info/region-beyond",
-    "area-outside": "info/sparse-areas",
-    "areas-overlap": "info/sparse-areas",
-    "mmap-without-descriptor": "info/mmap-descriptor",
-    "file-too-short": "info/mmap-descriptor",
-    "io-fd-index-too-large": "info/io-fds",
-    "irq-of-wrong-index": "info/irqs",
-    "33-msi-vectors": "info/irqs",
-    "irq-info-beyond-argsz": "info/irq-argsz",
-    "any-irq": "info/irq-beyond",
-    "read-of-wrong-offset": "access/read",
-    "read-without-data": "access/read",
-    "bytes-swapped": "access/widths",
-    "block-repeats-first-dword": "access/block",
-    "last-byte-refused": "access/end",
-    "read-beyond-gives-ones": "access/read-beyond",
-    "offset-wraps": "access/read-beyond",
-    "write-beyond-dropped": "access/write-beyond",
-    "absent-region-reads-ones": "access/no-region",
-    "large-read-cut": "access/read-too-large",
-    "nothing-unanswered": "access/nothing",
-    "write-echoes-data": "access/write",
-    "write-takes-what-came": "access/write-payload",
-    "short-access-executed": "access/short",
-    "multi-counts-one": "access/multi",
-    "bars-refused": "access/bars",
-    "trigger-none-ignored": "irqs/trigger",
-    "trigger-when-armed": "irqs/trigger",
-    "set-irqs-with-payload": "irqs/trigger",
-    "bool-ignored": "irqs/bool",
-    "bool-all-true": "irqs/bool",
-    "vectors-from-0": "irqs/vectors",
-    "first-eventfd-stays": "irqs/replace",
-    "no-descriptors-ignored": "irqs/take-back",
-    "disable-ignored": "irqs/disable",
-    "mask-refused": "irqs/mask",
-    "any-flags": "irqs/flags",
-    "any-vector": "irqs/beyond",
-    "bool-read-beyond": "irqs/bool-short",
-    "dies-of-odd-number": "irqs/descriptors",
-    "short-irqs-done": "irqs/short",
-    "map-with-payload": "dma/map",
-    "descriptor-required": "dma/map-message",
-    "read-write-only": "dma/map-access",
-    "no-offset": "dma/map-offset",
-    "overlaps-mapped": "dma/map-over",
-    "range-remembered": "dma/map-again",
-    "16-ranges": "dma/map-many",
-    "unmap-without-payload": "dma/unmap",
-    "unmap-of-nothing-done": "dma/unmap-unknown",
-    "parts-unmapped": "dma/unmap-part",
-    "dies-of-wrapping": "dma/nonsense",
-    "dies-of-pipe": "dma/odd-descriptor",
-    "short-map-unanswered": "dma/short",
-    "reset-refused": "reset/reset",
-    "reset-with-payload": "reset/reset",
-    "bar-gone-after-reset": "reset/description",
-    "reset-stays-stopped": "reset/stopped",
-    "probe-with-data": "features/probe",
-    "any-probe": "features/probe-operation",
-    "any-feature": "features/unknown",
-    "get-and-set": "features/both",
-    "no-stop-copy": "features/migration",
-    "state-99": "features/state",
-    "short-feature-done": "features/short",
-    "transition-not-made": "state/arcs",
-    "running-to-pre-copy-refused": "state/arcs",
-    "composed-refused": "state/paths",
-    "stop-copy-to-pre-copy": "state/stop-copy-pre-copy",
-    "refused-yet-entered": "state/stop-copy-pre-copy",
-    "error-entered": "state/refused",
-    "short-state-done": "state/short",
-    "resuming-refused": "state/resuming",
-    "size-without-data": "data/read",
-    "no-end": "data/read",
-    "more-than-asked": "data/read-pieces",
-    "read-anywhere": "data/read-running",
-    "dies-of-large-read": "data/read-too-large",
-    "write-anywhere": "data/write-running",
-    "short-data-done": "data/short",
-    "first-piece-only": "data/write",
-    "cut-write-done": "data/write-cut",
-    "bitmap-of-bytes": "logging/report",
-    "bits-stay": "logging/report",
-    "page-size-of-start": "logging/page-sizes",
-    "report-of-all-only": "logging/part",
-    "ranges-required": "logging/ranges",
-    "ranges-believed": "logging/ranges-cut",
-    "report-while-off": "logging/off",
-    "any-page-size": "logging/page-size-odd",
-    "report-beyond-argsz": "logging/argsz",
-    "stop-once": "logging/stop",
-    "dies-of-empty-range": "logging/empty",
-    "one-client": "disconnect/again",
-    "dies-of-silence": "disconnect/silent",
-    "dies-in-version": "disconnect/in-version",
-    "dies-in-header": "disconnect/in-header",
-    "dies-in-payload": "disconnect/in-payload",
-    "dies-of-unread": "disconnect/unread",
-    "maps-stay": "disconnect/mapped",
-    "eventfds-stay": "disconnect/interrupts",
-    "logging-stays": "disconnect/logging",
-    "stopped-for-good": "disconnect/stopped",
-    "dies-while-resuming": "disconnect/resuming",
-}
+FAULTS = json.loads((pathlib.Path(__file__).parent / "faults.json").read_text())
 
 ERR_STATE, STOP, RUNNING, STOP_COPY, RESUMING, RUNNING_P2P, PRE_COPY, PRE_COPY_P2P = range(8)
 ARCS = {STOP: [RUNNING, STOP_COPY, RESUMING], RUNNING: [STOP, PRE_COPY], STOP_COPY: [STOP], RESUMING: [STOP],
@@ -257,7 +106,9 @@ class Device:
         if fault == "areas-overlap":
             areas[1] = (0x1000, 0x2000)
         none = Region(0, 0)
-        self.regions = [Region(0x1000), none, Region(0x8000, 7, areas=areas), none, Region(0x4000, 7), none, none,
+        engine = bytearray(0x1000)
+        struct.pack_into("<4sI", engine, 0, b"DMAE", 1 << 16)
+        self.regions = [Region(0x1000, data=engine), none, Region(0x8000, 7, areas=areas), none, Region(0x4000, 7), none, none,
                         Region(4096, data=config_space()), none]
         self.irqs = [Irqs(count) for count in (1, 33 if fault == "33-msi-vectors" else 4, 20, 1, 1)]
         self.maps = {}          # address -> size
@@ -291,6 +142,7 @@ class Connection:
         self.fds, self.ids, self.write_multiple = [], [], False
         self.negotiated = False
         self.begun = False
+        self.rung = False       # the doorbell of the DMA engine
         self.max_msg_fds = 1
 
     # -- bytes
@@ -407,6 +259,7 @@ class Connection:
             body, fds = self.execute(head, body)
             if answer or self.fault == "posted-write-answered":
                 self.reply(head, body, fds)
+            self.work()
         except Refused as e:
             if answer or self.fault == "posted-error-answered":
                 self.error(head, e.errno)
@@ -609,10 +462,46 @@ class Connection:
             data = data[:count]
         else:
             check(len(data) == count)
+        if region and (index, offset) == (0, 0x10):
+            data = bytes(4)     # acknowledged
         if region:
             region.data[offset:offset + len(data)] = data
+            self.rung |= (index, offset) == (0, 0x28)
         echo = data if self.fault == "write-echoes-data" else b""
         return struct.pack("<QII", offset, index, count) + echo
+
+    # -- a DMA engine's registers, in BAR 0
+
+    def work(self):
+        """Copies what the descriptor says, by messages, when the doorbell was rung."""
+        if not self.rung:
+            return
+        self.rung = False
+        bar = self.device.regions[0].data
+        _, _, src, dst, length, _, vector, _ = struct.unpack_from("<IIQQQQII", bar, 0x80)
+        status, step = 1, 4096
+        for at in range(0, length, step):
+            data = self.message(DMA_READ, src + at, step)
+            if data is None:
+                status = 4
+                break
+            to = dst + at + (8 if self.fault == "message-elsewhere" and at == 0 else 0)
+            if self.message(DMA_WRITE, to, step, data[16:]) is None and self.fault != "error-reply-ignored":
+                status = 5
+                break
+        struct.pack_into("<I", bar, 0x80 + 44, status)
+        struct.pack_into("<I", bar, 0x10, 1)
+        self.device.irqs[2].fire(vector)
+
+    def message(self, cmd, addr, count, data=b""):
+        """The payload of the client's reply; None if that is an error."""
+        if self.fault == "message-cut":
+            data = data[:-1]
+        payload = struct.pack("<QQ", addr, count) + data
+        self.send(struct.pack("<HHIII", 0x4444, cmd, 16 + len(payload), 0, 0) + payload)
+        _, _, size, flags, _ = struct.unpack("<HHIII", self.exactly(16))
+        body = self.exactly(size - 16) if size > 16 else b""
+        return None if flags & ERROR else body
 
     def write_multi(self, body):
         check(self.write_multiple and len(body) >= 8)
@@ -870,9 +759,6 @@ class Connection:
 
 
 def main():
-    if sys.argv[1:] == ["--faults"]:
-        print(json.dumps(FAULTS))
-        return
     path, fault = sys.argv[1], (sys.argv[2:] + [""])[0]
     assert fault in FAULTS or not fault, fault
     device = Device(fault)
