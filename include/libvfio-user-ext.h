@@ -434,6 +434,441 @@ int vfux_setup_dma_lost_cb(vfu_ctx_t *vfu_ctx, vfux_dma_lost_cb_t *dma_lost);
  */
 bool vfux_sg_is_lost(vfu_ctx_t *vfu_ctx, const dma_sg_t *sg);
 
+/*
+ * Live upgrade: a device goes on in another process. docs/live-upgrade.md is where to
+ * begin.
+ */
+
+/** Version of vfux_hand_over_callbacks_t. */
+#define VFUX_HAND_OVER_CALLBACKS_VERSION 1
+
+/**
+ * What a device has to do that goes to another process: argument of
+ * vfux_setup_hand_over_callbacks().
+ */
+typedef struct {
+	/** VFUX_HAND_OVER_CALLBACKS_VERSION */
+	int version;
+	/**
+	 * In the process that has the device: gives all that the device in the other one
+	 * has to know to vfux_put_state(). The device is quiesced, and stays so until
+	 * handed_over. Returns 0, or -1 and sets errno: the device stays here.
+	 *
+	 * With NULL here and for load_state, what the device says when it migrates is
+	 * taken, if it can.
+	 */
+	int (*save_state)(vfu_ctx_t *vfu_ctx);
+	/**
+	 * In the process that is to have it: takes all of that. Configuration space and
+	 * DMA regions are there; the device does not run before handed_over says so.
+	 * migration_state is the VFIO_USER_DEVICE_STATE_* that the client has put it
+	 * into. Returns 0, or -1 and sets errno: the device stays there.
+	 */
+	int (*load_state)(vfu_ctx_t *vfu_ctx,
+			  const void *data,
+			  size_t size,
+			  uint32_t migration_state);
+	/**
+	 * It is decided who has the device, in either process, once for each attempt: with
+	 * is_ours, this one, where it runs again, or at last; without, the other one, and
+	 * this one touches nothing any more that both have. May be NULL.
+	 */
+	void (*handed_over)(vfu_ctx_t *vfu_ctx, bool is_ours);
+} vfux_hand_over_callbacks_t;
+
+/**
+ * Chooses what is called when the device goes to another process.
+ *
+ * @vfu_ctx: the context
+ * @callbacks: copied; NULL: none
+ *
+ * The callbacks may call what a region callback may, but not DMA functions that ask
+ * the client by messages. A device without internal state needs none of them; one
+ * that migrates needs none if its migration state is all that matters. (It is not
+ * where the device has to know what the client does not repeat, such as masks that it
+ * was told of.) Both processes have to have the same: save_state and load_state, or
+ * migration, or neither.
+ *
+ * A device with save_state and load_state can be taken over in the migration state
+ * PRE_COPY, too; they have to carry what was saved so far along.
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h.
+ *
+ * Returns 0, or -1 and sets errno:
+ *
+ *   EINVAL   another version; only one of save_state and load_state
+ */
+int vfux_setup_hand_over_callbacks(vfu_ctx_t *vfu_ctx,
+				   const vfux_hand_over_callbacks_t *callbacks);
+
+/**
+ * Adds to what the device says of its state: in save_state only, in as many calls as
+ * one likes.
+ *
+ * @vfu_ctx: the context
+ * @data: the bytes; copied
+ * @size: how many
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h.
+ *
+ * Returns 0, or -1 and sets errno:
+ *
+ *   EINVAL   save_state does not run; data is NULL
+ *   ENOMEM   no memory
+ */
+int vfux_put_state(vfu_ctx_t *vfu_ctx, const void *data, size_t size);
+
+/**
+ * Hands a descriptor of the device's own over with the device: an open file, a disk in
+ * memory.
+ *
+ * @vfu_ctx: the context
+ * @name: what the other process asks for it by, see vfux_get_old_fd(); copied
+ * @fd: stays the caller's, and has to stay open as long as the context
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h.
+ *
+ * Returns 0, or -1 and sets errno:
+ *
+ *   EEXIST   there is a descriptor of this name already
+ *   EINVAL   name is NULL or empty
+ *   EBADF    fd is negative
+ */
+int vfux_add_hand_over_fd(vfu_ctx_t *vfu_ctx, const char *name, int fd);
+
+/**
+ * Lets another process take the device over, with its client, who does not notice.
+ *
+ * @vfu_ctx: the context
+ * @path: where to make a UNIX socket for that, at most 102 bytes; copied. A stale
+ *        one is replaced, as by vfux_create_ctx_replacing()
+ *
+ * The other process has to run as the same user, or as root. Nothing happens before
+ * vfux_hand_over() is called. The socket goes over with the device, so that the next
+ * process can be taken over from at the same path.
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h.
+ *
+ * Returns 0, or -1 and sets errno:
+ *
+ *   EEXIST         there is such a socket already
+ *   EINVAL         path is NULL
+ *   ENAMETOOLONG   path is too long
+ *   EADDRINUSE     something is there that is no stale socket
+ *   others         as vfux_create_ctx_replacing() sets it, and epoll_create1()
+ */
+int vfux_setup_hand_over(vfu_ctx_t *vfu_ctx, const char *path);
+
+/**
+ * The same over a socket that the process was given.
+ *
+ * @vfu_ctx: the context
+ * @fd: a UNIX socket of type SOCK_SEQPACKET that listens, or one that is connected to
+ *      the process that wants to take over; the context's from then on if this succeeds
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h.
+ *
+ * Returns 0, or -1 and sets errno:
+ *
+ *   EEXIST     there is such a socket already
+ *   EBADF, ENOTSOCK, ENOTSUP, ENOTCONN   as vfux_create_ctx_over_fd() sets it
+ *   others     as epoll_create1() sets it
+ */
+int vfux_setup_hand_over_fd(vfu_ctx_t *vfu_ctx, int fd);
+
+/**
+ * Returns a descriptor that is readable when vfux_hand_over() has something to do.
+ *
+ * @vfu_ctx: the context
+ *
+ * It is for poll(), select() and epoll only; it is the library's, must not be closed,
+ * and stays the same until vfux_hand_over() has returned 1.
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h.
+ *
+ * Returns the descriptor, or -1 and sets errno:
+ *
+ *   ENOENT   no socket for taking over was set up
+ */
+int vfux_get_hand_over_fd(vfu_ctx_t *vfu_ctx);
+
+/**
+ * Answers a process that wants to take the device over.
+ *
+ * @vfu_ctx: the context
+ * @timeout: milliseconds, more than 0
+ *
+ * To be called when the descriptor of vfux_get_hand_over_fd() is readable; a program
+ * whose vfu_run_ctx() waits gets out of there by a signal first. At first the other
+ * process only learns what the device is, and makes its own. That takes as long as it
+ * takes; nobody waits, and this returns 0 at once.
+ *
+ * Then, in a later call, the device is made quiet (the quiesce callback), says what
+ * its state is (save_state, or its migration callbacks), and everything is handed
+ * over: the client's connection with what was received and not executed, and what is
+ * unsent; DMA regions, eventfds, configuration space, the log of writes. The call waits
+ * for the other process to have taken all of that, for timeout at the most, and as
+ * long once more for it to say that it goes on. Whatever it does otherwise, or if it is
+ * killed, the device goes on here, as if nothing had happened (the migration callbacks
+ * bring it back to where it was; handed_over is called).
+ *
+ * After 1 there is no client, nor will there be: the program may vfu_destroy_ctx() the
+ * context and exit, or just exit. The unregister callbacks run, the reset callback does
+ * not. What the device has in common with the other process (a disk, the memory of a
+ * BAR) is no longer its own.
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h. Not
+ * from callbacks.
+ *
+ * Returns 1: the device is the other process's; 0: nothing to be done, or done; or -1
+ * and sets errno: an attempt has failed, a line in the log says why:
+ *
+ *   EBUSY        from inside a callback; something waits for the device to become
+ *                quiet; the client is lost; the device is in the migration state
+ *                STOP_COPY or RESUMING, or in PRE_COPY or ERROR without save_state.
+ *                Or its quiesce callback said so: then this is to be called again
+ *                when vfu_device_quiesced() has been, and vfu_run_ctx() fails
+ *                with EBUSY until then
+ *   EPERM        the other process runs as another user
+ *   ETIMEDOUT    it takes too long
+ *   ECONNRESET   it has gone
+ *   EINVAL       timeout is not more than 0; or the other process says that the
+ *                device does not fit
+ *   ENOENT       no socket for taking over was set up
+ *   others       as the other process says, the callbacks, or the system
+ */
+int vfux_hand_over(vfu_ctx_t *vfu_ctx, int timeout);
+
+/**
+ * Makes a context for a device that another process has, in order to take it over.
+ *
+ * @path: where that process lets others take over, see vfux_setup_hand_over()
+ * @timeout: milliseconds to wait for its answer, more than 0
+ * @flags: LIBVFIO_USER_FLAG_ATTACH_NB or 0
+ * @pvt: for the device's use, see vfu_get_private(); may be NULL
+ * @dev_type: VFU_DEV_TYPE_PCI
+ *
+ * What takes the place of vfu_create_ctx() in a program that goes on with a device. It
+ * sets the device up as ever, up to vfu_realize_ctx(), and calls vfux_take_over() in the
+ * place of the first vfu_attach_ctx(). What it needs for that of the other one, it gets
+ * from vfux_get_old_region() (the memory of BARs that the client has mapped),
+ * vfux_get_old_ioeventfd(), vfux_get_old_irq_count(), vfux_get_old_config_space() and
+ * vfux_get_old_fd(). Meanwhile the other process goes on to serve the client.
+ *
+ * Threads: any, at any time.
+ *
+ * Returns the context, which vfu_destroy_ctx() releases (the other process then keeps
+ * the device), or NULL and sets errno:
+ *
+ *   EINVAL       an unknown flag; path is NULL; timeout is not more than 0
+ *   ENOTSUP      another type of device
+ *   ETIMEDOUT    no answer
+ *   ECONNRESET   the other process has gone
+ *   EPERM        it runs as another user
+ *   EPROTO       it is not what it should be
+ *   EPROTONOSUPPORT   it has another version of this
+ *   others       as socket() and connect() set it
+ */
+vfu_ctx_t *vfux_create_ctx_taking_over(const char *path,
+				       int timeout,
+				       int flags,
+				       void *pvt,
+				       vfu_dev_type_t dev_type);
+
+/**
+ * The same over a socket that is connected already.
+ *
+ * @fd: a connected UNIX socket of type SOCK_SEQPACKET; the context's, or closed, from
+ *      then on, unless this fails with EINVAL, EBADF, ENOTSOCK, ENOTSUP or ENOTCONN
+ * @timeout: milliseconds to wait for an answer, more than 0
+ * @flags: LIBVFIO_USER_FLAG_ATTACH_NB or 0
+ * @pvt: for the device's use, see vfu_get_private(); may be NULL
+ * @dev_type: VFU_DEV_TYPE_PCI
+ *
+ * Threads: any, at any time.
+ *
+ * Returns the context, or NULL and sets errno as vfux_create_ctx_taking_over() does, or
+ * to EBADF, ENOTSOCK, ENOTSUP or ENOTCONN for a descriptor that is no such socket.
+ */
+vfu_ctx_t *vfux_create_ctx_taking_over_fd(int fd,
+					  int timeout,
+					  int flags,
+					  void *pvt,
+					  vfu_dev_type_t dev_type);
+
+/** A region of the device that is to be taken over, see vfux_get_old_region(). */
+typedef struct {
+	/** Bytes. */
+	uint64_t size;
+	/** Where the region starts in fd, in bytes. */
+	uint64_t offset;
+	/** VFU_REGION_FLAG_* */
+	uint32_t flags;
+	/** What the client may map, and may have mapped: the caller's to close; or -1. */
+	int fd;
+} vfux_old_region_t;
+
+/**
+ * Says what a region is in the process that is to be taken over from.
+ *
+ * @vfu_ctx: a context of vfux_create_ctx_taking_over()
+ * @region_idx: the region
+ * @region: filled in
+ *
+ * A region over memory has to be set up over region->fd, with the same offset and areas:
+ * the client may have mapped it.
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h; before
+ * vfux_take_over().
+ *
+ * Returns 0, or -1 and sets errno:
+ *
+ *   ENOENT   it is not set up there
+ *   EINVAL   region is NULL; there is no other process (any more)
+ *   EMFILE   too many open descriptors
+ */
+int vfux_get_old_region(vfu_ctx_t *vfu_ctx,
+			uint32_t region_idx,
+			vfux_old_region_t *region);
+
+/** An eventfd of the device that is to be taken over, see vfux_get_old_ioeventfd(). */
+typedef struct {
+	/** Offset in the region. */
+	uint64_t gpa_offset;
+	/** As it was given to vfu_create_ioeventfd(). */
+	uint64_t datamatch;
+	/** Bytes. */
+	uint32_t size;
+	/** As it was given to vfu_create_ioeventfd(). */
+	uint32_t flags;
+	/** The eventfd: the caller's to close; or -1. */
+	int fd;
+	/** Not used. */
+	uint32_t reserved;
+} vfux_old_ioeventfd_t;
+
+/**
+ * Says which eventfds there are for writes to a region in the process that is to be
+ * taken over from.
+ *
+ * @vfu_ctx: a context of vfux_create_ctx_taking_over()
+ * @region_idx: the region
+ * @n: 0 for the first, and so on
+ * @ioeventfd: filled in
+ *
+ * The client's hypervisor may signal them. So the device creates the same ones by
+ * vfu_create_ioeventfd(), in the same order, over ioeventfd->fd.
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h; before
+ * vfux_take_over().
+ *
+ * Returns 0, or -1 and sets errno:
+ *
+ *   ENOENT   there are not so many
+ *   EINVAL   ioeventfd is NULL; there is no other process (any more)
+ *   EMFILE   too many open descriptors
+ */
+int vfux_get_old_ioeventfd(vfu_ctx_t *vfu_ctx,
+			   uint32_t region_idx,
+			   uint32_t n,
+			   vfux_old_ioeventfd_t *ioeventfd);
+
+/**
+ * Says how many interrupts of a type the device has in the process that is to be taken
+ * over from.
+ *
+ * @vfu_ctx: a context of vfux_create_ctx_taking_over()
+ * @type: enum vfu_dev_irq_type
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h; before
+ * vfux_take_over().
+ *
+ * Returns the number, or -1 and sets errno:
+ *
+ *   EINVAL   no such type; there is no other process (any more)
+ */
+int vfux_get_old_irq_count(vfu_ctx_t *vfu_ctx, enum vfu_dev_irq_type type);
+
+/**
+ * Copies configuration space of the process that is to be taken over from.
+ *
+ * @vfu_ctx: a context of vfux_create_ctx_taking_over()
+ * @buf: filled in
+ * @count: number of bytes
+ * @offset: of the first byte
+ *
+ * As it was when the context was made. vfux_take_over() brings it up to date by itself,
+ * all of it.
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h; before
+ * vfux_take_over().
+ *
+ * Returns 0, or -1 and sets errno:
+ *
+ *   EINVAL   the bytes are not within it; buf is NULL; there is no other process
+ *            (any more)
+ */
+int vfux_get_old_config_space(vfu_ctx_t *vfu_ctx, void *buf, size_t count, size_t offset);
+
+/**
+ * Returns a descriptor that the device of the process that is to be taken over from has
+ * named, see vfux_add_hand_over_fd().
+ *
+ * @vfu_ctx: a context of vfux_create_ctx_taking_over()
+ * @name: its name
+ *
+ * It is a duplicate (of the same open file, with its offset), and the caller's to close.
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h; before
+ * vfux_take_over().
+ *
+ * Returns the descriptor, or -1 and sets errno:
+ *
+ *   ENOENT   there is none of this name
+ *   EINVAL   name is NULL; there is no other process (any more)
+ *   EMFILE   too many open descriptors
+ */
+int vfux_get_old_fd(vfu_ctx_t *vfu_ctx, const char *name);
+
+/**
+ * Takes the device over: from here on it is this process's, and so is its client.
+ *
+ * @vfu_ctx: a context of vfux_create_ctx_taking_over(), set up like the device of the
+ *           other process, and realized
+ * @timeout: milliseconds, more than 0: how long to wait for each of two answers
+ *
+ * The device has to be the same in all that the client has been told: regions with
+ * their sizes, flags and areas, over the same memory; numbers of interrupts;
+ * capabilities; ioeventfds. It may allow more DMA regions. Configuration space, DMA
+ * regions (their register callbacks run), eventfds, the log of writes and the state of
+ * the device (load_state, or the migration callbacks: STOP, RESUMING, the data, STOP)
+ * come from the other process, and the socket where clients connect, with its path.
+ *
+ * Once this has succeeded the device runs (the migration callback with RUNNING, if the
+ * client has it run; handed_over), and the descriptor of vfu_get_poll_fd() is readable if
+ * there is something to do.
+ *
+ * If it fails, the other process goes on, and this context can only be destroyed: the
+ * unregister callbacks run, the reset callback does not.
+ *
+ * Threads: on the thread that uses the context, see the top of libvfio-user.h. Not from
+ * callbacks.
+ *
+ * Returns 1: a client is attached, vfu_run_ctx() serves it; 0: there is none (yet),
+ * vfu_attach_ctx() takes one on; or -1 and sets errno, a line in the log says why:
+ *
+ *   EINVAL       the device is not like the one of the other process; there is no
+ *                other process (any more); timeout is not more than 0;
+ *                vfu_realize_ctx() has not been called
+ *   EBUSY        it cannot be had at the moment, see vfux_hand_over(): try again later,
+ *                with a new context
+ *   ETIMEDOUT    the other process takes too long
+ *   ECONNRESET   it has gone
+ *   EPROTO, EPROTONOSUPPORT   what it says cannot be understood
+ *   others       as the other process says, the callbacks, or the system
+ */
+int vfux_take_over(vfu_ctx_t *vfu_ctx, int timeout);
+
 #ifdef __cplusplus
 }
 #endif

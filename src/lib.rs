@@ -16,6 +16,7 @@
 pub mod capi;
 pub mod descriptors;
 pub mod dma;
+pub mod handover;
 pub mod irq;
 pub mod memory;
 pub mod migration;

@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr};
 pub struct Process(libc::pid_t);
 
 impl Process {
+    /// No process: whatever is of it is not this one's.
+    pub const NONE: Process = Process(0);
+
     /// The process that this runs in.
     pub fn current() -> Process {
         Process(id())

@@ -34,6 +34,17 @@ pub(super) struct Migration {
     pub(super) write_data: DataFn,
 }
 
+type SaveFn = unsafe extern "C" fn(*mut vfu_ctx_t) -> c_int;
+type LoadFn = unsafe extern "C" fn(*mut vfu_ctx_t, *const c_void, usize, u32) -> c_int;
+type HandedOverFn = unsafe extern "C" fn(*mut vfu_ctx_t, bool);
+
+/// The functions of `vfux_hand_over_callbacks_t`.
+#[derive(Clone, Copy, Default)]
+pub(super) struct HandOverFns {
+    pub(super) save_state: Option<(SaveFn, LoadFn)>,
+    pub(super) handed_over: Option<HandedOverFn>,
+}
+
 /// A device in C: its functions, `None` where there is none, and its pointer.
 pub struct Callbacks {
     pub(super) private: *mut c_void,
@@ -48,6 +59,7 @@ pub struct Callbacks {
     /// By interrupt type.
     pub(super) irq_state: [Cell<vfu_dev_irq_state_cb_t>; IrqType::COUNT],
     pub(super) migration: Cell<Option<Migration>>,
+    pub(super) hand_over: Cell<HandOverFns>,
     /// Called on any thread.
     pub(super) log: RwLock<vfu_log_fn_t>,
 }
@@ -65,6 +77,7 @@ impl Callbacks {
             dma_lost: Cell::default(),
             irq_state: Default::default(),
             migration: Cell::default(),
+            hand_over: Cell::default(),
             log: RwLock::default(),
         }
     }
@@ -206,6 +219,33 @@ impl Device for Callbacks {
 
     fn migration_write(&self, context: &vfu_ctx_t, data: &mut [u8]) -> Result<usize> {
         self.data(context, self.migration.get().map(|migration| migration.write_data), data)
+    }
+
+    fn has_own_state(&self) -> bool {
+        self.hand_over.get().save_state.is_some()
+    }
+
+    fn save_state(&self, context: &vfu_ctx_t) -> Result<()> {
+        let (save, _) = self.hand_over.get().save_state.ok_or(Errno::EINVAL)?;
+        clear_errno();
+        // SAFETY: as for quiesce.
+        failed_if_negative(unsafe { save(handle(context)) })
+    }
+
+    fn load_state(&self, context: &vfu_ctx_t, data: &[u8], state: DeviceState) -> Result<()> {
+        let (_, load) = self.hand_over.get().save_state.ok_or(Errno::EINVAL)?;
+        clear_errno();
+        // SAFETY: as for quiesce; the bytes are as many as is said.
+        failed_if_negative(unsafe {
+            load(handle(context), data.as_ptr().cast::<c_void>(), data.len(), state as u32)
+        })
+    }
+
+    fn handed_over(&self, context: &vfu_ctx_t, is_ours: bool) {
+        if let Some(handed_over) = self.hand_over.get().handed_over {
+            // SAFETY: as for quiesce.
+            unsafe { handed_over(handle(context), is_ours) };
+        }
     }
 
     /// `errno` is the same afterwards. On any thread.

@@ -12,10 +12,10 @@ use crate::wire::{Errno, LoggingRange, Result, bitmap_size};
 
 /// Logging in progress.
 pub(super) struct Logging {
-    page_shift: u32,
+    pub(super) page_shift: u32,
     /// First and last addresses, ascending, apart from each other; empty if
     /// everything is logged.
-    ranges: Vec<(u64, u64)>,
+    pub(super) ranges: Vec<(u64, u64)>,
 }
 
 impl Logging {
@@ -74,13 +74,19 @@ impl AddressSpace {
             return Errno::EINVAL.unless(page_size == in_use, rule).map(|()| in_use);
         }
         let page_size = page_size.max(super::mapping::host_page_size());
-        state.logging = Some(Logging { page_shift: page_size.ilog2(), ranges });
-        if let Err(e) = self.give_blocks(&mut state) {
-            self.stop(&mut state);
+        self.begin(&mut state, Logging { page_shift: page_size.ilog2(), ranges })?;
+        Ok(page_size)
+    }
+
+    pub(super) fn begin(&self, state: &mut State, logging: Logging) -> Result<()> {
+        let page_shift = logging.page_shift;
+        state.logging = Some(logging);
+        if let Err(e) = self.give_blocks(state) {
+            self.stop(state);
             return Err(e);
         }
-        self.dirty.set_page_shift(page_size.ilog2());
-        Ok(page_size)
+        self.dirty.set_page_shift(page_shift);
+        Ok(())
     }
 
     /// Stops logging and forgets what was logged. Nothing happens if it isn't

@@ -24,6 +24,7 @@ mod dirty;
 mod facts;
 mod file;
 mod guard;
+mod handover;
 mod hint;
 mod index;
 mod logging;
@@ -43,6 +44,7 @@ mod tests;
 
 pub use copy::DmaRegion;
 pub use guard::install as install_guard;
+pub use handover::{KnownFile, RegionParts};
 pub use region::{Access, DmaInfo, Prot, RegionId};
 pub use sgl::{SgEntry, SgRange, Translation};
 pub use space::{AddressSpace, Loss, MAX_REGION_SIZE, MapRequest, Mapped};

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::bitmap::Pool;
 use super::dirty::{CLOSED, Dirty};
-use super::facts::{indivisible, is_lasting};
+use super::facts::{Facts, indivisible, is_lasting};
 use super::file::{Recent, SharedFile};
 use super::guard::{self, Mailbox, Range, Watched};
 use super::hint::Hints;
@@ -62,8 +62,8 @@ pub struct Mapped {
 /// What is changed by one thread at a time.
 pub(super) struct State {
     vacant: Vacant,
-    count: u64,
-    recent: Recent,
+    pub(super) count: u64,
+    pub(super) recent: Recent,
     pub(super) logging: Option<Logging>,
     pub(super) pool: Pool,
 }
@@ -179,7 +179,7 @@ impl AddressSpace {
     /// only memory that stays is taken (a memfd of ordinary pages with `F_SEAL_SHRINK`,
     /// device DAX) and this may go; the errno of mmap(2).
     pub fn map(&self, request: MapRequest) -> Result<Mapped> {
-        let MapRequest { iova, size, prot, access, .. } = request;
+        let MapRequest { iova, size, .. } = request;
         Errno::ENOSPC.unless(size <= MAX_REGION_SIZE, "it is larger than a region may be")?;
         let last = size.checked_sub(1).and_then(|more| iova.checked_add(more));
         let last = last.ok_or_else(|| Errno::EINVAL.because("it is empty, or has no end"))?;
@@ -190,14 +190,27 @@ impl AddressSpace {
             return self.map_again(&mut state, &region, request);
         }
         Errno::EINVAL.unless(state.count < self.limit(), "there are as many regions as there may be")?;
-        let new = NewRegion::make(request, &mut state.recent, self.lasting.load(Relaxed))?;
+        let mut request = request;
+        let file = request.file.take().map(|fd| SharedFile::acquire(fd, &mut state.recent)).transpose()?;
+        self.map_new(&mut state, request, file)
+    }
+
+    /// Maps a region where none is.
+    pub(super) fn map_new(
+        &self,
+        state: &mut State,
+        request: MapRequest,
+        file: Option<(SharedFile, Facts)>,
+    ) -> Result<Mapped> {
+        let MapRequest { iova, size, prot, access, .. } = request;
+        let new = NewRegion::make(request, file, self.lasting.load(Relaxed))?;
         self.hints.begin()?;
         let handle = self.slots.take(&mut state.vacant)?;
         let tag = tag(GENERATION.fetch_add(1, Relaxed));
         let attributes = Attributes::new(prot, access);
         let mut region = Snapshot { tag, handle, attributes, start: iova, size, vaddr: new.vaddr, block: 0 };
         let beyond_file = new.beyond_file;
-        if let Err(e) = self.add(&mut state, &mut region, new) {
+        if let Err(e) = self.add(state, &mut region, new) {
             state.pool.give_back(&self.dirty.blocks, region.block);
             self.slots.give_back(&mut state.vacant, handle);
             return Err(e);
@@ -339,7 +352,7 @@ impl AddressSpace {
 
     /// The region with the greatest start up to `address`. Under the lock of
     /// all changes.
-    fn region_up_to(&self, address: u64) -> Option<Snapshot> {
+    pub(super) fn region_up_to(&self, address: u64) -> Option<Snapshot> {
         self.index.up_to(address)?.snapshot()
     }
 
@@ -383,9 +396,9 @@ impl Backing {
 const GOES: &str = "its memory can be taken away, and only a memfd with F_SEAL_SHRINK or device DAX is taken";
 
 impl NewRegion {
-    fn make(request: MapRequest, recent: &mut Recent, lasting: bool) -> Result<NewRegion> {
-        let MapRequest { size, prot, access, file, offset, .. } = request;
-        let Some(fd) = file else {
+    fn make(request: MapRequest, file: Option<(SharedFile, Facts)>, lasting: bool) -> Result<NewRegion> {
+        let MapRequest { size, prot, access, offset, .. } = request;
+        let Some((file, facts)) = file else {
             if access != Access::Message {
                 return Err(Errno::EINVAL);
             }
@@ -398,7 +411,6 @@ impl NewRegion {
                 unit: None,
             });
         };
-        let (file, facts) = SharedFile::acquire(fd, recent)?;
         let is_for_it = access == Access::Mmap || access == Access::FileIo && facts.is_for_file_io();
         Errno::EINVAL.unless(is_for_it, "FILE_IO takes regular files and block devices")?;
         let mut backing = Backing { offset, ..Backing::default() };

@@ -58,6 +58,11 @@ impl Eventfd {
         !self.nonblocking
     }
 
+    /// The descriptor.
+    pub fn descriptor(&self) -> RawFd {
+        self.fd.load(Ordering::Relaxed)
+    }
+
     /// Adds 1 to one that does not block. `EAGAIN` if the counter is full.
     #[inline(always)]
     pub fn write(&self) -> Result<()> {

@@ -6,6 +6,7 @@
 
 mod aio;
 mod eventfd;
+mod handover;
 mod sync;
 mod table;
 #[cfg(test)]
@@ -17,6 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use crate::memory;
 use crate::wire::{Errno, Result};
+pub use handover::VectorParts;
+
 use aio::Aio;
 use eventfd::Eventfd;
 use table::Table;

@@ -145,6 +145,27 @@ impl Vector {
         self.0.load(Relaxed) & PENDING != 0
     }
 
+    /// Whether the client masked it.
+    pub fn is_masked(&self) -> bool {
+        self.0.load(Relaxed) & MASKED != 0
+    }
+
+    /// An interrupt waits from now on.
+    pub fn set_pending(&self) {
+        self.0.fetch_or(PENDING, AcqRel);
+    }
+
+    /// The descriptor of its eventfd, which it goes on to own.
+    ///
+    /// # Safety
+    ///
+    /// Nobody takes the eventfd away meanwhile.
+    pub unsafe fn descriptor(&self) -> Option<std::os::fd::RawFd> {
+        let node = node_of(self.0.load(Acquire));
+        // SAFETY: null, or a node that is in the word and stays there.
+        unsafe { node.as_ref() }.map(|node| node.eventfd.descriptor())
+    }
+
     /// The usual case of [`Policy::Signal`]: an eventfd that one only writes to,
     /// and that nobody else signals right now. `None`: nothing was done, see [`trigger`](Self::trigger).
     #[inline(always)]

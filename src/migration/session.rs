@@ -32,6 +32,11 @@ impl Session {
         self.state.set(DeviceState::Running);
     }
 
+    /// The device was in this state in another process.
+    pub fn restore(&self, state: DeviceState) {
+        self.state.set(state);
+    }
+
     /// The device was reset: it runs. In PRE_COPY it did so before, and goes on
     /// with the session: a guest resets its devices also while it is moved, of
     /// which it knows nothing.

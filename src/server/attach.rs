@@ -50,13 +50,12 @@ impl<D: Device> Context<D> {
         if let Some(socket) = self.handed_client.take() {
             return self.begin_negotiation(socket);
         }
-        let Some(listener) = &self.listener else {
-            return Step::Fail(Errno::ENOTCONN.because("the one client that was handed in has gone"));
+        let accepted = match &*self.listener.borrow() {
+            Some(listener) if !self.nonblocking => return Step::Wait(listener.wait_accept()),
+            Some(listener) => listener.accept(),
+            None => Err(Errno::ENOTCONN.because("no more clients can come")),
         };
-        if !self.nonblocking {
-            return Step::Wait(listener.wait_accept());
-        }
-        match listener.accept() {
+        match accepted {
             Ok(socket) => self.begin_negotiation(socket),
             Err(errno) => Step::Fail(errno),
         }

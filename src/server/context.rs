@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::Device;
+use super::handover::HandOver;
 use super::io_fds::IoEventfds;
 use super::log::{Log, log};
 use super::quiesce::Pending;
@@ -73,9 +74,12 @@ pub struct Context<D> {
 
     // The client.
     /// Where clients come from, if more than one can.
-    pub(super) listener: Option<Listener>,
+    pub(super) listener: RefCell<Option<Listener>>,
     /// A connection that was handed in, until it is taken on.
     pub(super) handed_client: Cell<Option<OwnedFd>>,
+    pub(super) handover: RefCell<HandOver>,
+    /// Client and device belong to another process, still or by now.
+    pub(super) is_elsewhere: Cell<bool>,
     pub(super) phase: Cell<Phase>,
     pub(super) connection: RefCell<Option<Box<Connection>>>,
     pub(super) client: Cell<ClientCapabilities>,
@@ -138,10 +142,16 @@ impl<D: Device> Context<D> {
     }
 
     fn make(handed: Handed, nonblocking: bool, device: D) -> Box<Context<D>> {
-        let (listener, client) = match handed {
-            Handed::Listener(listener) => (Some(listener), None),
-            Handed::Client(client) => (None, Some(client)),
-        };
+        let context = Context::bare(nonblocking, device);
+        match handed {
+            Handed::Listener(listener) => *context.listener.borrow_mut() = Some(listener),
+            Handed::Client(client) => context.handed_client.set(Some(client)),
+        }
+        context
+    }
+
+    /// A context to which no clients can come (yet).
+    pub(super) fn bare(nonblocking: bool, device: D) -> Box<Context<D>> {
         Box::new(Context {
             log: Log::default(),
             refusals: Refusals::default(),
@@ -159,8 +169,10 @@ impl<D: Device> Context<D> {
             realized: Cell::new(false),
             polls: AtomicBool::new(false),
             memory_disregarded: Cell::new(false),
-            listener,
-            handed_client: Cell::new(client),
+            listener: RefCell::default(),
+            handed_client: Cell::default(),
+            handover: RefCell::default(),
+            is_elsewhere: Cell::default(),
             phase: Cell::default(),
             connection: RefCell::new(None),
             client: Cell::default(),

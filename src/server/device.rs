@@ -147,6 +147,37 @@ pub trait Device: Sized {
         Err(Errno::EINVAL)
     }
 
+    /// Whether [`save_state`](Device::save_state) and [`load_state`](Device::load_state)
+    /// do something. Otherwise what goes to another process is what the device says when
+    /// it migrates, if it can.
+    fn has_own_state(&self) -> bool {
+        false
+    }
+
+    /// Another process takes over: what the device there has to know is given to
+    /// [`Context::put_state`], in as many calls as one likes. The device is quiesced, and
+    /// stays so until [`handed_over`](Device::handed_over).
+    fn save_state(&self, context: &Context<Self>) -> Result<()> {
+        let _ = context;
+        Err(Errno::EINVAL)
+    }
+
+    /// Takes what `save_state` of the other process has given, all at once. The DMA
+    /// regions are there. The device does not run before
+    /// [`handed_over`](Device::handed_over): until then it is the other one's.
+    /// `state` is the state of migration that the client has put it into.
+    fn load_state(&self, context: &Context<Self>, data: &[u8], state: DeviceState) -> Result<()> {
+        let _ = (context, data, state);
+        Err(Errno::EINVAL)
+    }
+
+    /// It is decided who has the device: this process (`is_ours`), where it runs again, or
+    /// runs at last; or the other one, and this one touches nothing any more that both
+    /// have. Called once for each attempt, in both, whatever became of it.
+    fn handed_over(&self, context: &Context<Self>, is_ours: bool) {
+        let _ = (context, is_ours);
+    }
+
     /// A line of log, without a newline at the end, of something that is under
     /// way: the context is not to be used here. `level` is from `LOG_ERR` (3)
     /// to `LOG_DEBUG` (7) of syslog(3), no higher than [`Context::set_log_level`]

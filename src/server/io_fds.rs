@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use super::regions;
 use super::regions::RegionFlags;
 use super::{Context, Device};
+use crate::handover::{self, NO_FD};
 use crate::memory;
 use crate::transport::{Message, Reply};
 use crate::wire::{Errno, IoFdEntry, IoFdType, RegionIoFds, Request, Result};
@@ -51,6 +52,19 @@ impl<D: Device> Context<D> {
         let mut entries = self.io_eventfds.borrow_mut();
         let entries = entries.regions.get_mut(region as usize).ok_or(Errno::EINVAL)?;
         memory::push(entries, IoEventfd { fd, gpa_offset, size, flags, datamatch })
+    }
+
+    /// All entries, each with its descriptor.
+    pub(super) fn io_eventfd_records(&self) -> Result<Vec<(handover::IoEventfd, Option<RawFd>)>> {
+        let mut records = Vec::new();
+        let all = self.io_eventfds.borrow();
+        for (region, entry) in (0..).zip(&all.regions).flat_map(|(n, list)| list.iter().map(move |e| (n, e)))
+        {
+            let &IoEventfd { fd, gpa_offset, size, flags, datamatch } = entry;
+            let record = handover::IoEventfd { region, fd: NO_FD, gpa_offset, size, flags, datamatch };
+            memory::push(&mut records, (record, (fd >= 0).then_some(fd)))?;
+        }
+        Ok(records)
     }
 
     /// `VFIO_USER_DEVICE_GET_REGION_IO_FDS`

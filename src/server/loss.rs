@@ -68,7 +68,10 @@ impl<D: Device> Context<D> {
     fn release_device(&self) {
         self.remove_dma_regions(0, u64::MAX);
         self.dma.logging_stop();
-        if let Err(errno) = self.device.reset(self, ResetType::LostConn) {
+        // One that another process has is not ours to reset.
+        if !self.is_elsewhere.get()
+            && let Err(errno) = self.device.reset(self, ResetType::LostConn)
+        {
             log!(self, LOG_WARNING, "reset for a lost connection failed: {errno}");
         }
         self.irqs.close_all();
@@ -95,6 +98,7 @@ impl<D: Device> Context<D> {
             return false;
         }
         let _busy = self.mark_busy();
+        self.end_hand_over();
         let pending = self.pending.borrow_mut().take();
         drop(pending);
         self.release_device();

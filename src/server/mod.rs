@@ -16,6 +16,7 @@ mod describe;
 mod device;
 mod dispatch;
 mod guest;
+pub(crate) mod handover;
 
 mod handlers;
 mod io_fds;

@@ -83,7 +83,7 @@ impl<D: Device> Context<D> {
         let (Some(connection), Phase::Attached | Phase::Negotiating) =
             (connection.as_ref(), self.phase.get())
         else {
-            let socket = self.listener.as_ref().map(|listener| (listener.socket(), false));
+            let socket = self.listener.borrow().as_ref().map(|listener| (listener.socket(), false));
             // A client that was handed in is taken on at once.
             let left_behind = self.loss_unreported.get() || self.has_handed_client();
             return Interest { socket, twin: None, left_behind };

@@ -17,6 +17,11 @@ pub enum Pending {
     Message(Box<Message>),
     /// Tearing down a lost connection.
     Loss,
+    /// Handing the device over to another process, and whether it is quiet by now.
+    HandOver {
+        /// It is.
+        is_quiet: bool,
+    },
 }
 
 impl<D: Device> Context<D> {
@@ -94,6 +99,18 @@ impl<D: Device> Context<D> {
                 self.execute(command, message);
             }
             Pending::Message(message) => self.refuse_pending(message, Errno::new(errno)),
+            Pending::HandOver { is_quiet: true } => {
+                *self.pending.borrow_mut() = Some(Pending::HandOver { is_quiet: true });
+                return Err(Errno::EINVAL.because("the device has said already that it is quiet"));
+            }
+            Pending::HandOver { is_quiet: false } => {
+                match errno {
+                    0 => *self.pending.borrow_mut() = Some(Pending::HandOver { is_quiet: true }),
+                    errno => self.refuse_hand_over(Errno::new(errno)),
+                }
+                self.update_poller();
+                return Ok(());
+            }
             Pending::Loss => {
                 if errno != 0 {
                     log!(

@@ -17,6 +17,15 @@ impl Identity {
     pub fn of(found: &libc::stat) -> Identity {
         Identity { dev: found.st_dev, ino: found.st_ino }
     }
+
+    /// Device and inode.
+    pub fn numbers(self) -> [u64; 2] {
+        [self.dev, self.ino]
+    }
+
+    pub fn from_numbers(dev: u64, ino: u64) -> Identity {
+        Identity { dev, ino }
+    }
 }
 
 /// What is at a path.
@@ -57,14 +66,20 @@ impl Address {
         matches!(self.0.sun_path, [first, ..] if first != 0)
     }
 
+    /// The path.
+    pub fn bytes(&self) -> &[u8] {
+        let path: &[u8] = zerocopy::IntoBytes::as_bytes(&self.0.sun_path);
+        path.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+
     /// The path as C has it.
     pub fn path(&self) -> *const libc::c_char {
         self.0.sun_path.as_ptr()
     }
 
-    /// A stream socket bound here.
-    pub fn bind(&self, nonblocking: bool) -> Result<OwnedFd> {
-        let socket = socket(libc::SOCK_STREAM, nonblocking)?;
+    /// A socket of a type, bound here.
+    pub fn bind(&self, kind: libc::c_int, nonblocking: bool) -> Result<OwnedFd> {
+        let socket = socket(kind, nonblocking)?;
         let (address, size) = self.for_kernel();
         // SAFETY: address is a whole sockaddr_un of that size.
         match unsafe { libc::bind(socket.as_raw_fd(), address, size) } {

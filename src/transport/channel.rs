@@ -20,6 +20,26 @@ impl Socket {
     pub fn new(fd: OwnedFd) -> Socket {
         Socket { fd, maker: Process::current() }
     }
+
+    /// One that another process has, still.
+    pub fn elsewhere(fd: OwnedFd) -> Socket {
+        Socket { fd, maker: Process::NONE }
+    }
+
+    /// From now on it is this process's.
+    pub fn own(&mut self) {
+        self.maker = Process::current();
+    }
+
+    /// From now on another process has it: it is only closed here.
+    pub fn disown(&mut self) {
+        self.maker = Process::NONE;
+    }
+
+    /// The descriptor.
+    pub fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
 }
 
 impl Drop for Socket {
@@ -42,6 +62,16 @@ pub struct Channel {
 impl Channel {
     pub fn new(socket: Socket, receiver: Receiver) -> Channel {
         Channel { socket, receiver }
+    }
+
+    /// See [`Socket::own`].
+    pub fn own(&mut self) {
+        self.socket.own();
+    }
+
+    /// See [`Socket::disown`].
+    pub fn disown(&mut self) {
+        self.socket.disown();
     }
 
     pub fn socket(&self) -> RawFd {

@@ -1,5 +1,7 @@
 //! The connection to a client.
 
+mod handover;
+
 use std::collections::VecDeque;
 use std::os::fd::{OwnedFd, RawFd};
 
@@ -20,6 +22,8 @@ use super::send::{Flushed, Sender};
 use super::unanswered::MessageIds;
 use super::wait::Wait;
 use crate::wire::{Errno, Header, Result};
+
+pub use handover::ConnectionRecords;
 
 /// How long an answer is waited for on the twin socket alone, in milliseconds:
 /// longer waits watch the main socket, too. With a limit, any signal ends the wait.

@@ -8,7 +8,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use super::Listener;
 use crate::wire::{Errno, Result};
 
-/// A UNIX stream socket that was handed in.
+/// A UNIX socket that was handed in.
 #[derive(Debug)]
 pub enum Handed {
     /// It listens.
@@ -30,12 +30,29 @@ impl Handed {
     ///
     /// `fd` is no descriptor that somebody else closes, if this succeeds.
     pub unsafe fn new(fd: RawFd, nonblocking: bool) -> Result<Handed> {
+        // SAFETY: the caller's promise.
+        unsafe { Handed::of_type(fd, libc::SOCK_STREAM, nonblocking) }
+    }
+
+    /// The same for whole messages, and without waiting: for [`Peer`](super::Peer)s.
+    ///
+    /// # Safety
+    ///
+    /// As for [`new`](Self::new).
+    pub unsafe fn control(fd: RawFd) -> Result<Handed> {
+        // SAFETY: the caller's promise.
+        unsafe { Handed::of_type(fd, libc::SOCK_SEQPACKET, true) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`new`](Self::new).
+    unsafe fn of_type(fd: RawFd, kind: c_int, nonblocking: bool) -> Result<Handed> {
         if fd < 0 {
             return Err(Errno::EBADF);
         }
-        let is_known =
-            option(fd, libc::SO_DOMAIN)? == libc::AF_UNIX && option(fd, libc::SO_TYPE)? == libc::SOCK_STREAM;
-        Errno::ENOTSUP.unless(is_known, "it is no UNIX stream socket")?;
+        let is_known = option(fd, libc::SO_DOMAIN)? == libc::AF_UNIX && option(fd, libc::SO_TYPE)? == kind;
+        Errno::ENOTSUP.unless(is_known, "it is no UNIX socket, or one of another type")?;
         let listens = option(fd, libc::SO_ACCEPTCONN)? != 0;
         if !listens {
             check_connected(fd)?;

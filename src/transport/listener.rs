@@ -6,6 +6,8 @@ use super::address::{Address, Identity};
 use super::channel::close_gently;
 use super::replace::{Found, Turn};
 use super::wait::Wait;
+use crate::handover::{self, Descriptors, Outgoing};
+use crate::memory::{self, Bytes};
 use crate::process::Process;
 use crate::wire::{Errno, Result};
 
@@ -32,17 +34,23 @@ struct Place {
 }
 
 impl Listener {
+    /// The same as [`bind_replacing`](Self::bind_replacing) for whole messages, and
+    /// without waiting: for [`Peer`](super::Peer)s.
+    pub fn bind_control(path: &[u8]) -> Result<Listener> {
+        Listener::bind_over(path, libc::SOCK_SEQPACKET, true)
+    }
+
     /// Binds to `path`, at most 107 bytes, and listens. With `nonblocking`,
     /// accepting does not wait.
     ///
     /// The whole address is handed to the kernel, so that an empty path gives
     /// an (abstract) name of NULs.
     pub fn bind(path: &[u8], nonblocking: bool) -> Result<Listener> {
-        Listener::bind_to(Address::new(path)?, nonblocking)
+        Listener::bind_to(Address::new(path)?, libc::SOCK_STREAM, nonblocking)
     }
 
-    fn bind_to(address: Address, nonblocking: bool) -> Result<Listener> {
-        let socket = address.bind(nonblocking)?;
+    fn bind_to(address: Address, kind: libc::c_int, nonblocking: bool) -> Result<Listener> {
+        let socket = address.bind(kind, nonblocking)?;
         // At once: who waits for the path to appear connects as soon as it does.
         // SAFETY: no pointers.
         let listening = match unsafe { libc::listen(socket.as_raw_fd(), 0) } {
@@ -62,24 +70,28 @@ impl Listener {
     /// or if another process is about to do the same. A path of 102 bytes at most,
     /// since there are files with longer names beside it meanwhile.
     pub fn bind_replacing(path: &[u8], nonblocking: bool) -> Result<Listener> {
+        Listener::bind_over(path, libc::SOCK_STREAM, nonblocking)
+    }
+
+    fn bind_over(path: &[u8], kind: libc::c_int, nonblocking: bool) -> Result<Listener> {
         let address = Address::new(path)?;
         if !address.is_path() {
-            return Listener::bind_to(address, nonblocking);
+            return Listener::bind_to(address, kind, nonblocking);
         }
         let _turn = Turn::take(path)?;
         match Found::at(&address)? {
-            Found::Nothing => Listener::bind_to(address, nonblocking),
-            Found::Stale => Listener::replace(address, Address::with_suffix(path, NEW)?, nonblocking),
+            Found::Nothing => Listener::bind_to(address, kind, nonblocking),
+            Found::Stale => Listener::replace(address, Address::with_suffix(path, NEW)?, kind, nonblocking),
         }
     }
 
     /// Listens under another name, and moves that to where the old one is.
-    fn replace(address: Address, new: Address, nonblocking: bool) -> Result<Listener> {
+    fn replace(address: Address, new: Address, kind: libc::c_int, nonblocking: bool) -> Result<Listener> {
         if Found::at(&new)? == Found::Stale {
             // Of one who did not get further.
             new.unlink();
         }
-        let mut listener = Listener::bind_to(new, nonblocking)?;
+        let mut listener = Listener::bind_to(new, kind, nonblocking)?;
         if let Some(place) = &mut listener.place {
             place.address.rename(&address)?;
             place.address = address;
@@ -92,6 +104,48 @@ impl Listener {
     /// it goes.
     pub fn over(socket: OwnedFd) -> Listener {
         Listener { socket, place: None }
+    }
+
+    /// Goes on with one that another process has handed over, and with its path,
+    /// if that is to go with it. It is this process's once [`own`](Self::own) says so.
+    pub fn import(record: &handover::Listener, fds: &mut Descriptors<'_>) -> Result<Listener> {
+        let socket = fds.take(record.fd)?;
+        let bound = match &record.bound[..] {
+            [dev, ino] if !record.path.is_empty() => Some(Identity::from_numbers(*dev, *ino)),
+            _ => return Ok(Listener::over(socket)),
+        };
+        let address = Address::new(&record.path)?;
+        Ok(Listener { socket, place: Some(Place { address, bound, maker: Process::NONE }) })
+    }
+
+    /// Writes it down, with the path that goes with it.
+    pub fn export(&self, is_control: bool, out: &mut Outgoing) -> Result<()> {
+        let (mut path, mut bound) = (Bytes::default(), Vec::new());
+        if let Some(Place { address, bound: Some(identity), .. }) = &self.place {
+            path.append(address.bytes())?;
+            memory::reserve(&mut bound, 2)?;
+            bound.extend(identity.numbers());
+        }
+        let fd = out.fd(self.socket())?;
+        out.put(handover::Listener { is_control, fd, path: path.0, bound })
+    }
+
+    /// From now on it is this process's, which removes its path.
+    pub fn own(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.maker = Process::current();
+        }
+    }
+
+    /// From now on another process has it, and its path.
+    pub fn disown(&mut self) {
+        self.place = None;
+    }
+
+    /// Gives the descriptor back to who handed it in.
+    pub fn leak(self) {
+        let mut listener = std::mem::ManuallyDrop::new(self);
+        listener.place = None;
     }
 
     /// The socket.

@@ -8,6 +8,7 @@
 //! into which the kernel then writes directly.
 
 mod body;
+mod handover;
 mod short;
 
 use std::os::fd::RawFd;

@@ -37,7 +37,7 @@ enum Body {
 #[derive(Debug, Default)]
 struct Fds {
     lent: Vec<RawFd>,
-    own: Option<OwnedFd>,
+    own: Vec<OwnedFd>,
 }
 
 impl Reply {
@@ -102,8 +102,7 @@ impl Reply {
 
     /// Sends a descriptor along, and closes it once it is sent.
     pub fn give_fd(&mut self, fd: OwnedFd) -> Result<()> {
-        self.with_fds()?.own = Some(fd);
-        Ok(())
+        memory::push(&mut self.with_fds()?.own, fd)
     }
 
     fn with_fds(&mut self) -> Result<&mut Fds> {
@@ -122,7 +121,7 @@ impl Reply {
     pub fn fds(&self) -> Result<Vec<RawFd>> {
         let mut all = Vec::new();
         if let Some(fds) = &self.fds {
-            memory::reserve(&mut all, fds.lent.len().saturating_add(1))?;
+            memory::reserve(&mut all, fds.lent.len().saturating_add(fds.own.len()))?;
             all.extend(fds.own.iter().map(AsRawFd::as_raw_fd).chain(fds.lent.iter().copied()));
         }
         Ok(all)
@@ -173,6 +172,19 @@ impl Reply {
             Body::Buffer(buffer) => buffer.range(0, len),
             Body::Inline(_) => &[],
         }
+    }
+
+    /// A message that was [sealed](Self::seal) in another process, with its
+    /// descriptors.
+    pub(super) fn sealed_already(message: &[u8], fds: Vec<OwnedFd>, pool: &mut Pool) -> Result<Reply> {
+        let mut buffer = pool.take(message.len())?;
+        buffer.range_mut(0, message.len()).copy_from_slice(message);
+        let len = message.len().saturating_sub(HEADER_SIZE);
+        let mut reply = Reply { body: Body::Buffer(buffer), len, more: 0, fds: None };
+        if !fds.is_empty() {
+            reply.with_fds()?.own = fds;
+        }
+        Ok(reply)
     }
 
     /// Gives the buffer, if it has one, back for its next use.

@@ -1,5 +1,7 @@
 //! Sending: replies are gathered and go out together.
 
+mod handover;
+
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 

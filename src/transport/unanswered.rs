@@ -23,6 +23,18 @@ impl MessageIds {
         self.len == 0
     }
 
+    /// Those of another process, as many as there can be.
+    pub fn of(ids: &[u16]) -> MessageIds {
+        let mut all = MessageIds::default();
+        ids.iter().for_each(|id| all.insert(*id));
+        all
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = u16> {
+        self.ids.iter().take(self.len).copied()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.len

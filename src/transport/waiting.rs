@@ -6,6 +6,8 @@
 //! a message may carry can stand in bytes that have not arrived; then, if an
 //! earlier message could have them as well, that one is held until they have.
 
+mod handover;
+
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 

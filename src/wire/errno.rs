@@ -62,7 +62,9 @@ known!(
     EPERM,
     EPIPE,
     EPROTO,
+    EPROTONOSUPPORT,
     EPROTOTYPE,
+    ETIMEDOUT,
     ETOOMANYREFS,
 );
 

@@ -66,6 +66,36 @@ int main(int argc, char **argv)
 	FAILS(vfux_get_client_credentials(ctx, NULL), EINVAL);
 	FAILS(vfux_get_client_credentials(ctx, &credentials), ENOTCONN);
 
+	MAKES_NONE(vfux_create_ctx_taking_over(NULL, 1, 0, NULL, VFU_DEV_TYPE_PCI), EINVAL);
+	MAKES_NONE(vfux_create_ctx_taking_over("/nowhere/at/all", 0, 0, NULL, VFU_DEV_TYPE_PCI), EINVAL);
+	MAKES_NONE(vfux_create_ctx_taking_over("/nowhere/at/all", 1, 0, NULL, VFU_DEV_TYPE_PCI), ENOENT);
+	MAKES_NONE(vfux_create_ctx_taking_over_fd(-1, 1, 0, NULL, VFU_DEV_TYPE_PCI), EBADF);
+	MAKES_NONE(vfux_create_ctx_taking_over_fd(0, -1, 0, NULL, VFU_DEV_TYPE_PCI), EINVAL);
+	FAILS(vfux_setup_hand_over(NULL, argv[1]), EINVAL);
+	FAILS(vfux_setup_hand_over(ctx, NULL), EINVAL);
+	FAILS(vfux_setup_hand_over(ctx, argv[1]), EADDRINUSE);
+	FAILS(vfux_setup_hand_over_fd(ctx, -1), EBADF);
+	FAILS(vfux_setup_hand_over_callbacks(NULL, NULL), EINVAL);
+	if (vfux_setup_hand_over_callbacks(ctx, NULL) != 0)
+		return 1;
+	FAILS(vfux_put_state(ctx, bytes, sizeof(bytes)), EINVAL);
+	FAILS(vfux_add_hand_over_fd(ctx, NULL, 0), EINVAL);
+	FAILS(vfux_add_hand_over_fd(ctx, "", 0), EINVAL);
+	FAILS(vfux_add_hand_over_fd(ctx, "name", -1), EBADF);
+	FAILS(vfux_get_hand_over_fd(NULL), EINVAL);
+	FAILS(vfux_get_hand_over_fd(ctx), ENOENT);
+	FAILS(vfux_hand_over(NULL, 1), EINVAL);
+	FAILS(vfux_hand_over(ctx, 0), EINVAL);
+	FAILS(vfux_hand_over(ctx, 1), ENOENT);
+	FAILS(vfux_take_over(NULL, 1), EINVAL);
+	FAILS(vfux_take_over(ctx, 1), EINVAL);
+	FAILS(vfux_get_old_region(ctx, 0, NULL), EINVAL);
+	FAILS(vfux_get_old_ioeventfd(ctx, 0, 0, NULL), EINVAL);
+	FAILS(vfux_get_old_irq_count(ctx, VFU_DEV_MSIX_IRQ), EINVAL);
+	FAILS(vfux_get_old_config_space(ctx, bytes, sizeof(bytes), 0), EINVAL);
+	FAILS(vfux_get_old_fd(ctx, "name"), EINVAL);
+	FAILS(vfux_get_old_fd(ctx, NULL), EINVAL);
+
 	FAILS(vfux_setup_dma_policy(NULL, VFUX_DMA_POLICY_ANY), EINVAL);
 	FAILS(vfux_setup_dma_policy(ctx, -1), EINVAL);
 	FAILS(vfux_setup_dma_lost_cb(NULL, NULL), EINVAL);

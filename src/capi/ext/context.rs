@@ -101,7 +101,7 @@ pub unsafe extern "C-unwind" fn vfux_create_ctx_over_fd(
 }
 
 /// Whether the context is non-blocking.
-fn check(flags: c_int, dev_type: RawDevType) -> Result<bool> {
+pub(super) fn check(flags: c_int, dev_type: RawDevType) -> Result<bool> {
     if flags & !LIBVFIO_USER_FLAG_ATTACH_NB != 0 {
         return Err(Errno::EINVAL);
     }

@@ -8,11 +8,15 @@
 mod client;
 mod context;
 mod dma;
+mod handover;
 mod irq;
 mod lost;
+mod takeover;
 
 pub use client::*;
 pub use context::*;
 pub use dma::*;
+pub use handover::*;
 pub use irq::*;
 pub use lost::*;
+pub use takeover::*;

@@ -1,0 +1,142 @@
+//! The address space of a device that goes on in another process: what is to be
+//! known of it there, and making it anew here.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::facts::Facts;
+use super::file::SharedFile;
+use super::logging::Logging;
+use super::region::{Access, Prot};
+use super::sizes::GROUP_WORDS;
+use super::space::{AddressSpace, MAX_REGION_SIZE, MapRequest, Mapped};
+use crate::wire::{Errno, Result};
+
+const NO_SPACE: &str = "memory that cannot be that of a client";
+
+/// What there is of a region.
+#[derive(Clone, Copy, Debug)]
+pub struct RegionParts {
+    /// First address.
+    pub iova: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What the device may do.
+    pub prot: Prot,
+    /// How it gets there.
+    pub access: Access,
+    /// The descriptor, the same one for regions of the same open file.
+    pub fd: Option<RawFd>,
+    /// Where the region starts in the file, in bytes.
+    pub offset: u64,
+}
+
+/// A file that regions are made of.
+pub struct KnownFile(SharedFile, Facts);
+
+impl AddressSpace {
+    /// Goes through the regions in ascending order, until `visit` fails.
+    pub fn visit_regions(&self, mut visit: impl FnMut(RegionParts) -> Result<()>) -> Result<()> {
+        let _state = self.state.lock();
+        let mut outcome = Ok(());
+        self.for_each_region(|region, _| {
+            let backing = self.slots.with_backing(region.handle, |backing| {
+                (backing.file.as_ref().map(|file| file.as_fd().as_raw_fd()), backing.offset)
+            });
+            let (fd, offset) = backing.unwrap_or_default();
+            let (prot, access) = (region.attributes.prot(), region.attributes.access());
+            if outcome.is_ok() {
+                outcome =
+                    visit(RegionParts { iova: region.start, size: region.size, prot, access, fd, offset });
+            }
+        });
+        outcome
+    }
+
+    /// A file for several regions.
+    pub fn know_file(&self, fd: OwnedFd) -> Result<KnownFile> {
+        let (file, facts) = SharedFile::acquire(fd, &mut self.state.lock().recent)?;
+        Ok(KnownFile(file, facts))
+    }
+
+    /// Maps a region that another process had. As [`map`](Self::map), but that the
+    /// file is known already; `EPROTO` for what no process can have had.
+    pub fn map_known(&self, request: MapRequest, file: Option<&KnownFile>) -> Result<Mapped> {
+        let no_space = || Errno::EPROTO.because(NO_SPACE);
+        let last = request.size.checked_sub(1).and_then(|more| request.iova.checked_add(more));
+        let last = last.filter(|_| request.size <= MAX_REGION_SIZE).ok_or_else(no_space)?;
+        let mut state = self.state.lock();
+        let below = self.region_up_to(last);
+        if below.is_some_and(|region| region.last() >= request.iova) || state.count >= self.limit() {
+            return Err(no_space());
+        }
+        let file = file.map(|KnownFile(file, facts)| (file.clone(), *facts));
+        self.map_new(&mut state, request, file)
+    }
+
+    /// The page size of logging in bytes, and its ranges, by `visit` of first and last
+    /// address; none if everything is logged. `None` if nothing is.
+    pub fn visit_logging(&self, mut visit: impl FnMut(u64, u64) -> Result<()>) -> Result<Option<u64>> {
+        let state = self.state.lock();
+        let Some(logging) = &state.logging else { return Ok(None) };
+        logging.ranges.iter().try_for_each(|(first, last)| visit(*first, *last))?;
+        Ok(Some(1 << logging.page_shift))
+    }
+
+    /// Goes on logging as another process did. `EPROTO` if none can have done so.
+    pub fn resume_logging(&self, page_size: u64, ranges: Vec<(u64, u64)>) -> Result<()> {
+        let is_sorted = ranges.windows(2).all(|two| matches!(two, [(_, last), (next, _)] if last < next));
+        let is_sound = is_sorted
+            && ranges.iter().all(|(first, last)| first <= last)
+            && page_size.is_power_of_two()
+            && page_size >= super::mapping::host_page_size();
+        let mut state = self.state.lock();
+        Errno::EPROTO.unless(is_sound && state.logging.is_none(), "a log of writes that cannot be")?;
+        self.begin(&mut state, Logging { page_shift: page_size.ilog2(), ranges })
+    }
+
+    /// Goes through the pages that are marked as written to, and leaves them so: the
+    /// first address of their region, the number of the first page from there, and a
+    /// bit for each page from that on. Until `visit` fails.
+    pub fn visit_dirty(&self, mut visit: impl FnMut(u64, u64, &[u64]) -> Result<()>) -> Result<()> {
+        let _state = self.state.lock();
+        let mut outcome = Ok(());
+        self.for_each_region(|region, _| {
+            let Some(block) = self.dirty.blocks.get(region.block) else { return };
+            for (group, words) in block.words().chunks(GROUP_WORDS).enumerate() {
+                if outcome.is_err() || !block.is_noted(group as u64) {
+                    continue;
+                }
+                let mut found = [0; GROUP_WORDS];
+                found.iter_mut().zip(words).for_each(|(to, from)| *to = from.load(Relaxed));
+                let len = found.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
+                if len > 0 {
+                    let first = (group * GROUP_WORDS) as u64 * 64;
+                    outcome = visit(region.start, first, found.get(..len).unwrap_or_default());
+                }
+            }
+        });
+        outcome
+    }
+
+    /// Marks pages, as [`visit_dirty`](Self::visit_dirty) tells of them. `EPROTO` for
+    /// pages that are in no region, or in one that is not logged.
+    pub fn mark_pages(&self, iova: u64, first: u64, words: &[u64]) -> Result<()> {
+        let no_pages = || Errno::EPROTO.because("pages that nobody can have written to");
+        let state = self.state.lock();
+        let shift = state.logging.as_ref().map(|logging| logging.page_shift).ok_or_else(no_pages)?;
+        let region = self.region_around(iova).filter(|region| region.start == iova).ok_or_else(no_pages)?;
+        let block = self.dirty.blocks.get(region.block).ok_or_else(no_pages)?;
+        let pages = ((region.size - 1) >> shift) + 1;
+        for (word, at) in words.iter().zip((first..).step_by(64)) {
+            let mut bits = *word;
+            while bits != 0 {
+                let page = at.checked_add(bits.trailing_zeros().into()).filter(|page| *page < pages);
+                let page = page.ok_or_else(no_pages)?;
+                self.dirty.set(block, page, page);
+                bits &= bits - 1;
+            }
+        }
+        Ok(())
+    }
+}

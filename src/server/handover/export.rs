@@ -1,0 +1,172 @@
+//! The state of a context, written down. Nothing of it changes by that.
+
+use std::os::fd::RawFd;
+
+use crate::dma::Access;
+use crate::handover::{self, NO_FD, Outgoing};
+use crate::memory::{self, Bytes};
+use crate::server::context::Phase;
+use crate::server::{Context, Device};
+use crate::wire::limits::MAX_DATA_XFER_SIZE;
+use crate::wire::{DeviceState, Result};
+
+impl<D: Device> Context<D> {
+    /// The image of the state, the device's own part included, with its descriptors.
+    /// `control` is where processes like the new one come from.
+    pub(super) fn export(
+        &self,
+        device_data: &[u8],
+        control: Option<&crate::transport::Listener>,
+    ) -> Result<(Vec<u8>, Vec<RawFd>)> {
+        let mut out = Outgoing::new()?;
+        self.put_config(&mut out)?;
+        if let Some(listener) = &*self.listener.borrow() {
+            listener.export(false, &mut out)?;
+        }
+        if let Some(listener) = control {
+            listener.export(true, &mut out)?;
+        }
+        self.export_client(&mut out)?;
+        self.export_memory(&mut out)?;
+        self.irqs.visit(|vector| {
+            let fd = vector.fd.map(|fd| out.fd(fd)).transpose()?.unwrap_or(NO_FD);
+            let (kind, number) = (vector.kind as u32, vector.number);
+            out.put(handover::Vector { kind, number, fd, masked: vector.masked, pending: vector.pending })
+        })?;
+        out.put(handover::Migration { state: self.migration.state() as u32 })?;
+        for piece in device_data.chunks(MAX_DATA_XFER_SIZE) {
+            let mut bytes = Bytes::default();
+            bytes.append(piece)?;
+            out.put(handover::DeviceData { bytes: bytes.0 })?;
+        }
+        out.finish()
+    }
+
+    fn export_client(&self, out: &mut Outgoing) -> Result<()> {
+        let client = self.client.get();
+        out.put(handover::Client {
+            is_attached: self.phase.get() == Phase::Attached,
+            loss_unreported: self.loss_unreported.get(),
+            memory_disregarded: self.memory_disregarded.get(),
+            max_msg_fds: client.max_msg_fds,
+            max_io_fds: client.max_io_fds,
+            max_data_xfer_size: client.max_data_xfer_size as u64,
+            migration_pgsize: client.migration_pgsize.map(i64::cast_unsigned),
+            twin_socket: client.twin_socket,
+            pgsizes: client.pgsizes,
+            max_dma_maps: client.max_dma_maps.map(i64::cast_unsigned),
+            write_multiple: client.write_multiple,
+        })?;
+        let mut connection = self.connection.borrow_mut();
+        let Some(connection) = connection.as_mut() else { return Ok(()) };
+        connection.export(out)?;
+        let rest = self.report_rest.get();
+        out.put(handover::Report {
+            more: connection.more() as u64,
+            iova: rest.iova,
+            length: rest.length,
+            page_size: rest.page_size,
+        })
+    }
+
+    /// DMA regions, and what is known of writes to them.
+    fn export_memory(&self, out: &mut Outgoing) -> Result<()> {
+        let mut ranges = Vec::new();
+        let logged = self.dma.visit_logging(|first, last| {
+            memory::reserve(&mut ranges, 2)?;
+            ranges.extend([first, last]);
+            Ok(())
+        })?;
+        if let Some(page_size) = logged {
+            out.put(handover::Logging { page_size, ranges })?;
+        }
+        // The names of the descriptors of files, of which there are few.
+        let mut files: Vec<(RawFd, u32)> = Vec::new();
+        self.dma.visit_regions(|region| {
+            let known = |fd: RawFd| files.iter().rev().find(|(other, _)| *other == fd).map(|(_, name)| *name);
+            let fd = match region.fd {
+                None => NO_FD,
+                Some(fd) => match known(fd) {
+                    Some(name) => name,
+                    None => {
+                        let name = out.fd(fd)?;
+                        memory::push(&mut files, (fd, name))?;
+                        name
+                    }
+                },
+            };
+            out.put(handover::DmaRegion {
+                iova: region.iova,
+                size: region.size,
+                prot: region.prot.bits(),
+                access: match region.access {
+                    Access::Message => 0,
+                    Access::Mmap => 1,
+                    Access::FileIo => 2,
+                },
+                fd,
+                offset: region.offset,
+            })
+        })?;
+        self.dma.visit_dirty(|iova, first, words| {
+            let mut copy = Vec::new();
+            memory::reserve(&mut copy, words.len())?;
+            copy.extend_from_slice(words);
+            out.put(handover::Dirty { iova, first, words: copy })
+        })
+    }
+
+    /// What the device, which is quiet, says of its own state; with its migration it
+    /// is stopped then.
+    pub(super) fn save_device(&self) -> Result<Vec<u8>> {
+        if self.device.has_own_state() {
+            self.handover.borrow_mut().saving = Some(Bytes::default());
+            let saved = self.device.save_state(self);
+            let data = self.handover.borrow_mut().saving.take().unwrap_or_default();
+            return saved.map(|()| data.0);
+        }
+        let mut data = Vec::new();
+        if !self.device.can_migrate() {
+            return Ok(data);
+        }
+        if self.migration.state() == DeviceState::Running {
+            self.device.transition(self, DeviceState::Stop)?;
+        }
+        self.device.transition(self, DeviceState::StopCopy)?;
+        loop {
+            let start = data.len();
+            memory::reserve(&mut data, MAX_DATA_XFER_SIZE)?;
+            data.resize(start.saturating_add(MAX_DATA_XFER_SIZE), 0);
+            let room = data.get_mut(start..).unwrap_or_default();
+            let count = self.device.migration_read(self, room)?;
+            data.truncate(start.saturating_add(count));
+            if count == 0 {
+                return Ok(data);
+            }
+        }
+    }
+
+    /// The device adds to what it says of its state. `EINVAL` unless it is asked to.
+    pub fn put_state(&self, bytes: &[u8]) -> Result<()> {
+        use crate::wire::Errno;
+        let mut handover = self.handover.borrow_mut();
+        let saving = handover.saving.as_mut();
+        saving.ok_or_else(|| Errno::EINVAL.because("the device is not asked for its state"))?.append(bytes)
+    }
+
+    /// The device goes on in this process after all.
+    pub(super) fn resume_device(&self) {
+        use super::super::log::log;
+        if !self.device.has_own_state() && self.device.can_migrate() {
+            let outcome =
+                self.device.transition(self, DeviceState::Stop).and_then(|()| match self.migration.state() {
+                    DeviceState::Running => self.device.transition(self, DeviceState::Running),
+                    _ => Ok(()),
+                });
+            if let Err(errno) = outcome {
+                log!(self, LOG_ERR, "the device does not go on after a hand-over that failed: {errno}");
+            }
+        }
+        self.device.handed_over(self, true);
+    }
+}

@@ -1,0 +1,196 @@
+//! The state of a context, made this one's. Nothing of it is used before it is known
+//! that it is: see [`Context::own`].
+
+use std::os::fd::OwnedFd;
+
+use crate::dma::{Access, KnownFile, MapRequest, Prot};
+use crate::handover::{self, Descriptors, Incoming, NO_FD, Record};
+use crate::irq::IrqType;
+use crate::memory;
+use crate::server::context::Phase;
+use crate::server::{Context, Device};
+use crate::transport::{Connection, ConnectionRecords, Listener};
+use crate::wire::capabilities::ClientCapabilities;
+use crate::wire::{self, DeviceState, Errno, LoggingReport, Result};
+
+use super::give::Control;
+
+const NO_CONTEXT: &str = "what it says of its state does not go together";
+
+/// What is put together from several records.
+#[derive(Default)]
+struct Gathered {
+    client: Option<handover::Client>,
+    connection: ConnectionRecords,
+    /// Files of DMA regions, by the names of their descriptors.
+    files: Vec<(u32, KnownFile)>,
+    migration: Option<DeviceState>,
+    device_data: Vec<u8>,
+}
+
+impl<D: Device> Context<D> {
+    /// Makes all of an image this context's; it is not used yet.
+    pub(super) fn import(&self, image: &mut Incoming) -> Result<()> {
+        let mut gathered = Gathered::default();
+        let (records, mut fds) = image.parts()?;
+        for record in records {
+            self.import_record(record?, &mut gathered, &mut fds)?;
+        }
+        let Gathered { client, connection, migration, device_data, .. } = gathered;
+        let (Some(client), Some(state)) = (client, migration) else {
+            return Err(Errno::EPROTO.because(NO_CONTEXT));
+        };
+        self.import_client(&client, connection, &mut fds)?;
+        self.update_irqs();
+        self.migration.restore(state);
+        self.load_device(state, device_data)
+    }
+
+    fn import_record(
+        &self,
+        mut record: Record,
+        gathered: &mut Gathered,
+        fds: &mut Descriptors<'_>,
+    ) -> Result<()> {
+        if gathered.connection.add(&mut record)? {
+            return Ok(());
+        }
+        match record {
+            Record::Config(record) => {
+                let pci = self.pci.borrow();
+                let space = pci.space().filter(|space| space.len() == record.bytes.len());
+                space.ok_or_else(|| Errno::EPROTO.because(NO_CONTEXT))?.write(0, &record.bytes)
+            }
+            Record::Listener(record) => self.import_listener(&record, fds),
+            Record::Client(record) => {
+                gathered.client = Some(record);
+                Ok(())
+            }
+            Record::Report(handover::Report { iova, length, page_size, .. }) => {
+                self.report_rest.set(LoggingReport { iova, length, page_size });
+                Ok(())
+            }
+            Record::DmaRegion(record) => self.import_region(&record, &mut gathered.files, fds),
+            Record::Logging(record) => {
+                let mut ranges = Vec::new();
+                memory::reserve(&mut ranges, record.ranges.len())?;
+                for pair in record.ranges.chunks(2) {
+                    let [first, last] = pair else { return Err(Errno::EPROTO.because(NO_CONTEXT)) };
+                    ranges.push((*first, *last));
+                }
+                self.dma.resume_logging(record.page_size, ranges)
+            }
+            Record::Dirty(record) => self.dma.mark_pages(record.iova, record.first, &record.words),
+            Record::Vector(record) => {
+                let kind = IrqType::from_index(record.kind).map_err(|_| Errno::EPROTO.because(NO_CONTEXT))?;
+                let fd = fds.take_optional(record.fd)?;
+                self.irqs.restore(kind, record.number, fd, (record.masked, record.pending))
+            }
+            Record::Migration(record) => {
+                gathered.migration = DeviceState::from_number(record.state);
+                Ok(())
+            }
+            Record::DeviceData(record) => {
+                memory::reserve(&mut gathered.device_data, record.bytes.len())?;
+                gathered.device_data.extend(record.bytes);
+                Ok(())
+            }
+            _ => Err(Errno::EPROTO.because("a record that does not belong there")),
+        }
+    }
+
+    fn import_listener(&self, record: &handover::Listener, fds: &mut Descriptors<'_>) -> Result<()> {
+        let listener = Listener::import(record, fds)?;
+        match record.is_control {
+            false => *self.listener.borrow_mut() = Some(listener),
+            true if self.handover.borrow().control.is_none() => {
+                let control = memory::boxed(Control::over(listener)?)?;
+                self.handover.borrow_mut().control = Some(control);
+            }
+            // The program has made another one.
+            true => {}
+        }
+        Ok(())
+    }
+
+    fn import_client(
+        &self,
+        client: &handover::Client,
+        connection: ConnectionRecords,
+        fds: &mut Descriptors<'_>,
+    ) -> Result<()> {
+        let has_connection = connection.is_some();
+        Errno::EPROTO.unless(has_connection || !client.is_attached, NO_CONTEXT)?;
+        if has_connection {
+            let connection = Connection::import(connection, fds, wire::may_carry_fds)?;
+            *self.connection.borrow_mut() = Some(memory::boxed(connection)?);
+        }
+        self.phase.set(match (client.is_attached, has_connection) {
+            (true, _) => Phase::Attached,
+            (false, true) => Phase::Negotiating,
+            (false, false) => Phase::Idle,
+        });
+        self.loss_unreported.set(client.loss_unreported);
+        self.memory_disregarded.set(client.memory_disregarded);
+        let size = usize::try_from(client.max_data_xfer_size).map_err(|_| Errno::EPROTO)?;
+        self.client.set(ClientCapabilities {
+            max_msg_fds: client.max_msg_fds,
+            max_io_fds: client.max_io_fds,
+            max_data_xfer_size: size.clamp(1, wire::limits::MAX_DATA_XFER_SIZE),
+            migration_pgsize: client.migration_pgsize.map(u64::cast_signed),
+            twin_socket: client.twin_socket,
+            pgsizes: client.pgsizes,
+            max_dma_maps: client.max_dma_maps.map(u64::cast_signed),
+            write_multiple: client.write_multiple,
+        });
+        Ok(())
+    }
+
+    fn import_region(
+        &self,
+        record: &handover::DmaRegion,
+        files: &mut Vec<(u32, KnownFile)>,
+        fds: &mut Descriptors<'_>,
+    ) -> Result<()> {
+        Errno::EPROTO.unless(self.dma_is_ready(), NO_CONTEXT)?;
+        let access = match record.access {
+            0 => Access::Message,
+            1 => Access::Mmap,
+            2 => Access::FileIo,
+            _ => return Err(Errno::EPROTO.because(NO_CONTEXT)),
+        };
+        let prot = Prot::from_bits(record.prot).ok_or_else(|| Errno::EPROTO.because(NO_CONTEXT))?;
+        let is_known = |(name, _): &&(u32, KnownFile)| *name == record.fd;
+        if record.fd != NO_FD && files.iter().rev().find(is_known).is_none() {
+            let fd: OwnedFd = fds.take(record.fd)?;
+            memory::push(files, (record.fd, self.dma.know_file(fd)?))?;
+        }
+        let file = files.iter().rev().find(is_known).map(|(_, file)| file);
+        let (iova, size, offset) = (record.iova, record.size, record.offset);
+        let request = MapRequest { iova, size, prot, access, file: None, offset };
+        let mapped = self.dma.map_known(request, file)?;
+        if let Err(errno) = self.device.dma_register(self, mapped.region) {
+            self.dma.remove(mapped.region);
+            return Err(errno.because("the device refuses a DMA region"));
+        }
+        Ok(())
+    }
+
+    /// The device takes its own part; it does not run yet.
+    fn load_device(&self, state: DeviceState, mut data: Vec<u8>) -> Result<()> {
+        if self.device.has_own_state() {
+            return self.device.load_state(self, &data, state);
+        }
+        if !self.device.can_migrate() {
+            return Ok(());
+        }
+        self.device.transition(self, DeviceState::Stop)?;
+        self.device.transition(self, DeviceState::Resuming)?;
+        for piece in data.chunks_mut(wire::limits::MAX_DATA_XFER_SIZE) {
+            let size = piece.len();
+            let taken = self.device.migration_write(self, piece)?;
+            Errno::EINVAL.unless(taken == size, "the device does not take all of its state")?;
+        }
+        self.device.transition(self, DeviceState::Stop)
+    }
+}
