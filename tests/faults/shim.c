@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <malloc.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -45,6 +46,7 @@ const char *const shim_names[SHIM_CALLS] = {
     [SHIM_LSTAT] = "lstat",
     [SHIM_MADVISE] = "madvise",
     [SHIM_MALLOC] = "malloc",
+    [SHIM_MEMFD_CREATE] = "memfd_create",
     [SHIM_MMAP] = "mmap",
     [SHIM_MUNMAP] = "munmap",
     [SHIM_OPEN] = "open",
@@ -73,6 +75,7 @@ static enum shim_call fault_call;
 static unsigned long fault_n;
 static int fault_error;
 static atomic_long mappings;
+static atomic_ulong steps, kill_step;
 
 void
 shim_arm(enum shim_call call, unsigned long n, int error)
@@ -84,6 +87,14 @@ shim_arm(enum shim_call call, unsigned long n, int error)
     fault_n = n;
     fault_error = error;
     atomic_store(&fired, false);
+}
+
+void
+shim_kill_at(unsigned long n)
+{
+    shim_arm(0, 0, 0);
+    atomic_store(&steps, 0);
+    atomic_store(&kill_step, n);
 }
 
 unsigned long
@@ -110,6 +121,9 @@ fails(enum shim_call call)
 {
     if (!shim_on || (call == SHIM_MALLOC && shim_spares_memory)) {
         return false;
+    }
+    if (call != SHIM_MALLOC && kill_step != 0 && atomic_fetch_add(&steps, 1) + 1 == kill_step) {
+        kill(getpid(), SIGKILL);
     }
     if (atomic_fetch_add(&counts[call], 1) + 1 != fault_n || call != fault_call) {
         return false;
@@ -319,6 +333,7 @@ INTERPOSE(int, lstat64, SHIM_LSTAT, (const char *p, struct stat64 *s), (p, s))
 INTERPOSE(int, statx, SHIM_LSTAT, (int d, const char *restrict p, int f, unsigned m, struct statx *restrict s),
           (d, p, f, m, s))
 INTERPOSE(int, madvise, SHIM_MADVISE, (void *a, size_t n, int how), (a, n, how))
+INTERPOSE(int, memfd_create, SHIM_MEMFD_CREATE, (const char *n, unsigned f), (n, f))
 INTERPOSE(int, poll, SHIM_POLL, (struct pollfd *f, nfds_t n, int t), (f, n, t))
 INTERPOSE(ssize_t, pread64, SHIM_PREAD, (int fd, void *b, size_t n, off64_t at), (fd, b, n, at))
 INTERPOSE(ssize_t, pwrite64, SHIM_PWRITE, (int fd, const void *b, size_t n, off64_t at), (fd, b, n, at))

@@ -35,6 +35,7 @@ enum shim_call {
     SHIM_LSTAT,
     SHIM_MADVISE,
     SHIM_MALLOC,
+    SHIM_MEMFD_CREATE,
     SHIM_MMAP,
     SHIM_MUNMAP,
     SHIM_OPEN,
@@ -90,6 +91,9 @@ shim_back_inside(bool *was_on)
 /* Counts from 0 again, and makes the n-th call (1 is the first; 0: none) of a
  * kind fail with this errno. */
 void shim_arm(enum shim_call call, unsigned long n, int error);
+
+/* Kills the process at the n-th call of any kind but for memory, after shim_arm(0, 0, 0). */
+void shim_kill_at(unsigned long n);
 
 /* While it is true, memory is never refused nor counted. */
 extern bool shim_spares_memory;
