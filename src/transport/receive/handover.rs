@@ -2,8 +2,6 @@
 
 use std::os::fd::RawFd;
 
-use zerocopy::IntoBytes;
-
 use super::super::buffer::{FIRST, MARGIN, STANDARD};
 use super::super::control::Header as SocketHeader;
 use super::super::pool::Pool;
@@ -11,7 +9,6 @@ use super::super::waiting::Waiting;
 use super::{Large, MayCarryFds, Receiver, copy};
 use crate::handover::{Channel, Descriptors, Outgoing, Parcel};
 use crate::memory::Bytes;
-use crate::wire::limits::HEADER_SIZE;
 use crate::wire::{Errno, Header, Result, take};
 
 const NO_STREAM: &str = "what has arrived on a socket cannot be that";
@@ -22,8 +19,7 @@ impl Receiver {
         let (mut bytes, mut large) = (Bytes::default(), Bytes::default());
         bytes.append(self.buffer.range(self.head, self.tail))?;
         if let Some(message) = &self.large {
-            large.append(message.header.as_bytes())?;
-            large.append(message.buffer.range(0, message.have.saturating_sub(HEADER_SIZE)))?;
+            large.append(message.buffer.range(0, message.have))?;
         }
         let fd = out.fd(socket)?;
         out.put(Channel {
@@ -73,11 +69,11 @@ impl Receiver {
 impl Large {
     fn import(message: &[u8], pool: &mut Pool) -> Result<Large> {
         let no_stream = || Errno::EPROTO.because(NO_STREAM);
-        let (header, arrived) = take::<Header>(message).map_err(|_| no_stream())?;
+        let (header, _) = take::<Header>(message).map_err(|_| no_stream())?;
         let size = header.size().map_err(|_| no_stream())?;
         Errno::EPROTO.unless(message.len() <= size, NO_STREAM)?;
         let mut buffer = pool.take(size)?;
-        copy(&mut buffer, arrived);
+        copy(&mut buffer, message);
         Ok(Large { header, have: message.len(), buffer })
     }
 }
