@@ -37,6 +37,9 @@ enum {
     PRPS_IN_PAGE = PAGE / 8,
     MAX_TRANSFER = PAGE << NVME_MDTS,
 
+    /* Milliseconds that a client may have to wait for a new process, and that for an old one. */
+    HAND_OVER_TIMEOUT = 5000,
+
     /* In kelvins. Nothing gets warm here. */
     TEMPERATURE = 310,
     WARNING_TEMPERATURE = 343,
@@ -73,6 +76,7 @@ struct controller {
     uint32_t *doorbells;
     bool poll_doorbells;
     int bar0_fd;
+    uint32_t *client_doorbells; /* where they lie until the device has been taken over */
 
     /* The data of the command in hand, between map_data and unmap_data. */
     struct pieces data;
@@ -121,6 +125,7 @@ uint16_t log_error(struct controller *ctrl, unsigned sqid, const struct nvme_com
 /* namespace.c */
 int create_memory_file(const char *name, uint64_t size);
 void *map_file(int fd, uint64_t offset, uint64_t size);
+void know_namespace(struct namespace *ns, uint64_t size, bool has_uuid);
 void open_namespace(struct namespace *ns, const char *path, uint64_t size, bool has_uuid);
 enum nvme_status access_namespace(struct controller *ctrl, uint64_t offset, bool is_write,
                                   bool durable);
@@ -179,5 +184,13 @@ void on_dma_unregister(vfu_ctx_t *ctx, vfu_dma_info_t *info);
 int on_transition(vfu_ctx_t *ctx, vfu_migr_state_t state);
 ssize_t on_read_data(vfu_ctx_t *ctx, void *buf, uint64_t count);
 ssize_t on_write_data(vfu_ctx_t *ctx, void *buf, uint64_t count);
+
+/* upgrade.c */
+void set_up_hand_over(struct controller *ctrl, const char *socket);
+void take_namespace(struct controller *ctrl, uint64_t size, bool has_uuid);
+void take_doorbells(struct controller *ctrl);
+bool hand_over(struct controller *ctrl);
+vfu_ctx_t *ask_for_device(struct controller *ctrl, const char *socket);
+bool take_over(struct controller *ctrl);
 
 #endif /* NVME_CONTROLLER_H */

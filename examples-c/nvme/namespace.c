@@ -42,12 +42,30 @@ map_file(int fd, uint64_t offset, uint64_t size)
     return memory;
 }
 
+/* What follows from a namespace's descriptor and size. */
+void
+know_namespace(struct namespace *ns, uint64_t size, bool has_uuid)
+{
+    struct stat st;
+
+    ns->nr_blocks = size >> NVME_LBA_SHIFT;
+    if (ns->nr_blocks == 0) {
+        errx(EXIT_FAILURE, "a namespace without blocks");
+    }
+    if (!has_uuid) {
+        if (fstat(ns->fd, &st) < 0) {
+            err(EXIT_FAILURE, "fstat");
+        }
+        bool is_device = S_ISBLK(st.st_mode);
+
+        make_uuid(is_device, is_device ? st.st_rdev : st.st_dev, is_device ? 0 : st.st_ino, ns->uuid);
+    }
+}
+
 /* Opens the namespace; size 0: as large as the file. */
 void
 open_namespace(struct namespace *ns, const char *path, uint64_t size, bool has_uuid)
 {
-    struct stat st;
-
     if (path == NULL) {
         size &= ~(uint64_t)(PAGE - 1);
         ns->fd = create_memory_file("nvme namespace", size);
@@ -71,18 +89,7 @@ open_namespace(struct namespace *ns, const char *path, uint64_t size, bool has_u
             err(EXIT_FAILURE, "%s is smaller than %llu bytes", path, (unsigned long long)size);
         }
     }
-    ns->nr_blocks = size >> NVME_LBA_SHIFT;
-    if (ns->nr_blocks == 0) {
-        errx(EXIT_FAILURE, "a namespace without blocks");
-    }
-    if (!has_uuid) {
-        if (fstat(ns->fd, &st) < 0) {
-            err(EXIT_FAILURE, "fstat");
-        }
-        bool is_device = S_ISBLK(st.st_mode);
-
-        make_uuid(is_device, is_device ? st.st_rdev : st.st_dev, is_device ? 0 : st.st_ino, ns->uuid);
-    }
+    know_namespace(ns, size, has_uuid);
 }
 
 /* Reads or writes the iovecs, which are used up on the way. */

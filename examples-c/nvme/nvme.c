@@ -17,7 +17,8 @@
  * guest's memory is kept, and the device is quiesced whenever it is asked.
  *
  *     nvme [--file=FILE] [--size=SIZE] [--readonly] [--poll-doorbells] [--uuid=UUID]
- *          [--verbose] [--once] [--socket-path=]PATH
+ *          [--hand-over=SOCKET] [--verbose] [--once] [--socket-path=]PATH
+ *     nvme --take-over=SOCKET [--size=SIZE] [--uuid=UUID] [--verbose] [--once]
  *
  * This file sets the device up and has the main loop; the other parts have theirs,
  * and nvme.h has the specification's. controller.h says what they know of each other.
@@ -38,6 +39,8 @@
 #include <sys/signalfd.h>
 #include <syslog.h>
 #include <unistd.h>
+
+#include <vfio-user/libvfio-user-ext.h>
 
 #include "controller.h"
 
@@ -73,13 +76,17 @@ add_capabilities(struct controller *ctrl)
 }
 
 static void
-set_up_regions(struct controller *ctrl)
+set_up_regions(struct controller *ctrl, bool is_taken)
 {
     struct iovec mappable = { .iov_base = (void *)NVME_DOORBELLS, .iov_len = PAGE };
     int bar_flags = VFU_REGION_FLAG_RW | VFU_REGION_FLAG_MEM;
 
-    ctrl->bar0_fd = create_memory_file("nvme BAR 0", NVME_BAR0_SIZE);
-    ctrl->doorbells = map_file(ctrl->bar0_fd, NVME_DOORBELLS, PAGE);
+    if (is_taken) {
+        take_doorbells(ctrl);
+    } else {
+        ctrl->bar0_fd = create_memory_file("nvme BAR 0", NVME_BAR0_SIZE);
+        ctrl->doorbells = map_file(ctrl->bar0_fd, NVME_DOORBELLS, PAGE);
+    }
     /* Only what has a descriptor can be mapped; without one, every doorbell is a message. */
     if (vfu_setup_region(ctrl->ctx, VFU_PCI_DEV_BAR0_REGION_IDX, NVME_BAR0_SIZE, bar0_access,
                          bar_flags | VFU_REGION_FLAG_64_BITS,
@@ -113,7 +120,7 @@ set_up_callbacks(struct controller *ctrl)
 }
 
 static void
-describe_device(struct controller *ctrl)
+describe_device(struct controller *ctrl, bool is_taken)
 {
     if (vfu_pci_init(ctrl->ctx, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL, 0) < 0) {
         err(EXIT_FAILURE, "vfu_pci_init");
@@ -121,7 +128,7 @@ describe_device(struct controller *ctrl)
     vfu_pci_set_id(ctrl->ctx, VENDOR_ID, DEVICE_ID, 0, 0);
     vfu_pci_set_class(ctrl->ctx, NVME_BASE_CLASS, NVME_SUB_CLASS, NVME_PROG_IF);
     add_capabilities(ctrl);
-    set_up_regions(ctrl);
+    set_up_regions(ctrl, is_taken);
     set_up_callbacks(ctrl);
     if (vfu_realize_ctx(ctrl->ctx) < 0) {
         err(EXIT_FAILURE, "vfu_realize_ctx");
@@ -164,26 +171,26 @@ handle_client(struct controller *ctrl, bool *attached)
     return false;
 }
 
-/* Serves one client after the other, until a signal comes or, with once, one has left. */
+/* Serves one client after the other, until a signal comes, the device has gone to another
+ * process or, with once, a client has left. */
 static void
-serve(struct controller *ctrl, int signal_fd, bool once)
+serve(struct controller *ctrl, int signal_fd, bool attached, bool once)
 {
-    bool attached = false;
-
     for (;;) {
         struct pollfd fds[] = {
             { .fd = signal_fd, .events = POLLIN },
             { .fd = vfu_get_poll_fd(ctrl->ctx), .events = POLLIN },
+            { .fd = vfux_get_hand_over_fd(ctrl->ctx), .events = POLLIN }, /* -1: nobody may take over */
         };
 
         /* With work at hand, or doorbells to poll, look what the client wants but don't wait for it. */
-        if (poll(fds, 2, work(ctrl) ? 0 : -1) < 0) {
+        if (poll(fds, 3, work(ctrl) ? 0 : -1) < 0) {
             if (errno != EINTR) {
                 err(EXIT_FAILURE, "poll");
             }
             continue;
         }
-        if (fds[0].revents != 0) {
+        if (fds[0].revents != 0 || (fds[2].revents != 0 && hand_over(ctrl))) {
             return;
         }
         if (fds[1].revents != 0 && !handle_client(ctrl, &attached) && once) {
@@ -254,6 +261,7 @@ static void
 usage(FILE *out)
 {
     fputs("Usage: nvme [OPTION]... [--socket-path=]PATH\n"
+          "       nvme [OPTION]... --take-over=SOCKET\n"
           "Serve an NVMe disk at the UNIX socket PATH.\n"
           "\n"
           "      --socket-path=PATH  where to listen; must not exist\n"
@@ -263,6 +271,9 @@ usage(FILE *out)
           "      --readonly          refuse to write\n"
           "      --poll-doorbells    let the client map the doorbells, and poll them\n"
           "      --uuid=UUID         of the namespace; else one is made from FILE's inode\n"
+          "      --hand-over=SOCKET  let another process take over at SOCKET\n"
+          "      --take-over=SOCKET  take over, with the disk and the client, and hand over\n"
+          "                          there, too; --size and --uuid as they were given there\n"
           "      --once              leave when the first client has left\n"
           "  -v, --verbose           log what the library does\n"
           "  -h, --help              show this help\n", out);
@@ -278,6 +289,8 @@ main(int argc, char *argv[])
         { "readonly", no_argument, NULL, 'r' },
         { "poll-doorbells", no_argument, NULL, 'p' },
         { "uuid", required_argument, NULL, 'u' },
+        { "hand-over", required_argument, NULL, 'H' },
+        { "take-over", required_argument, NULL, 'T' },
         { "once", no_argument, NULL, 'o' },
         { "verbose", no_argument, NULL, 'v' },
         { "help", no_argument, NULL, 'h' },
@@ -287,6 +300,8 @@ main(int argc, char *argv[])
     struct controller *ctrl = &controller;
     const char *path = NULL;
     const char *file = NULL;
+    const char *from = NULL;
+    const char *to = NULL;
     uint64_t size = 0;
     bool has_uuid = false;
     bool once = false;
@@ -319,6 +334,12 @@ main(int argc, char *argv[])
                 errx(EXIT_FAILURE, "not a UUID: %s", optarg);
             }
             break;
+        case 'H':
+            to = optarg;
+            break;
+        case 'T':
+            from = optarg;
+            break;
         case 'o':
             once = true;
             break;
@@ -336,23 +357,31 @@ main(int argc, char *argv[])
     if (path == NULL && optind < argc) {
         path = argv[optind++];
     }
-    if (path == NULL || optind != argc || (file == NULL && size == 0)) {
+    bool is_complete = from != NULL ? path == NULL && file == NULL && to == NULL
+                                    : path != NULL && (file != NULL || size != 0);
+    if (!is_complete || optind != argc) {
         usage(stderr);
         return EXIT_FAILURE;
     }
 
     int signal_fd = open_signal_fd();
 
-    open_namespace(&ctrl->ns, file, size, has_uuid);
-    ctrl->ctx = vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB, ctrl,
-                               VFU_DEV_TYPE_PCI);
-    if (ctrl->ctx == NULL) {
-        err(EXIT_FAILURE, "vfu_create_ctx: %s", path);
+    if (from != NULL) {
+        ctrl->ctx = ask_for_device(ctrl, from);
+        take_namespace(ctrl, size, has_uuid);
+    } else {
+        open_namespace(&ctrl->ns, file, size, has_uuid);
+        ctrl->ctx = vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB, ctrl,
+                                   VFU_DEV_TYPE_PCI);
+        if (ctrl->ctx == NULL) {
+            err(EXIT_FAILURE, "vfu_create_ctx: %s", path);
+        }
     }
     vfu_setup_log(ctrl->ctx, on_log, verbose ? LOG_DEBUG : LOG_ERR);
 
-    describe_device(ctrl);
-    serve(ctrl, signal_fd, once);
+    describe_device(ctrl, from != NULL);
+    set_up_hand_over(ctrl, to);
+    serve(ctrl, signal_fd, from != NULL && take_over(ctrl), once);
 
     /* The context uses the doorbells' file, so it goes first. */
     vfu_destroy_ctx(ctrl->ctx);
