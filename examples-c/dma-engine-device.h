@@ -77,6 +77,7 @@ struct engine {
 
     bool async_quiesce;   /* option: never quiesce at once */
     bool quiesce_pending; /* vfu_device_quiesced is to be called */
+    bool hand_over_pending; /* and then vfux_hand_over once more */
 
     dma_sg_t *sgl; /* MAX_SGS entries, opaque and of a size known at run time */
     uint8_t buffer[CHUNK];
@@ -165,5 +166,17 @@ int load(struct engine *engine, struct loading *loading, const uint8_t *buf, siz
  * consistent one and nothing has happened; or ENOTRECOVERABLE.
  */
 int apply(struct engine *engine, struct loading *loading);
+
+/* dma-engine-upgrade.c */
+
+/* Milliseconds that a client may have to wait for a new process, and that for an old one. */
+enum { HAND_OVER_TIMEOUT = 5000 };
+
+/* Lets others take over at a socket; NULL: at the one that came along, if any did. */
+void set_up_hand_over(struct engine *engine, const char *socket);
+bool hand_over(struct engine *engine);
+vfu_ctx_t *ask_for_device(struct engine *engine, const char *socket);
+int get_old_memory(struct engine *engine);
+bool take_over(struct engine *engine);
 
 #endif /* DMA_ENGINE_DEVICE_H */

@@ -7,14 +7,16 @@
  * or by messages; completion interrupts; reset and quiesce; live migration. This
  * file sets the device up and runs it. dma-engine.h is what its driver has to know;
  * the BARs are in dma-engine-registers.c, the DMA in dma-engine-work.c, and
- * dma-engine-migration.c is where to begin with migration.
+ * dma-engine-migration.c is where to begin with migration, and dma-engine-upgrade.c
+ * has what it takes to replace the process under its client.
  *
  * The rule that shapes the program: a register write only notes what to do. DMA
  * is done from the main loop, once the write has been answered, a chunk at a
  * time. Clients may well be unable to serve DMA messages while they wait for the
  * answer to a register access (QEMU is), and none should have to wait long.
  *
- *     dma-engine [--async-quiesce] [--verbose] [--once] [--socket-path=]PATH
+ *     dma-engine [--async-quiesce] [--hand-over=SOCKET] [--verbose] [--once] [--socket-path=]PATH
+ *     dma-engine [--async-quiesce] --take-over=SOCKET [--verbose] [--once]
  *
  * SPDX-License-Identifier: BSD-3-Clause
  */
@@ -31,6 +33,8 @@
 #include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
+
+#include <vfio-user/libvfio-user-ext.h>
 
 #include "dma-engine-device.h"
 
@@ -233,7 +237,7 @@ add_capabilities(struct engine *engine)
 }
 
 static void
-set_up_regions(struct engine *engine)
+set_up_regions(struct engine *engine, bool is_taken)
 {
     /* The parts that the client may map, as offsets in the region. */
     struct iovec mappable = {
@@ -247,7 +251,7 @@ set_up_regions(struct engine *engine)
         err(EXIT_FAILURE, "vfu_setup_region: BAR 0");
     }
 
-    engine->memory_fd = memfd_create("dma-engine", MFD_CLOEXEC);
+    engine->memory_fd = is_taken ? get_old_memory(engine) : memfd_create("dma-engine", MFD_CLOEXEC);
     if (engine->memory_fd < 0 || ftruncate(engine->memory_fd, DMA_ENGINE_BAR2_SIZE) < 0) {
         err(EXIT_FAILURE, "memfd_create");
     }
@@ -284,7 +288,7 @@ set_up_callbacks(struct engine *engine)
 }
 
 static void
-describe_device(struct engine *engine)
+describe_device(struct engine *engine, bool is_taken)
 {
     if (vfu_pci_init(engine->ctx, VFU_PCI_TYPE_EXPRESS, PCI_HEADER_TYPE_NORMAL, 0) < 0) {
         err(EXIT_FAILURE, "vfu_pci_init");
@@ -292,7 +296,7 @@ describe_device(struct engine *engine)
     vfu_pci_set_id(engine->ctx, DMA_ENGINE_VENDOR_ID, DMA_ENGINE_DEVICE_ID, 0, 0);
     vfu_pci_set_class(engine->ctx, DMA_ENGINE_BASE_CLASS, DMA_ENGINE_SUB_CLASS, 0);
     add_capabilities(engine);
-    set_up_regions(engine);
+    set_up_regions(engine, is_taken);
     set_up_callbacks(engine);
     if (vfu_realize_ctx(engine->ctx) < 0) {
         err(EXIT_FAILURE, "vfu_realize_ctx");
@@ -335,27 +339,27 @@ handle_client(struct engine *engine, bool *attached)
     }
 }
 
-/* Serves one client after the other, until a signal comes or, with once, one has left. */
+/* Serves one client after the other, until a signal comes, the device has gone to another
+ * process or, with once, a client has left. */
 static void
-serve(struct engine *engine, int signal_fd, bool once)
+serve(struct engine *engine, int signal_fd, bool attached, bool once)
 {
-    bool attached = false;
-
     for (;;) {
         struct pollfd fds[] = {
             { .fd = signal_fd, .events = POLLIN },
             { .fd = vfu_get_poll_fd(engine->ctx), .events = POLLIN },
+            { .fd = vfux_get_hand_over_fd(engine->ctx), .events = POLLIN }, /* -1: nobody may take over */
         };
 
         /* With work at hand, look what the client wants but don't wait for it. */
         bool at_work = is_busy(engine) || engine->quiesce_pending;
-        if (poll(fds, 2, at_work ? 0 : -1) < 0) {
+        if (poll(fds, 3, at_work ? 0 : -1) < 0) {
             if (errno != EINTR) {
                 err(EXIT_FAILURE, "poll");
             }
             continue;
         }
-        if (fds[0].revents != 0) {
+        if (fds[0].revents != 0 || (fds[2].revents != 0 && hand_over(engine))) {
             return;
         }
         if (fds[1].revents != 0 && !handle_client(engine, &attached) && once) {
@@ -363,6 +367,9 @@ serve(struct engine *engine, int signal_fd, bool once)
         }
         work(engine);
         finish_quiesce(engine);
+        if (engine->hand_over_pending && hand_over(engine)) {
+            return;
+        }
     }
 }
 
@@ -398,6 +405,8 @@ usage(FILE *out)
           "Serve a PCI device that copies and fills guest memory, at the UNIX socket PATH.\n"
           "\n"
           "      --socket-path=PATH  where to listen; must not exist\n"
+          "      --hand-over=SOCKET  let another process take over at SOCKET\n"
+          "      --take-over=SOCKET  in place of PATH: take over there, with the client\n"
           "      --async-quiesce     never quiesce at once, even when idle\n"
           "      --once              leave when the first client has left\n"
           "  -v, --verbose           log what the library does\n"
@@ -410,6 +419,8 @@ main(int argc, char *argv[])
     static const struct option options[] = {
         { "socket-path", required_argument, NULL, 's' },
         { "async-quiesce", no_argument, NULL, 'a' },
+        { "hand-over", required_argument, NULL, 'H' },
+        { "take-over", required_argument, NULL, 'T' },
         { "once", no_argument, NULL, 'o' },
         { "verbose", no_argument, NULL, 'v' },
         { "help", no_argument, NULL, 'h' },
@@ -417,6 +428,8 @@ main(int argc, char *argv[])
     };
     static struct engine engine;
     const char *path = NULL;
+    const char *from = NULL;
+    const char *to = NULL;
     bool once = false;
     bool verbose = false;
     int option;
@@ -428,6 +441,12 @@ main(int argc, char *argv[])
             break;
         case 'a':
             engine.async_quiesce = true;
+            break;
+        case 'H':
+            to = optarg;
+            break;
+        case 'T':
+            from = optarg;
             break;
         case 'o':
             once = true;
@@ -446,7 +465,7 @@ main(int argc, char *argv[])
     if (path == NULL && optind < argc) {
         path = argv[optind++];
     }
-    if (path == NULL || optind != argc) {
+    if ((path == NULL) == (from == NULL) || (from != NULL && to != NULL) || optind != argc) {
         usage(stderr);
         return EXIT_FAILURE;
     }
@@ -454,15 +473,17 @@ main(int argc, char *argv[])
     int signal_fd = open_signal_fd();
 
     engine.sgl = calloc(MAX_SGS, dma_sg_size());
-    engine.ctx = vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB, &engine,
-                                VFU_DEV_TYPE_PCI);
+    engine.ctx = from != NULL ? ask_for_device(&engine, from)
+                              : vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB,
+                                               &engine, VFU_DEV_TYPE_PCI);
     if (engine.ctx == NULL || engine.sgl == NULL) {
         err(EXIT_FAILURE, "vfu_create_ctx: %s", path);
     }
     vfu_setup_log(engine.ctx, on_log, verbose ? LOG_DEBUG : LOG_ERR);
 
-    describe_device(&engine);
-    serve(&engine, signal_fd, once);
+    describe_device(&engine, from != NULL);
+    set_up_hand_over(&engine, to);
+    serve(&engine, signal_fd, from != NULL && take_over(&engine), once);
 
     /* The context uses the memory, so it goes first. */
     vfu_destroy_ctx(engine.ctx);
