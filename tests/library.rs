@@ -126,7 +126,7 @@ fn the_loader_knows_the_library_by_its_name() {
 const CANNOT_FAIL: &str = "
     __cxa_finalize __cxa_thread_atexit_impl __errno_location __gmon_start__ __tls_get_addr __xpg_strerror_r
     _ITM_deregisterTMCloneTable _ITM_registerTMCloneTable abort bcmp clock_gettime dl_iterate_phdr free getcwd
-    getenv getpid getrlimit gettid lseek64 memcmp memcpy memmove memset open64 pthread_key_create
+    getenv geteuid getpid getrlimit gettid lseek64 memcmp memcpy memmove memset open64 pthread_key_create
     pthread_key_delete pthread_setcancelstate pthread_setspecific pthread_sigmask realpath sched_yield sigaction
     stat64 strlen sysconf vsnprintf
     writev";
