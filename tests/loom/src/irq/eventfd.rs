@@ -60,6 +60,10 @@ impl Eventfd {
         self.blocks
     }
 
+    pub fn descriptor(&self) -> std::os::fd::RawFd {
+        self.descriptor.with(|_| 0)
+    }
+
     pub fn write(&self) -> Result<()> {
         self.descriptor.with(|_| assert!(self.is_open.load(Relaxed), "it is used when it is closed"));
         self.life.signals.fetch_add(1, Relaxed);
