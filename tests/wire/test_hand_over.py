@@ -57,6 +57,16 @@ def test_a_client_goes_on():
         assert ("reset", RESET_LOST_CONN) not in old.events
 
 
+def test_a_main_loop_may_ask_in_each_turn_whether_anybody_may_take_over():
+    with Device() as ctx:
+        before = len(ctx.lines)
+        fails(errno.ENOENT, lambda: call("vfux_get_hand_over_fd", ctx.p))
+        assert len(ctx.lines) == before, "that is no refusal"
+        ctx.serve_upgrades()
+        assert call("vfux_get_hand_over_fd", ctx.p) == call("vfux_get_hand_over_fd", ctx.p) >= 0
+        fails(errno.EEXIST, ctx.serve_upgrades)
+
+
 def test_again_and_again_at_the_same_path():
     with device() as old, old.connect() as client:
         before = None

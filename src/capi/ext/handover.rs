@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::capi::callbacks::HandOverFns;
+use crate::capi::guard::Answer;
 use crate::capi::{cast, guard, vfu_ctx_t};
 use crate::wire::{Errno, Result};
 
@@ -217,7 +218,13 @@ pub unsafe extern "C-unwind" fn vfux_setup_hand_over_fd(vfu_ctx: *mut vfu_ctx_t,
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfux_get_hand_over_fd(vfu_ctx: *mut vfu_ctx_t) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { guard::enter(vfu_ctx, "vfux_get_hand_over_fd", |ctx| ctx.hand_over_fd()) }
+    unsafe {
+        guard::enter(vfu_ctx, "vfux_get_hand_over_fd", |ctx| match ctx.hand_over_fd() {
+            Ok(fd) => Ok(Answer::from(fd)),
+            // Main loops ask for it in each turn: that there is none is no refusal.
+            Err(errno) => Ok(Answer { value: -1, errno: Some(errno.number()) }),
+        })
+    }
 }
 
 /// Answers a process that wants to take the device over.
