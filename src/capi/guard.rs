@@ -13,7 +13,7 @@
 //! refusal cannot be one without.
 
 use std::any::Any;
-use std::ffi::{CString, c_int};
+use std::ffi::c_int;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
@@ -258,13 +258,9 @@ fn give_up_context(context: &vfu_ctx_t, name: &str, panic: Box<dyn Any + Send>) 
         (_, Some(text)) => text.as_str(),
         _ => "no reason given",
     };
-    let line = format!("{name}: internal error, the context can only be destroyed: {reason}");
+    let line = format_args!("{name}: internal error, the context can only be destroyed: {reason}");
     // What panicked may be the logging: nothing is left to be done then.
-    let _ = catch_unwind(AssertUnwindSafe(|| {
-        if let Ok(line) = CString::new(line) {
-            context.log(libc::LOG_ERR, &line);
-        }
-    }));
+    let _ = catch_unwind(AssertUnwindSafe(|| context.log_format(libc::LOG_ERR, line)));
 }
 
 const PTHREAD_CANCEL_DISABLE: c_int = 1;

@@ -5,6 +5,7 @@
 //! and more is asked only of what the kernel keeps in its own memory.
 
 use std::ffi::CStr;
+use std::fmt::Write;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -13,6 +14,7 @@ use nix::sys::stat::SFlag;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 
 use super::mapping::host_page_size;
+use crate::memory::Bytes;
 use crate::wire::{Errno, Result};
 
 /// Names an inode: device and number.
@@ -95,8 +97,17 @@ pub(super) fn is_lasting(fd: impl AsFd, facts: &Facts) -> bool {
 
 /// What sysfs, which is the kernel's own, says of a character device.
 fn is_of_subsystem((major, minor): (u32, u32), name: &str) -> bool {
-    let subsystem = std::fs::read_link(format!("/sys/dev/char/{major}:{minor}/subsystem"));
-    subsystem.is_ok_and(|path| path.file_name().is_some_and(|found| found == name))
+    let mut path = Bytes::default();
+    if write!(path, "/sys/dev/char/{major}:{minor}/subsystem\0").is_err() {
+        return false;
+    }
+    let mut found = [0_u8; 256];
+    // SAFETY: a text that ends with a NUL, and an array good for writes of so many bytes.
+    let length = unsafe { libc::readlink(path.0.as_ptr().cast(), found.as_mut_ptr().cast(), found.len()) };
+    // One that fills the array may go on.
+    let found =
+        usize::try_from(length).ok().filter(|length| *length < found.len()).and_then(|n| found.get(..n));
+    found.is_some_and(|path| path.rsplit(|byte| *byte == b'/').next() == Some(name.as_bytes()))
 }
 
 /// The larger of the host's page size and a block size. Block sizes that no

@@ -33,6 +33,7 @@ pub use space::ConfigSpace;
 use chain::Chain;
 
 use crate::irq::IrqType;
+use crate::memory;
 use crate::wire::{Errno, Result};
 
 /// `PCI_CAP_ID_MSI`, and the enable bit of its message control.
@@ -271,7 +272,8 @@ impl Pci {
             "it does not end within configuration space",
         )?;
         let place = placement::place(space, &self.capabilities, list, pos, size)?;
-        let bytes: Vec<u8> = (0..size).map(data).collect();
+        let bytes = memory::collect((0..size).map(data))?;
+        memory::reserve(&mut self.capabilities, 1)?;
         space.write(place.offset, &bytes)?;
         list.set_link(space, Some(place.offset), 0)?;
         list.set_link(space, place.previous, place.offset)?;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::capability::{Capability, CapabilityKind};
 use super::chain::{Chain, List};
 use super::space::ConfigSpace;
+use crate::memory;
 use crate::wire::{Errno, Result};
 
 /// Capabilities start at multiples of this.
@@ -40,11 +41,14 @@ pub fn place(
     pos: usize,
     size: usize,
 ) -> Result<Place> {
-    let chain = Chain::new(space, list)?
-        .map(|at| at.map(|at| occupied(space, added, list, at)))
-        .collect::<Result<Vec<_>>>()?;
-    let last = chain.last().cloned();
-    let taken: Vec<_> = chain.into_iter().chain(added.iter().map(Capability::range)).collect();
+    let mut taken = Vec::new();
+    for at in Chain::new(space, list)? {
+        memory::push(&mut taken, occupied(space, added, list, at?))?;
+    }
+    let last = taken.last().cloned();
+    for known in added {
+        memory::push(&mut taken, known.range())?;
+    }
     let fits = |at: usize| {
         let end = at.checked_add(size).filter(|end| *end <= list.end(space));
         let in_room = at >= list.start() && at.is_multiple_of(ALIGN);
@@ -61,13 +65,9 @@ pub fn place(
         Errno::ENOSPC.unless(fits(list.start()), NO_ROOM).map(|()| list.start())
     } else {
         let behind_last = last.as_ref().map_or(list.start(), next_place);
-        let mut others: Vec<_> = taken.iter().map(next_place).collect();
-        others.push(list.start());
-        others.sort_unstable();
-        std::iter::once(behind_last)
-            .chain(others)
-            .find(|at| fits(*at))
-            .ok_or_else(|| Errno::ENOSPC.because(NO_ROOM))
+        let others = taken.iter().map(next_place).chain([list.start()]).filter(|at| fits(*at));
+        let found = if fits(behind_last) { Some(behind_last) } else { others.min() };
+        found.ok_or_else(|| Errno::ENOSPC.because(NO_ROOM))
     }?;
     Ok(Place { offset, previous: last.map(|last| last.start) })
 }

@@ -79,11 +79,11 @@ impl<D: Device> Context<D> {
         }
     }
 
-    /// For the `log!` macro: formats a line and hands it on. One that there is no
-    /// memory for is lost.
+    /// Formats a line and hands it on. One that there is no memory for is lost: what is
+    /// formatted takes no other memory.
     #[cold]
     #[inline(never)]
-    pub(super) fn log_format(&self, level: i32, arguments: fmt::Arguments<'_>) {
+    pub fn log_format(&self, level: i32, arguments: fmt::Arguments<'_>) {
         let errno = nix::errno::Errno::last_raw();
         let mut line = Bytes::default();
         if write!(line, "{arguments}\0").is_ok()

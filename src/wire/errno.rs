@@ -6,6 +6,7 @@
 //! client unchanged.
 
 use std::cell::Cell;
+use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::num::NonZeroI32;
@@ -127,7 +128,13 @@ impl Errno {
 
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&io::Error::from_raw_os_error(self.number()), f)
+        // What `io::Error` says, without the memory that it takes, and without which
+        // it ends the process.
+        let mut text = [0_u8; 128];
+        // SAFETY: text is good for writes of so many bytes.
+        unsafe { libc::strerror_r(self.number(), text.as_mut_ptr().cast(), text.len()) };
+        let text = CStr::from_bytes_until_nul(&text).ok().and_then(|text| text.to_str().ok());
+        write!(f, "{} (os error {})", text.unwrap_or("Unknown error"), self.number())
     }
 }
 
