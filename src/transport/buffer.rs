@@ -32,9 +32,10 @@ const LINE: usize = 64;
 #[derive(Debug, Default)]
 pub struct Buffer {
     words: Box<[u64]>,
-    /// Words before it, and behind it.
+    /// Words before it.
     skipped: usize,
-    unused: usize,
+    /// In words. Invariant: so many are behind those skipped.
+    count: usize,
 }
 
 impl Buffer {
@@ -42,13 +43,13 @@ impl Buffer {
     pub fn new(size: usize) -> Result<Buffer> {
         let count = size.div_ceil(size_of::<u64>());
         if size <= FIRST {
-            return Ok(Buffer { words: memory::zeroed(count)?, ..Buffer::default() });
+            return Ok(Buffer { words: memory::zeroed(count)?, skipped: 0, count });
         }
         let spare = LINE / size_of::<u64>() - 1;
         let words = memory::zeroed(count.saturating_add(spare))?;
-        // Words start at multiples of 8.
+        // Words start at multiples of 8: at most those spare are skipped.
         let skipped = words.as_ptr().addr().wrapping_neg() % LINE / size_of::<u64>();
-        Ok(Buffer { words, skipped, unused: spare.saturating_sub(skipped) })
+        Ok(Buffer { words, skipped, count })
     }
 
     /// Size in bytes.
@@ -60,21 +61,23 @@ impl Buffer {
     /// Whether it has no bytes at all.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        self.words.is_empty()
+        self.count == 0
     }
 
     /// Its bytes.
     #[inline(always)]
     pub fn bytes(&self) -> &[u8] {
-        let end = self.words.len().wrapping_sub(self.unused);
-        self.words.get(self.skipped..end).unwrap_or_default().as_bytes()
+        let (start, end) = (self.skipped, self.skipped.wrapping_add(self.count));
+        // SAFETY: within the words, by the invariant.
+        unsafe { self.words.get_unchecked(start..end) }.as_bytes()
     }
 
     /// Its bytes.
     #[inline(always)]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        let end = self.words.len().wrapping_sub(self.unused);
-        self.words.get_mut(self.skipped..end).unwrap_or_default().as_mut_bytes()
+        let (start, end) = (self.skipped, self.skipped.wrapping_add(self.count));
+        // SAFETY: within the words, by the invariant.
+        unsafe { self.words.get_unchecked_mut(start..end) }.as_mut_bytes()
     }
 
     /// Bytes `start..end`, cut to what there is.
