@@ -122,7 +122,7 @@ impl Errno {
 
     /// The calling thread's `errno`.
     pub fn last() -> Errno {
-        Errno::new(io::Error::last_os_error().raw_os_error().unwrap_or(0))
+        Errno::new(nix::errno::Errno::last_raw())
     }
 }
 
