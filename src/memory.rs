@@ -7,6 +7,8 @@
 use std::alloc::Layout;
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 
 use crate::wire::{Errno, Result};
 
@@ -39,21 +41,85 @@ pub fn collect<T>(elements: impl ExactSizeIterator<Item = T>) -> Result<Box<[T]>
     Ok(list.into_boxed_slice())
 }
 
-/// `count` words that are zero. They come so from the system where they can, and
-/// take no memory before they are written to.
-pub fn zeroed(count: usize) -> Result<Box<[u64]>> {
-    if count == 0 {
-        return Ok(Box::default());
+/// Bytes from which on memory comes from the system itself. The allocator would keep
+/// what was used once, and the more of it the larger it was.
+const LARGE: usize = 32 << 10;
+
+/// Words that were zero once.
+#[derive(Debug)]
+pub struct Words {
+    first: NonNull<u64>,
+    count: usize,
+}
+
+// SAFETY: it owns its words.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// `count` words that are zero. Many take no memory before they are written to,
+    /// and give it back to the system when they go.
+    pub fn zeroed(count: usize) -> Result<Words> {
+        let layout = Layout::array::<u64>(count).map_err(|_| Errno::ENOMEM)?;
+        let first = match layout.size() {
+            0 => NonNull::dangling(),
+            1..LARGE => {
+                // SAFETY: the layout's size is not zero.
+                let first = unsafe { std::alloc::alloc_zeroed(layout) };
+                NonNull::new(first).ok_or(Errno::ENOMEM)?.cast()
+            }
+            size => map(size)?.cast(),
+        };
+        Ok(Words { first, count })
     }
-    let layout = Layout::array::<u64>(count).map_err(|_| Errno::ENOMEM)?;
-    // SAFETY: the layout's size is not zero.
-    let words = unsafe { std::alloc::alloc_zeroed(layout) }.cast::<u64>();
-    if words.is_null() {
-        return Err(Errno::ENOMEM);
+}
+
+/// Zeroed pages of an address of the system's choice.
+fn map(size: usize) -> Result<NonNull<libc::c_void>> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: without MAP_FIXED no memory is touched that is there.
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), size, prot, flags, -1, 0) };
+    if address == libc::MAP_FAILED { Err(Errno::ENOMEM) } else { NonNull::new(address).ok_or(Errno::ENOMEM) }
+}
+
+impl Default for Words {
+    fn default() -> Words {
+        Words { first: NonNull::dangling(), count: 0 }
     }
-    // SAFETY: of the layout of a boxed slice of so many words, which are zero, and
-    // nobody else has the pointer.
-    Ok(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(words, count)) })
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        let layout = Layout::for_value(&**self);
+        match layout.size() {
+            0 => {}
+            // SAFETY: allocated with this layout, and nobody's from here on.
+            1..LARGE => unsafe { std::alloc::dealloc(self.first.as_ptr().cast(), layout) },
+            size => {
+                // SAFETY: mapped with this size, and nobody's from here on.
+                unsafe { libc::munmap(self.first.as_ptr().cast(), size) };
+            }
+        }
+    }
+}
+
+impl Deref for Words {
+    type Target = [u64];
+
+    #[inline(always)]
+    fn deref(&self) -> &[u64] {
+        // SAFETY: so many words of its own, which were zero once.
+        unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
+    }
+}
+
+impl DerefMut for Words {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [u64] {
+        // SAFETY: so many words of its own, which were zero once.
+        unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr(), self.count) }
+    }
 }
 
 /// A box.
@@ -108,11 +174,16 @@ mod tests {
 
     #[test]
     fn words_that_are_zero() {
-        for count in [0, 1, 512, 1 << 20] {
-            assert_eq!(zeroed(count).unwrap()[..], vec![0; count][..]);
+        let whole = LARGE / size_of::<u64>();
+        for count in [0, 1, 512, whole - 1, whole, whole + 1, 1 << 20] {
+            let mut words = Words::zeroed(count).unwrap();
+            assert_eq!(words[..], vec![0; count][..]);
+            words.fill(1);
         }
-        assert_eq!(zeroed(usize::MAX), Err(Errno::ENOMEM));
-        assert_eq!(zeroed(usize::MAX >> 5), Err(Errno::ENOMEM));
+        assert!(Words::default().is_empty());
+        for count in [usize::MAX, usize::MAX >> 5] {
+            assert_eq!(Words::zeroed(count).map(|words| words.len()), Err(Errno::ENOMEM));
+        }
     }
 
     #[test]

@@ -10,11 +10,14 @@
 //!   space of units.
 //! * [`migration`]: device states and migration data over the wire against a
 //!   search through the arcs of the specification.
-//! * [`context`]: a client that sends anything to a device that uses everything.
+//! * [`context`]: a client that sends anything to a device that uses everything,
+//!   beside a neighbour that must not notice, within budgets of memory,
+//!   descriptors and processor time.
 
 pub mod capabilities;
 pub mod config_space;
 pub mod context;
 pub mod dma;
+mod ledger;
 pub mod migration;
 mod peer;

@@ -22,11 +22,11 @@ thread_local! {
     static FOLDER: RefCell<Option<tempfile::TempDir>> = const { RefCell::new(None) };
 }
 
-/// Where a context of this thread listens.
-fn path() -> PathBuf {
+/// Where the context of this name listens.
+fn path(name: &str) -> PathBuf {
     FOLDER.with_borrow_mut(|folder| {
         let folder = folder.get_or_insert_with(|| tempfile::tempdir().expect("a folder for the socket"));
-        folder.path().join("s")
+        folder.path().join(name)
     })
 }
 
@@ -36,16 +36,17 @@ pub struct Context(pub Handle);
 impl Context {
     /// A context that never waits, whose callbacks get `private`.
     pub fn new(private: *mut c_void) -> Context {
-        Context::with_flags(private, capi::LIBVFIO_USER_FLAG_ATTACH_NB)
+        Context::named("s", private, capi::LIBVFIO_USER_FLAG_ATTACH_NB)
     }
 
     /// A context that waits for its client.
     pub fn blocking(private: *mut c_void) -> Context {
-        Context::with_flags(private, 0)
+        Context::named("s", private, 0)
     }
 
-    fn with_flags(private: *mut c_void, flags: c_int) -> Context {
-        let path = path();
+    /// A context that can be told from others.
+    pub fn named(name: &str, private: *mut c_void, flags: c_int) -> Context {
+        let path = path(name);
         let name = CString::new(path.as_os_str().as_bytes()).expect("no NUL in there");
         // SAFETY: a string that ends in NUL, and whatever private is.
         let handle = unsafe { capi::vfu_create_ctx(0, name.as_ptr(), flags, private, 0) };
@@ -55,7 +56,12 @@ impl Context {
 
     /// Connects a client, which the context has yet to attach.
     pub fn connect() -> std::io::Result<UnixStream> {
-        let socket = UnixStream::connect(path())?;
+        Context::connect_to("s")
+    }
+
+    /// The same for the context of this name.
+    pub fn connect_to(name: &str) -> std::io::Result<UnixStream> {
+        let socket = UnixStream::connect(path(name))?;
         socket.set_nonblocking(true)?;
         Ok(socket)
     }

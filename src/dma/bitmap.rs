@@ -3,110 +3,153 @@
 //! A thread may be about to set a bit while the bitmap's region goes, so
 //! bitmaps are not unmapped but kept for other regions (a bit set too much only
 //! makes a page dirty that isn't), without their contents. They take up memory
-//! where bits were set, not where they could be.
+//! where bits were set, not where they could be; and nothing tells of them but
+//! their names.
 
+use std::marker::PhantomData;
+use std::num::NonZeroU64;
+use std::ptr;
 use std::slice;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-use super::chunked::Chunked;
-use super::mapping::{Mapping, host_page_size};
+use super::mapping::host_page_size;
 use super::sizes::GROUP_WORDS;
-use super::sync::{AtomicU64, OnceLock};
+use super::sync::AtomicU64;
+use super::zeroed::Zeroed;
 use crate::memory;
 use crate::wire::{Errno, Result};
 
 /// Bits in the words that are scanned in one go.
 pub(super) const GROUP_BITS: u64 = GROUP_WORDS as u64 * 64;
-/// Blocks of one size that are made at once, if they are small.
+/// Log2 of the words in a group.
+const GROUP_CLASS: u32 = GROUP_WORDS.ilog2();
+/// Least number of blocks of one size that are made at once, if they are small.
+/// Further ones are as many as there are.
 const BATCH: usize = 64;
 /// Most address space that is mapped for these, in bytes.
-const MAX_BATCH: usize = 256 << 10;
+const MAX_BATCH: usize = 4 << 20;
 /// Most address space that the bitmaps of one guest may take: enough for 32 PiB
 /// of 4 KiB pages, and little enough to leave room for everything else.
 const MAX_RESERVED: u64 = 1 << 40;
 
-/// One bitmap, of 2^class words.
-pub(super) struct Block {
-    words: *const AtomicU64,
-    count: usize,
-    class: u32,
-    /// A bit for each group that may have bits set. Empty if there is one
-    /// group only.
-    summary: Box<[AtomicU64]>,
+/// Bits of a name that say the class: as many as processors look at in shifts, which
+/// is what it is for.
+const CLASS_BITS: u32 = 6;
+const CLASSES: u32 = 32;
+
+/// Where a bitmap is and how large: its address and its class in one number, so
+/// that who reads it has both of the same bitmap. 0 is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Name(pub(super) u64);
+
+/// One bitmap, of 2^class words. Behind them is a bit for each group that may have
+/// bits set, unless there is one group only.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
+    name: NonZeroU64,
+    life: PhantomData<&'a AtomicU64>,
 }
 
-// SAFETY: `words` points to atomics that live as long as the block.
-unsafe impl Send for Block {}
-// SAFETY: as above.
-unsafe impl Sync for Block {}
+impl Name {
+    pub(super) const NONE: Name = Name(0);
 
-/// All blocks that ever were; handle 0 is none.
-pub(super) struct Blocks(Chunked<OnceLock<Block>, 0>);
-
-impl Blocks {
-    pub(super) fn new() -> Blocks {
-        Blocks(Chunked::new())
+    /// Of a bitmap of 2^class words at this address; none for addresses that are
+    /// larger than any.
+    pub(super) fn new(words: *const AtomicU64, class: u32) -> Option<Name> {
+        let address = words.expose_provenance() as u64;
+        let fits = address.leading_zeros() >= CLASS_BITS && class < CLASSES;
+        fits.then_some(Name(address << CLASS_BITS | u64::from(class)))
     }
 
-    #[inline]
-    pub(super) fn get(&self, handle: u32) -> Option<&Block> {
-        self.0.get(handle.into())?.get()
-    }
-
-    pub(super) fn add(&self, handle: u32, block: Block) -> Result<()> {
-        let _ = self.0.get_or_make(handle, |_| OnceLock::new())?.set(block);
-        Ok(())
-    }
-}
-
-impl Block {
-    /// A bitmap of 2^class words, all bits clear.
+    /// The bitmap of this name.
     ///
     /// # Safety
-    /// The words are there as long as the block is, are atomics to everyone
-    /// else, and no other block's.
-    pub(super) unsafe fn new(words: *const AtomicU64, class: u32) -> Result<Block> {
-        let groups = (1_usize << class).div_ceil(GROUP_WORDS);
-        let notes = if groups > 1 { groups.div_ceil(64) } else { 0 };
-        let summary = memory::collect((0..notes).map(|_| AtomicU64::new(0)))?;
-        Ok(Block { words, count: 1 << class, class, summary })
+    /// The name is none, or that of words that are there for `'a`, with those that
+    /// note their groups, and are atomics to everyone else.
+    #[inline(always)]
+    pub(super) unsafe fn block<'a>(self) -> Option<Block<'a>> {
+        Some(Block { name: NonZeroU64::new(self.0)?, life: PhantomData })
+    }
+}
+
+/// How many words note the groups of a bitmap.
+#[inline(always)]
+const fn notes(class: u32) -> usize {
+    if class <= GROUP_CLASS { 0 } else { (1_usize << (class - GROUP_CLASS)).div_ceil(64) }
+}
+
+/// How many words a bitmap has with those that note its groups.
+pub(super) const fn all_words(class: u32) -> usize {
+    (1 << class) + notes(class)
+}
+
+impl<'a> Block<'a> {
+    /// The first word.
+    #[inline(always)]
+    fn first(&self) -> *const AtomicU64 {
+        ptr::with_exposed_provenance((self.name.get() >> CLASS_BITS) as usize)
+    }
+
+    #[inline(always)]
+    fn class(&self) -> u32 {
+        self.name.get() as u32 % (1 << CLASS_BITS)
     }
 
     #[inline]
-    pub(super) fn words(&self) -> &[AtomicU64] {
-        // SAFETY: by the contract of `new`.
-        unsafe { slice::from_raw_parts(self.words, self.count) }
+    pub(super) fn words(&self) -> &'a [AtomicU64] {
+        // SAFETY: by the contract of `Name::block`.
+        unsafe { slice::from_raw_parts(self.first(), 1 << self.class()) }
+    }
+
+    /// A bit for each group that may have bits set. Empty if there is one group
+    /// only.
+    #[inline(always)]
+    fn summary(&self) -> &'a [AtomicU64] {
+        // SAFETY: by the contract of `Name::block`; behind the words.
+        unsafe { slice::from_raw_parts(self.first().add(1 << self.class()), notes(self.class())) }
     }
 
     /// Whether a bit is set; any number may be asked for.
     #[inline(always)]
     pub(super) fn has(&self, bit: u64) -> bool {
-        let word = self.words().get((bit / 64) as usize);
-        word.is_some_and(|word| word.load(Relaxed) >> (bit % 64) & 1 != 0)
+        let at = bit / 64;
+        // The class is what a shift looks at of a name.
+        if at.wrapping_shr(self.name.get() as u32) != 0 {
+            return false;
+        }
+        // SAFETY: one of the 2^class words that are there by the contract of
+        // `Name::block`.
+        let word = unsafe { &*self.first().add(at as usize) };
+        word.load(Relaxed) >> (bit % 64) & 1 != 0
     }
 
     /// A number that no other group of any block has: its address.
     #[inline(always)]
     pub(super) fn name_of_group(&self, group: u64) -> u64 {
-        (self.words.addr() as u64).wrapping_add(group.wrapping_mul(GROUP_BITS / 8))
+        (self.first().addr() as u64).wrapping_add(group.wrapping_mul(GROUP_BITS / 8))
     }
 
     /// Whether it has been said that a group may have bits set, and no harvest
     /// took note of that yet.
     #[inline(always)]
     pub(super) fn is_noted(&self, group: u64) -> bool {
-        if self.summary.is_empty() {
+        if self.class() <= GROUP_CLASS {
             return true;
         }
-        let word = self.summary.get((group / 64) as usize);
-        word.is_some_and(|word| word.load(SeqCst) >> (group % 64) & 1 != 0)
+        if group >> (self.class() - GROUP_CLASS) != 0 {
+            return false;
+        }
+        // SAFETY: of one of the groups, whose notes are behind the words by the
+        // contract of `Name::block`.
+        let word = unsafe { &*self.first().add((1 << self.class()) + (group / 64) as usize) };
+        word.load(SeqCst) >> (group % 64) & 1 != 0
     }
 
     /// Says that a group may have bits set.
     #[inline]
     pub(super) fn note(&self, group: usize) {
         let mask = 1 << (group % 64);
-        if let Some(word) = self.summary.get(group / 64)
+        if let Some(word) = self.summary().get(group / 64)
             && word.load(SeqCst) & mask == 0
         {
             word.fetch_or(mask, SeqCst);
@@ -124,150 +167,193 @@ impl Block {
     /// Which of the 64 groups from `64 * word` on may have bits set, of those
     /// in `mask`; these are taken for clean from here on.
     pub(super) fn take_notes(&self, word: usize, mask: u64) -> u64 {
-        match self.summary.get(word) {
+        match self.summary().get(word) {
             Some(notes) if notes.load(SeqCst) & mask != 0 => notes.fetch_and(!mask, SeqCst) & mask,
             Some(_) => 0,
             None => mask,
         }
     }
 
-    fn bytes(&self) -> usize {
-        8 << self.class
-    }
-
-    /// Makes all bits zero before the block has a new region.
-    fn clear(&self, page_size: usize) {
-        for notes in &self.summary {
-            notes.store(0, Relaxed);
-        }
-        // Whole pages are zero already, see `discard`.
-        if self.bytes() < page_size {
-            self.clear_words();
-        }
-    }
-
-    fn clear_words(&self) {
-        for word in self.words() {
+    /// Makes all of it zero.
+    fn clear(&self) {
+        for word in self.words().iter().chain(self.summary()) {
             if word.load(Relaxed) != 0 {
                 word.store(0, Relaxed);
             }
         }
     }
+}
 
-    /// Gives the memory back to the system, and keeps its address.
-    fn discard(&self, page_size: usize) {
-        if self.bytes() >= page_size {
-            // SAFETY: the range is the block's own, whole pages of private
-            // anonymous memory, which read as zero afterwards; all that is
-            // there are atomics, for which zero is as good as any value.
-            let advised =
-                unsafe { libc::madvise(self.words.cast_mut().cast(), self.bytes(), libc::MADV_DONTNEED) };
-            if advised < 0 {
-                // As for a process that locks its memory.
-                self.clear_words();
-            }
+/// A stack of names, in pages of its own: an allocator would keep the memory of a
+/// long one.
+struct Names {
+    room: Option<Zeroed<AtomicU64>>,
+    len: usize,
+}
+
+impl Names {
+    const EMPTY: Names = Names { room: None, len: 0 };
+
+    fn slice(&self) -> &[AtomicU64] {
+        self.room.as_ref().map_or(&[], Zeroed::as_slice)
+    }
+
+    /// Makes room for so many.
+    fn reserve(&mut self, count: usize, page_words: usize) -> Result<()> {
+        if self.slice().len() < count {
+            let most = count.max(page_words).checked_next_power_of_two().ok_or(Errno::ENOMEM)?;
+            // SAFETY: the number is zeroes.
+            let room = unsafe { Zeroed::new(most, || AtomicU64::new(0)) }?;
+            let names = room.as_slice().iter().zip(self.slice().iter().take(self.len));
+            names.for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
+            self.room = Some(room);
         }
+        Ok(())
+    }
+
+    fn push(&mut self, name: Name) {
+        if let Some(place) = self.slice().get(self.len) {
+            place.store(name.0, Relaxed);
+            self.len = self.len.saturating_add(1);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Name> {
+        self.len = self.len.checked_sub(1)?;
+        self.slice().get(self.len).map(|place| Name(place.load(Relaxed)))
     }
 }
 
-/// The blocks of one size.
-#[derive(Default)]
+/// Blocks of one size.
 struct Class {
-    /// Handles of those that are unused; with room for all there are.
-    free: Vec<u32>,
-    /// How many there are.
-    count: usize,
+    /// Those that were used and are not any more, with room for all that are.
+    free: Names,
+    /// How many are used or free.
+    made: usize,
+    /// Where they lie, one behind the other; behind those that are made there is
+    /// room for more.
+    mappings: Vec<Zeroed<AtomicU64>>,
+    /// The next of them: in which mapping, and its first word there.
+    next: (usize, usize),
 }
-
-/// Classes that there may be.
-const CLASSES: u32 = 32;
 
 /// Where blocks come from.
 pub(super) struct Pool {
-    /// The handle of the next block that is made.
-    next: u32,
-    /// By class; those up to the largest that was ever wanted.
+    /// Those up to the largest that was ever wanted.
     classes: Vec<Class>,
-    mappings: Vec<Mapping>,
     reserved: u64,
-    page_size: usize,
+    page_words: usize,
+}
+
+impl Class {
+    const EMPTY: Class = Class { free: Names::EMPTY, made: 0, mappings: Vec::new(), next: (0, 0) };
 }
 
 impl Pool {
     pub(super) fn new() -> Pool {
-        Pool {
-            next: 1,
-            classes: Vec::new(),
-            mappings: Vec::new(),
-            reserved: 0,
-            page_size: usize::try_from(host_page_size()).unwrap_or(4096),
-        }
+        let page_size = usize::try_from(host_page_size()).unwrap_or(4096);
+        Pool { classes: Vec::new(), reserved: 0, page_words: page_size / size_of::<u64>() }
+    }
+
+    /// Whether blocks of this class have pages for themselves.
+    fn has_pages(&self, class: u32) -> bool {
+        1 << class >= self.page_words
+    }
+
+    /// Words from one block of a class to the next.
+    fn stride(&self, class: u32) -> usize {
+        let words = all_words(class);
+        if self.has_pages(class) { words.next_multiple_of(self.page_words) } else { words }
     }
 
     /// A block for this many bits, all clear.
-    pub(super) fn take(&mut self, blocks: &Blocks, bits: u64) -> Result<u32> {
+    pub(super) fn take(&mut self, bits: u64) -> Result<Name> {
         let words = usize::try_from(bits.div_ceil(64)).map_err(|_| Errno::ENOMEM)?;
-        let class = words.checked_next_power_of_two().ok_or(Errno::ENOMEM)?.ilog2();
-        let mut free = self.free(class).and_then(Vec::pop);
-        if free.is_none() {
-            self.grow(blocks, class)?;
-            free = self.free(class).and_then(Vec::pop);
+        let number = words.checked_next_power_of_two().ok_or(Errno::ENOMEM)?.ilog2();
+        let has_pages = self.has_pages(number);
+        while number < CLASSES && self.classes.len() <= number as usize {
+            memory::push(&mut self.classes, Class::EMPTY)?;
         }
-        let handle = free.ok_or(Errno::ENOMEM)?;
-        if let Some(block) = blocks.get(handle) {
-            block.clear(self.page_size);
+        let class = self.classes.get_mut(number as usize).ok_or(Errno::ENOMEM)?;
+        let name = match class.free.pop() {
+            Some(name) => name,
+            None => self.make(number)?,
+        };
+        // Whole pages are zero already, see `give_back`.
+        if !has_pages
+            // SAFETY: a block of the pool.
+            && let Some(block) = unsafe { name.block() }
+        {
+            block.clear();
         }
-        Ok(handle)
+        Ok(name)
     }
 
-    /// Takes a block back.
-    pub(super) fn give_back(&mut self, blocks: &Blocks, handle: u32) {
-        let Some(block) = blocks.get(handle) else { return };
-        block.discard(self.page_size);
-        if let Some(free) = self.free(block.class) {
-            free.push(handle);
+    /// Takes a block of the pool back. Those that have pages for themselves give
+    /// their memory back to the system.
+    pub(super) fn give_back(&mut self, name: Name) {
+        // SAFETY: a block of the pool.
+        let Some(block) = (unsafe { name.block() }) else { return };
+        if self.has_pages(block.class()) {
+            let bytes = self.stride(block.class()).saturating_mul(size_of::<u64>());
+            // SAFETY: the range is the block's own, whole pages of private
+            // anonymous memory, which read as zero afterwards; all that is
+            // there are atomics, for which zero is as good as any value.
+            let advised =
+                unsafe { libc::madvise(block.first().cast_mut().cast(), bytes, libc::MADV_DONTNEED) };
+            if advised < 0 {
+                // As for a process that locks its memory.
+                block.clear();
+            }
+        }
+        if let Some(class) = self.classes.get_mut(block.class() as usize) {
+            class.free.push(name);
         }
     }
 
-    fn free(&mut self, class: u32) -> Option<&mut Vec<u32>> {
-        self.classes.get_mut(class as usize).map(|class| &mut class.free)
-    }
-
-    /// A class, which is made if need be.
-    fn class(classes: &mut Vec<Class>, class: u32) -> Result<&mut Class> {
-        while class < CLASSES && classes.len() <= class as usize {
-            memory::push(classes, Class::default())?;
+    /// Gives all memory back to the system, when all blocks were given back. The
+    /// addresses are kept: threads may be about to set bits there.
+    pub(super) fn discard(&mut self) {
+        for class in &mut self.classes {
+            (class.free, class.made, class.next) = (Names::EMPTY, 0, (0, 0));
+            class.mappings.iter().for_each(|mapping| mapping.discard(|word| word.store(0, Relaxed)));
         }
-        classes.get_mut(class as usize).ok_or(Errno::ENOMEM)
     }
 
-    /// Makes more blocks of a class.
-    fn grow(&mut self, blocks: &Blocks, class: u32) -> Result<()> {
-        let size = 8_usize << class;
-        let length = size.saturating_mul(BATCH).min(MAX_BATCH).max(size).max(self.page_size);
-        let reserved = self.reserved.saturating_add(length as u64);
+    /// One more block of a class that has none free.
+    fn make(&mut self, number: u32) -> Result<Name> {
+        let stride = self.stride(number);
+        let class = self.classes.get_mut(number as usize).ok_or(Errno::ENOMEM)?;
+        class.free.reserve(class.made.saturating_add(1), self.page_words)?;
+        loop {
+            let (mapping, first) = class.next;
+            let Some(mapped) = class.mappings.get(mapping) else { break };
+            let end = first.checked_add(stride).ok_or(Errno::ENOMEM)?;
+            if let Some(words) = mapped.as_slice().get(first..end) {
+                let name = Name::new(words.as_ptr(), number).ok_or(Errno::ENOMEM)?;
+                (class.made, class.next) = (class.made.saturating_add(1), (mapping, end));
+                return Ok(name);
+            }
+            class.next = (mapping.saturating_add(1), 0);
+        }
+        self.grow(number)?;
+        self.make(number)
+    }
+
+    /// Room for more blocks of a class: at least one.
+    fn grow(&mut self, number: u32) -> Result<()> {
+        let stride = self.stride(number);
+        let class = self.classes.get_mut(number as usize).ok_or(Errno::ENOMEM)?;
+        let most = (MAX_BATCH / size_of::<u64>() / stride).max(1);
+        let count = class.made.max(BATCH).min(most).saturating_mul(stride).next_multiple_of(self.page_words);
+        let reserved = self.reserved.saturating_add(count as u64 * size_of::<u64>() as u64);
         if reserved > MAX_RESERVED {
             return Err(Errno::ENOMEM);
         }
-        let Class { free, count } = Pool::class(&mut self.classes, class)?;
-        memory::reserve(&mut self.mappings, 1)?;
-        // None is free, so this makes room for all of them.
-        memory::reserve(free, count.saturating_add(length / size))?;
-        let mapping = Mapping::zeroed(length)?;
-        let base = mapping.base();
-        self.mappings.push(mapping);
+        memory::reserve(&mut class.mappings, 1)?;
+        // SAFETY: a clear word is zero.
+        class.mappings.push(unsafe { Zeroed::new(count, || AtomicU64::new(0)) }?);
         self.reserved = reserved;
-        for at in (0..length).step_by(size) {
-            let handle = self.next;
-            self.next = handle.checked_add(1).ok_or(Errno::ENOMEM)?;
-            let words = base.wrapping_byte_add(at).cast_const().cast();
-            // SAFETY: the words lie in a mapping of the pool, which is dropped
-            // together with its blocks; this is the only one of them that has
-            // this part of it. Zeroed memory and every other is a valid atomic.
-            blocks.add(handle, unsafe { Block::new(words, class) }?)?;
-            free.push(handle);
-            *count = count.saturating_add(1);
-        }
         Ok(())
     }
 }

@@ -12,7 +12,7 @@
 use std::slice;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use super::bitmap::{Block, Blocks, GROUP_BITS};
+use super::bitmap::{Block, GROUP_BITS};
 use super::sizes::{GROUP_WORDS, LINE_WORDS};
 use super::sync::{AtomicU32, AtomicU64, Mutex, MutexGuard, full_fence, or_and_fence};
 
@@ -42,7 +42,6 @@ pub(super) struct Dirty {
     /// 0 if nothing is logged, else the logging page size's shift, or `CLOSED`.
     page_shift: AtomicU32,
     progress: Progress,
-    pub(super) blocks: Blocks,
 }
 
 /// The bits first to last of a word.
@@ -61,7 +60,6 @@ impl Dirty {
                 lock: Mutex::new(()),
                 _after: [0; 16],
             },
-            blocks: Blocks::new(),
         }
     }
 
@@ -77,7 +75,7 @@ impl Dirty {
     }
 
     /// Sets the bits `first` to `last` (both included) of a block.
-    pub(super) fn set(&self, block: &Block, first: u64, last: u64) {
+    pub(super) fn set(&self, block: Block<'_>, first: u64, last: u64) {
         let mut from = first;
         loop {
             let end = from | (GROUP_BITS - 1);
@@ -93,7 +91,7 @@ impl Dirty {
     /// for all that the calling thread wrote to guest memory so far, as if it had
     /// been set now. False says nothing.
     #[inline(always)]
-    pub(super) fn is_set(&self, block: &Block, bit: u64) -> bool {
+    pub(super) fn is_set(&self, block: Block<'_>, bit: u64) -> bool {
         let before = self.progress.sequence.load(Acquire);
         if before & 1 == 1 || !block.has(bit) || !block.is_noted(bit / GROUP_BITS) {
             return false;
@@ -107,7 +105,7 @@ impl Dirty {
     /// bits of one group and no harvest is beside: false if they may not be set
     /// (any more). Neither waits nor panics.
     #[inline(always)]
-    pub(super) fn try_set(&self, block: &Block, first: u64, last: u64) -> bool {
+    pub(super) fn try_set(&self, block: Block<'_>, first: u64, last: u64) -> bool {
         let group = first / GROUP_BITS;
         let before = self.progress.sequence.load(Acquire);
         let is_ours = || before & 1 == 1 && self.progress.group.load(Acquire) == block.name_of_group(group);
@@ -124,7 +122,7 @@ impl Dirty {
     }
 
     /// The same with harvests locked out where needed.
-    fn set_in_group(&self, block: &Block, first: u64, last: u64) {
+    fn set_in_group(&self, block: Block<'_>, first: u64, last: u64) {
         if !self.try_set(block, first, last) {
             let no_harvest = self.progress.lock.lock();
             set_bits(block, first, last);
@@ -139,13 +137,12 @@ impl Dirty {
     /// harvester at a time: the caller sees to it.
     pub(super) fn harvest(
         &self,
-        handle: u32,
+        block: Block<'_>,
         (first, last): (u64, u64),
         keep_last: bool,
         buffer: &mut [u64; GROUP_WORDS],
         mut sink: impl FnMut(u64, &mut [u64]),
     ) {
-        let Some(block) = self.blocks.get(handle) else { return };
         let (first_group, last_group) = (first / GROUP_BITS, last / GROUP_BITS);
         for notes in first_group / 64..=last_group / 64 {
             let wanted = mask(first_group.max(notes * 64), last_group.min(notes * 64 + 63));
@@ -212,7 +209,7 @@ impl Drop for Harvest<'_> {
 /// guest memory, come before whatever the caller reads next from
 /// `Progress::sequence`. A bit that was set already stands for these writes too
 /// if no harvest of its group begins before that.
-fn set_bits(block: &Block, first: u64, last: u64) {
+fn set_bits(block: Block<'_>, first: u64, last: u64) {
     let words = block.words().get((first / 64) as usize..=(last / 64) as usize).unwrap_or_default();
     match words {
         [] => full_fence(),

@@ -77,18 +77,20 @@ impl Facts {
     }
 }
 
-/// Whether nobody can take away a file's memory while it is mapped.
+/// Whether a file's memory is of a kind that is not taken away while it is mapped.
 ///
-/// Seals are for ever, so that what is true now stays so. They do for a memfd of
-/// ordinary pages, whose holes are filled when they are touched. They don't for
-/// huge pages: who has the file can punch a hole, which gives the page back to a
-/// pool that others may empty. Of devices, device DAX has memory that is always
-/// there; others may let their pages come and go.
+/// Seals are for ever, so that what is true now stays so. They rule it out for a
+/// memfd of ordinary pages, whose holes are filled when they are touched. Not so for
+/// huge pages, which are taken all the same, since guests that have them often have
+/// nothing else: who has the file can truncate it, if it is not sealed, or punch a
+/// hole, which gives the page back to a pool that others may empty. Against that
+/// there is the guard. Of devices, device DAX has memory that is always there; others
+/// may let their pages come and go.
 pub(super) fn is_lasting(fd: impl AsFd, facts: &Facts) -> bool {
     match facts.kind {
         SFlag::S_IFREG => {
             let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).unwrap_or(0);
-            seals & libc::F_SEAL_SHRINK != 0 && !is_hugetlbfs(fd)
+            seals & libc::F_SEAL_SHRINK != 0 || is_hugetlbfs(fd)
         }
         SFlag::S_IFCHR => is_of_subsystem(facts.device, "dax"),
         _ => false,

@@ -10,6 +10,7 @@ use super::logging::Logging;
 use super::region::{Access, Prot};
 use super::sizes::GROUP_WORDS;
 use super::space::{AddressSpace, MAX_REGION_SIZE, MapRequest, Mapped};
+use crate::memory::Words;
 use crate::wire::{Errno, Result};
 
 const NO_SPACE: &str = "memory that cannot be that of a client";
@@ -79,7 +80,7 @@ impl AddressSpace {
     pub fn visit_logging(&self, mut visit: impl FnMut(u64, u64) -> Result<()>) -> Result<Option<u64>> {
         let state = self.state.lock();
         let Some(logging) = &state.logging else { return Ok(None) };
-        logging.ranges.iter().try_for_each(|(first, last)| visit(*first, *last))?;
+        logging.all_ranges().iter().try_for_each(|[first, last]| visit(*first, *last))?;
         Ok(Some(1 << logging.page_shift))
     }
 
@@ -92,7 +93,10 @@ impl AddressSpace {
             && page_size >= super::mapping::host_page_size();
         let mut state = self.state.lock();
         Errno::EPROTO.unless(is_sound && state.logging.is_none(), "a log of writes that cannot be")?;
-        self.begin(&mut state, Logging { page_shift: page_size.ilog2(), ranges })
+        let mut words = Words::zeroed(ranges.len().saturating_mul(2))?;
+        let pairs = words.as_chunks_mut::<2>().0.iter_mut();
+        pairs.zip(&ranges).for_each(|(pair, (first, last))| *pair = [*first, *last]);
+        self.begin(&mut state, Logging { page_shift: page_size.ilog2(), words, count: ranges.len() })
     }
 
     /// Goes through the pages that are marked as written to, and leaves them so: the
@@ -102,7 +106,7 @@ impl AddressSpace {
         let _state = self.state.lock();
         let mut outcome = Ok(());
         self.for_each_region(|region, _| {
-            let Some(block) = self.dirty.blocks.get(region.block) else { return };
+            let Some(block) = self.bitmap(&region) else { return };
             for (group, words) in block.words().chunks(GROUP_WORDS).enumerate() {
                 if outcome.is_err() || !block.is_noted(group as u64) {
                     continue;
@@ -126,7 +130,7 @@ impl AddressSpace {
         let state = self.state.lock();
         let shift = state.logging.as_ref().map(|logging| logging.page_shift).ok_or_else(no_pages)?;
         let region = self.region_around(iova).filter(|region| region.start == iova).ok_or_else(no_pages)?;
-        let block = self.dirty.blocks.get(region.block).ok_or_else(no_pages)?;
+        let block = self.bitmap(&region).ok_or_else(no_pages)?;
         let pages = ((region.size - 1) >> shift) + 1;
         for (word, at) in words.iter().zip((first..).step_by(64)) {
             let mut bits = *word;

@@ -2,51 +2,65 @@
 
 use std::ops::Range;
 
+use super::bitmap::{Block, Name};
 use super::dirty::mask;
 use super::region::{Access, Snapshot};
 use super::report::{Part, Reply};
 use super::sizes::GROUP_WORDS;
 use super::space::{AddressSpace, State};
-use crate::memory;
+use crate::memory::Words;
 use crate::wire::{Errno, LoggingRange, Result, bitmap_size};
 
 /// Logging in progress.
 pub(super) struct Logging {
     pub(super) page_shift: u32,
-    /// First and last addresses, ascending, apart from each other; empty if
-    /// everything is logged.
-    pub(super) ranges: Vec<(u64, u64)>,
+    /// First and last addresses of the first `count` of these, ascending, apart from
+    /// each other; none if everything is logged.
+    pub(super) words: Words,
+    pub(super) count: usize,
 }
 
 impl Logging {
+    /// First and last addresses of all ranges; none if everything is logged.
+    pub(super) fn all_ranges(&self) -> &[[u64; 2]] {
+        self.words.as_chunks().0.get(..self.count).unwrap_or_default()
+    }
+
     /// The ranges that have addresses between `first` and `last`.
-    fn ranges(&self, first: u64, last: u64) -> &[(u64, u64)] {
-        const EVERYTHING: &[(u64, u64)] = &[(0, u64::MAX)];
-        if self.ranges.is_empty() {
+    fn ranges(&self, first: u64, last: u64) -> &[[u64; 2]] {
+        const EVERYTHING: &[[u64; 2]] = &[[0, u64::MAX]];
+        let all = self.all_ranges();
+        if all.is_empty() {
             return EVERYTHING;
         }
-        let from = self.ranges.partition_point(|range| range.1 < first);
-        let to = self.ranges.partition_point(|range| range.0 <= last);
-        self.ranges.get(from..to).unwrap_or_default()
+        let from = all.partition_point(|range| range[1] < first);
+        let to = all.partition_point(|range| range[0] <= last);
+        all.get(from..to).unwrap_or_default()
     }
 }
 
-/// Checks and sorts the ranges of a request and joins those that overlap.
-fn sorted(ranges: &[LoggingRange]) -> Result<Vec<(u64, u64)>> {
-    let mut pairs = Vec::new();
-    memory::reserve(&mut pairs, ranges.len())?;
-    for range in ranges {
-        pairs.push((range.iova, range.last()?));
+/// Checks and sorts the ranges of a request and joins those that overlap: how many
+/// these are then.
+fn sorted(ranges: &[LoggingRange]) -> Result<(Words, usize)> {
+    let mut words = Words::zeroed(ranges.len().saturating_mul(2))?;
+    let pairs = words.as_chunks_mut::<2>().0;
+    for (pair, range) in pairs.iter_mut().zip(ranges) {
+        *pair = [range.iova, range.last()?];
     }
     pairs.sort_unstable();
-    pairs.dedup_by(|next, joined| {
-        let overlaps = next.0 <= joined.1;
-        if overlaps {
-            joined.1 = joined.1.max(next.1);
+    let mut count = 0_usize;
+    for number in 0..pairs.len() {
+        let Some(next) = pairs.get(number).copied() else { break };
+        let before = count.checked_sub(1).and_then(|last| pairs.get_mut(last));
+        match before.filter(|before| next[0] <= before[1]) {
+            Some(joined) => joined[1] = joined[1].max(next[1]),
+            None => {
+                pairs.get_mut(count).into_iter().for_each(|pair| *pair = next);
+                count = count.saturating_add(1);
+            }
         }
-        overlaps
-    });
-    Ok(pairs)
+    }
+    Ok((words, count))
 }
 
 const NO_PAGE_SIZE: &str = "the page size is no power of two";
@@ -66,7 +80,7 @@ impl AddressSpace {
     /// room for the bitmaps; logging is off then.
     pub fn logging_start(&self, page_size: u64, ranges: &[LoggingRange]) -> Result<u64> {
         Errno::EINVAL.unless(page_size.is_power_of_two(), NO_PAGE_SIZE)?;
-        let ranges = sorted(ranges)?;
+        let (words, count) = sorted(ranges)?;
         let mut state = self.state.lock();
         if let Some(logging) = &state.logging {
             let in_use = 1 << logging.page_shift;
@@ -74,14 +88,14 @@ impl AddressSpace {
             return Errno::EINVAL.unless(page_size == in_use, rule).map(|()| in_use);
         }
         let page_size = page_size.max(super::mapping::host_page_size());
-        self.begin(&mut state, Logging { page_shift: page_size.ilog2(), ranges })?;
+        self.begin(&mut state, Logging { page_shift: page_size.ilog2(), words, count })?;
         Ok(page_size)
     }
 
     pub(super) fn begin(&self, state: &mut State, logging: Logging) -> Result<()> {
         let page_shift = logging.page_shift;
         state.logging = Some(logging);
-        if let Err(e) = self.give_blocks(state) {
+        if let Err(e) = self.give_bitmaps(state) {
             self.stop(state);
             return Err(e);
         }
@@ -114,17 +128,17 @@ impl AddressSpace {
         self.dirty.set_page_shift(0);
         state.logging = None;
         self.for_each_region(|region, slot| {
-            slot.set_block(0, None);
-            state.pool.give_back(&self.dirty.blocks, region.block);
+            slot.set_bitmap(Name::NONE);
+            state.pool.give_back(region.bitmap);
         });
     }
 
-    fn give_blocks(&self, state: &mut State) -> Result<()> {
+    fn give_bitmaps(&self, state: &mut State) -> Result<()> {
         let mut result = Ok(());
         self.for_each_region(|region, slot| {
             if result.is_ok() {
-                match self.block_for(state, &region) {
-                    Ok(block) => slot.set_block(block, self.dirty.blocks.get(block)),
+                match self.bitmap_for(state, &region) {
+                    Ok(bitmap) => slot.set_bitmap(bitmap),
                     Err(e) => result = Err(e),
                 }
             }
@@ -132,15 +146,21 @@ impl AddressSpace {
         result
     }
 
-    /// A bitmap for a region, 0 if it needs none.
-    pub(super) fn block_for(&self, state: &mut State, region: &Snapshot) -> Result<u32> {
-        let Some(logging) = &state.logging else { return Ok(0) };
+    /// A region's bitmap, if it has one.
+    pub(super) fn bitmap(&self, region: &Snapshot) -> Option<Block<'_>> {
+        // SAFETY: a block of the pool, all of which live as long as `self`.
+        unsafe { region.bitmap.block() }
+    }
+
+    /// A bitmap for a region, if it needs one.
+    pub(super) fn bitmap_for(&self, state: &mut State, region: &Snapshot) -> Result<Name> {
+        let Some(logging) = &state.logging else { return Ok(Name::NONE) };
         let has_file = region.attributes.access() != Access::Message;
         if !has_file || logging.ranges(region.start, region.last()).is_empty() {
-            return Ok(0);
+            return Ok(Name::NONE);
         }
         let pages = ((region.size - 1) >> logging.page_shift) + 1;
-        state.pool.take(&self.dirty.blocks, pages)
+        state.pool.take(pages)
     }
 
     /// Moves the dirty bits of `length` bytes from `iova` on to `bitmap`, which
@@ -236,20 +256,21 @@ impl AddressSpace {
         let is_last_whole = covered_last == last || page_end - 1 <= covered_last.into();
         let ranges = logging.ranges(from, covered_last);
         let (Some(lowest), Some(highest)) = (ranges.first(), ranges.last()) else { return };
+        let Some(bitmap) = self.bitmap(region) else { return };
         // Pages are counted from the region's start, and belong to a range that
         // has any of their bytes.
         let page = |address: u64| (address.clamp(from, covered_last) - start) >> page_shift;
-        let (first, end) = (page(lowest.0), page(highest.1));
+        let (first, end) = (page(lowest[0]), page(highest[1]));
         let keep_last = end == last_page && !is_last_whole;
         // Each group of words is taken once, however many ranges it has. What
         // was set between them is of no interest to anybody.
-        self.dirty.harvest(region.block, (first, end), keep_last, buffer, |word, words| {
+        self.dirty.harvest(bitmap, (first, end), keep_last, buffer, |word, words| {
             if let [_, _, ..] = ranges {
                 let of_group = |page: u64| start + (page.clamp(first, end) << page_shift);
                 let pages = word * 64..(word + words.len() as u64) * 64;
                 let last = if pages.end > end { covered_last } else { of_group(pages.end) - 1 };
                 let ranges = logging.ranges(of_group(pages.start), last);
-                keep_pages(words, &pages, ranges.iter().map(|range| (page(range.0), page(range.1))));
+                keep_pages(words, &pages, ranges.iter().map(|range| (page(range[0]), page(range[1]))));
             }
             reply.add(&part, word, words);
         });

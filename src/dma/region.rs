@@ -5,6 +5,7 @@ use std::ptr;
 
 use bitflags::bitflags;
 
+use super::bitmap::Name;
 use super::file::SharedFile;
 use super::guard::Watched;
 use super::mapping::Mapping;
@@ -101,8 +102,8 @@ pub(super) struct Snapshot {
     /// In bytes; never 0.
     pub(super) size: u64,
     pub(super) vaddr: usize,
-    /// Its dirty bitmap's handle, 0 if it has none.
-    pub(super) block: u32,
+    /// Its dirty bitmap, if it has one.
+    pub(super) bitmap: Name,
 }
 
 impl Snapshot {

@@ -367,7 +367,7 @@ impl AddressSpace {
     #[inline(never)]
     fn mark(&self, entry: &SgEntry, page_shift: u32) {
         let Some(region) = self.resolve(entry) else { return };
-        let Some(bitmap) = self.dirty.blocks.get(region.block) else { return };
+        let Some(bitmap) = self.bitmap(&region) else { return };
         if entry.length > 0 {
             let (page, last) = entry.pages(page_shift);
             self.dirty.set(bitmap, page, last);

@@ -6,7 +6,7 @@ use std::cell::UnsafeCell;
 use std::ptr;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use super::bitmap::Block;
+use super::bitmap::{Block, Name};
 use super::chunked::Chunked;
 use super::file::SharedFile;
 use super::region::{Access, Attributes, Backing, DmaInfo, Prot, Snapshot};
@@ -39,10 +39,9 @@ pub(super) struct Slot {
     attributes: AtomicU32,
     /// Bits of `Prot` that the region doesn't allow, [`Slot::LOST`] and [`Slot::TOLD`].
     denied: AtomicU32,
-    /// The region's dirty bitmap: its handle, 0 if it has none, and itself.
-    block: AtomicU32,
     handle: AtomicU32,
-    bitmap: AtomicPtr<Block>,
+    /// The name of the region's dirty bitmap.
+    bitmap: AtomicU64,
 }
 
 /// What tells the region of this generation from all others: seven bytes, so that
@@ -83,13 +82,12 @@ impl Slot {
             mapped: AtomicU64::new(0),
             attributes: AtomicU32::new(0),
             denied: AtomicU32::new(0),
-            block: AtomicU32::new(0),
             handle: AtomicU32::new(0),
-            bitmap: AtomicPtr::new(ptr::null_mut()),
+            bitmap: AtomicU64::new(Name::NONE.0),
         }
     }
 
-    fn publish(&self, region: &Snapshot, bitmap: Option<&Block>) {
+    fn publish(&self, region: &Snapshot) {
         // Pairs with the fence of `is_still`: who sees one of the stores below
         // also sees that the old tag has gone.
         fence(Release);
@@ -101,7 +99,7 @@ impl Slot {
         self.attributes.store(region.attributes.0, Relaxed);
         self.denied.store((!region.attributes.prot()).bits(), Relaxed);
         self.handle.store(region.handle, Relaxed);
-        self.set_block(region.block, bitmap);
+        self.set_bitmap(region.bitmap);
         self.tag.store(region.tag, Release);
     }
 
@@ -120,7 +118,7 @@ impl Slot {
         self.attributes.store(0, Relaxed);
         self.denied.store(0, Relaxed);
         self.handle.store(0, Relaxed);
-        self.set_block(0, None);
+        self.set_bitmap(Name::NONE);
     }
 
     /// What follows this slot in the list of vacant ones. It takes the place of
@@ -154,7 +152,7 @@ impl Slot {
             start: self.start.load(Relaxed),
             size: self.size.load(Relaxed),
             vaddr: self.vaddr.load(Relaxed),
-            block: self.block.load(Relaxed),
+            bitmap: Name(self.bitmap.load(Acquire)),
         };
         self.is_still(tag).then_some(region)
     }
@@ -196,19 +194,17 @@ impl Slot {
     /// The dirty bitmap of the region of this tag, if that is (still) here and
     /// has one.
     #[inline(always)]
-    pub(super) fn bitmap(&self, tag: u64) -> Option<&Block> {
-        let bitmap = self.bitmap.load(Acquire);
-        if bitmap.is_null() || !self.is_still(tag) {
-            return None;
-        }
+    pub(super) fn bitmap(&self, tag: u64) -> Option<Block<'_>> {
+        let name = Name(self.bitmap.load(Acquire));
         // SAFETY: a block of this address space, all of which live as long as it,
         // and the slot with it.
-        Some(unsafe { &*bitmap })
+        let block = unsafe { name.block() }?;
+        self.is_still(tag).then_some(block)
     }
 
     /// The same, if these bytes are in the region, and at least one.
     #[inline(always)]
-    pub(super) fn bitmap_within(&self, tag: u64, offset: u64, length: u64) -> Option<&Block> {
+    pub(super) fn bitmap_within(&self, tag: u64, offset: u64, length: u64) -> Option<Block<'_>> {
         let last = offset.checked_add(length.checked_sub(1)?)?;
         if last >= self.size.load(Relaxed) { None } else { self.bitmap(tag) }
     }
@@ -250,11 +246,9 @@ impl Slot {
         self.tag.load(Relaxed) == tag
     }
 
-    /// Gives the region a dirty bitmap, or takes it away (0 and none). The block
-    /// lives as long as the slot.
-    pub(super) fn set_block(&self, handle: u32, bitmap: Option<&Block>) {
-        self.block.store(handle, Relaxed);
-        self.bitmap.store(bitmap.map_or(ptr::null_mut(), |block| ptr::from_ref(block).cast_mut()), Release);
+    /// Gives the region a dirty bitmap, or takes it away.
+    pub(super) fn set_bitmap(&self, bitmap: Name) {
+        self.bitmap.store(bitmap.0, Release);
     }
 }
 
@@ -373,13 +367,7 @@ impl Slots {
 
     /// Puts a region into the vacant slot of its handle; the caller excludes
     /// other writers. `ENOMEM` if there is no memory for the slot.
-    pub(super) fn publish(
-        &self,
-        region: &Snapshot,
-        bitmap: Option<&Block>,
-        info: DmaInfo,
-        backing: Backing,
-    ) -> Result<&Slot> {
+    pub(super) fn publish(&self, region: &Snapshot, info: DmaInfo, backing: Backing) -> Result<&Slot> {
         let slot = self.get_or_make(region.handle)?;
         let make =
             |_| Cold { info: UnsafeCell::new(DmaInfo::EMPTY), backing: Mutex::new(Backing::default()) };
@@ -389,7 +377,7 @@ impl Slots {
         // pointer any more, and other writers are excluded.
         unsafe { cold.info.get().write(info) };
         *cold.backing.lock() = backing;
-        slot.publish(region, bitmap);
+        slot.publish(region);
         Ok(slot)
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::bitmap::Pool;
+use super::bitmap::{Name, Pool};
 use super::dirty::{CLOSED, Dirty};
 use super::facts::{Facts, indivisible, is_lasting};
 use super::file::{Recent, SharedFile};
@@ -176,7 +176,7 @@ impl AddressSpace {
     /// size 0 or a range that wraps; `EEXIST` if it overlaps a region, unless it
     /// is equal to it in everything; `EINVAL` if there are as many as there may
     /// be, or if a file for access by I/O is no regular file or block device; `EPERM` if
-    /// only memory that stays is taken (a memfd of ordinary pages with `F_SEAL_SHRINK`,
+    /// only memory that stays is taken (a memfd with `F_SEAL_SHRINK`, huge pages,
     /// device DAX) and this may go; the errno of mmap(2).
     pub fn map(&self, request: MapRequest) -> Result<Mapped> {
         let MapRequest { iova, size, .. } = request;
@@ -208,10 +208,11 @@ impl AddressSpace {
         let handle = self.slots.take(&mut state.vacant)?;
         let tag = tag(GENERATION.fetch_add(1, Relaxed));
         let attributes = Attributes::new(prot, access);
-        let mut region = Snapshot { tag, handle, attributes, start: iova, size, vaddr: new.vaddr, block: 0 };
+        let mut region =
+            Snapshot { tag, handle, attributes, start: iova, size, vaddr: new.vaddr, bitmap: Name::NONE };
         let beyond_file = new.beyond_file;
         if let Err(e) = self.add(state, &mut region, new) {
-            state.pool.give_back(&self.dirty.blocks, region.block);
+            state.pool.give_back(region.bitmap);
             self.slots.give_back(&mut state.vacant, handle);
             return Err(e);
         }
@@ -220,11 +221,10 @@ impl AddressSpace {
     }
 
     fn add(&self, state: &mut State, region: &mut Snapshot, new: NewRegion) -> Result<()> {
-        region.block = self.block_for(state, region)?;
+        region.bitmap = self.bitmap_for(state, region)?;
         let info = new.info(region)?;
-        let bitmap = self.dirty.blocks.get(region.block);
         let range = new.range(region);
-        let slot = self.slots.publish(region, bitmap, info, new.backing)?;
+        let slot = self.slots.publish(region, info, new.backing)?;
         let watched = range.map_or(Ok(()), |range| self.watch(&range, slot, region.handle));
         if let Err(e) = watched.and_then(|()| self.index.insert(region.start, slot)) {
             drop(self.slots.retire(region.handle));
@@ -339,15 +339,30 @@ impl AddressSpace {
         let Some(region) = slot.region(region.tag) else { return };
         self.index.remove(region.start);
         let backing = self.slots.retire(region.handle);
-        state.pool.give_back(&self.dirty.blocks, region.block);
+        state.pool.give_back(region.bitmap);
         self.slots.give_back(&mut state.vacant, region.handle);
         state.count -= 1;
-        if state.count == 0 && state.vacant.peak() > KEPT {
-            self.index.discard();
-            self.slots.discard(&mut state.vacant);
+        if state.vacant.peak() > KEPT {
+            self.discard(&mut state);
         }
         drop(state);
         drop(backing);
+    }
+
+    /// Gives the memory that told of regions back to the system, if there are none:
+    /// for when their client has gone. (Else a few regions are soon followed by
+    /// others, and the memory for few is kept.)
+    pub fn give_back(&self) {
+        self.discard(&mut self.state.lock());
+    }
+
+    /// Does so. Threads may be looking for regions; they go on to find none.
+    fn discard(&self, state: &mut State) {
+        if state.count == 0 && state.vacant.peak() > 0 {
+            self.index.discard();
+            self.slots.discard(&mut state.vacant);
+            state.pool.discard();
+        }
     }
 
     /// The region with the greatest start up to `address`. Under the lock of

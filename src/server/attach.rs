@@ -26,7 +26,8 @@ impl<D: Device> Context<D> {
         let _busy = self.mark_busy();
         let step = match event {
             Event::Start if self.phase.get() == Phase::Idle => self.accept(),
-            Event::Start | Event::Received(Ok(())) => self.negotiate(),
+            Event::Start => self.negotiate_further(),
+            Event::Received(Ok(())) => self.negotiate(),
             Event::Received(Err(errno)) => Step::Fail(errno),
             Event::Waited(Outcome::Accepted(Ok(accepted))) => self.begin_negotiation(accepted.into_socket()),
             Event::Waited(Outcome::Accepted(Err(errno)) | Outcome::Ready(Err(errno))) => Step::Fail(errno),
@@ -71,6 +72,12 @@ impl<D: Device> Context<D> {
             }
             Err(errno) => Step::Fail(errno),
         }
+    }
+
+    /// Goes on where the call before ended.
+    fn negotiate_further(&self) -> Step {
+        self.with_connection(Connection::check_receipt);
+        if self.is_lost() { self.end_negotiation(Errno::ECONNRESET) } else { self.negotiate() }
     }
 
     /// Goes on until the version message is there, answered or refused.

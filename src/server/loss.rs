@@ -75,6 +75,7 @@ impl<D: Device> Context<D> {
             log!(self, LOG_WARNING, "reset for a lost connection failed: {errno}");
         }
         self.irqs.close_all();
+        self.dma.give_back();
     }
 
     /// Closes the connection's sockets; what lies unread in them is taken out

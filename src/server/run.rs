@@ -135,6 +135,7 @@ impl<D: Device> Context<D> {
         if !self.attached() {
             return self.report_loss();
         }
+        self.with_connection(Connection::check_receipt);
         if self.is_lost() {
             return self.lose_and_report();
         }

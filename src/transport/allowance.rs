@@ -11,7 +11,7 @@
 use std::os::fd::OwnedFd;
 
 use crate::descriptors;
-use crate::wire::limits::{MAX_BITMAP_SIZE, MAX_MESSAGE_SIZE, SCM_MAX_FD};
+use crate::wire::limits::{MAX_MESSAGE_SIZE, SCM_MAX_FD};
 use crate::wire::{Errno, Result};
 
 /// Commands that may wait while the answer to one of ours is awaited.
@@ -21,8 +21,9 @@ const BYTES: usize = 16 << 20;
 /// Descriptors that wait with them.
 const FDS: usize = 1024;
 
-/// Bytes that wait to be sent: the largest reply, and what can be gathered beside it.
-const UNSENT: usize = MAX_BITMAP_SIZE as usize + 2 * MAX_MESSAGE_SIZE;
+/// Bytes that wait to be sent: the largest reply, or part of one that is made as it
+/// is sent, the largest command, and what can be gathered beside them.
+const UNSENT: usize = 4 * MAX_MESSAGE_SIZE;
 
 /// Descriptors that one message may have, in how many parts so ever it comes; so
 /// many wait for one that is not whole.

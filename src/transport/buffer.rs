@@ -2,7 +2,7 @@
 
 use zerocopy::IntoBytes;
 
-use crate::memory;
+use crate::memory::Words;
 use crate::wire::{Result, limits};
 
 /// Size of the shortest buffers, in bytes: what the version message and nearly all
@@ -28,10 +28,10 @@ pub const MARGIN: usize = 32;
 /// each other that takes a third longer.
 const LINE: usize = 64;
 
-/// A fixed piece of heap memory, aligned to 8 bytes at least, that was zero once.
+/// A fixed piece of memory, aligned to 8 bytes at least, that was zero once.
 #[derive(Debug, Default)]
 pub struct Buffer {
-    words: Box<[u64]>,
+    words: Words,
     /// Words before it.
     skipped: usize,
     /// In words. Invariant: so many are behind those skipped.
@@ -43,10 +43,10 @@ impl Buffer {
     pub fn new(size: usize) -> Result<Buffer> {
         let count = size.div_ceil(size_of::<u64>());
         if size <= FIRST {
-            return Ok(Buffer { words: memory::zeroed(count)?, skipped: 0, count });
+            return Ok(Buffer { words: Words::zeroed(count)?, skipped: 0, count });
         }
         let spare = LINE / size_of::<u64>() - 1;
-        let words = memory::zeroed(count.saturating_add(spare))?;
+        let words = Words::zeroed(count.saturating_add(spare))?;
         // Words start at multiples of 8: at most those spare are skipped.
         let skipped = words.as_ptr().addr().wrapping_neg() % LINE / size_of::<u64>();
         Ok(Buffer { words, skipped, count })

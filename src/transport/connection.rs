@@ -79,6 +79,8 @@ pub struct Connection {
     lost: bool,
     /// The caller sends, and nobody knows how far it is.
     sending: bool,
+    /// The caller receives, and has not told what came of it.
+    receiving: bool,
 }
 
 impl Connection {
@@ -104,6 +106,7 @@ impl Connection {
             may_carry_fds,
             lost: false,
             sending: false,
+            receiving: false,
         })
     }
 
@@ -183,6 +186,7 @@ impl Connection {
         }
         let socket = self.main.socket();
         if !self.main.receiver.receive(socket, libc::MSG_DONTWAIT)? {
+            self.pool.rest();
             return Ok(Received::Nothing);
         }
         if self.main.receiver.is_outgrown() {
@@ -208,6 +212,7 @@ impl Connection {
     #[inline(always)]
     pub fn receive_calm(&mut self) -> Result<Received> {
         if !self.main.receiver.receive_calm(self.main.socket())? {
+            self.pool.rest();
             return Ok(Received::Nothing);
         }
         if self.main.receiver.is_outgrown() {
@@ -229,11 +234,14 @@ impl Connection {
     /// Makes ready for a `recvmsg`, whose outcome
     /// [`finish_receive`](Self::finish_receive) is to be told.
     pub fn wait_receive(&mut self) -> Wait {
+        self.pool.rest();
+        self.receiving = true;
         Wait::receive(self.main.socket(), self.main.receiver.prepare())
     }
 
     /// Takes over what that `recvmsg` brought.
     pub fn finish_receive(&mut self, outcome: Result<usize>) -> Result<()> {
+        self.receiving = false;
         match outcome {
             Ok(count) => {
                 self.main.receiver.finish(count);
@@ -245,6 +253,25 @@ impl Connection {
             Err(errno) => return Err(errno),
         }
         Ok(())
+    }
+
+    /// To be called when a call begins: if the thread of the one before was cancelled
+    /// while it received, it is only known whether that took bytes from the socket,
+    /// and not how many. Then the stream is out of step, and descriptors that came are
+    /// nobody's. (Nearly always it was asleep, and took none.)
+    #[inline(always)]
+    pub fn check_receipt(&mut self) {
+        if self.receiving {
+            self.check_cancelled();
+        }
+    }
+
+    #[cold]
+    fn check_cancelled(&mut self) {
+        self.receiving = false;
+        if self.main.receiver.drop_missed() {
+            self.set_lost();
+        }
     }
 
     /// Whether nothing has arrived that is not used, nothing waits to be sent,

@@ -96,13 +96,13 @@ impl Connection {
     /// Nobody waits any longer for the answers that have not come.
     pub fn abandon_answers(&mut self) {
         self.body = None;
-        self.check_receipt();
+        self.check_answer();
     }
 
     /// If a thread was cancelled while it received, it is only known whether that
     /// took bytes from the twin socket, and not how many: then the stream is out of
     /// step. (Nearly always it was asleep, and took none.)
-    fn check_receipt(&mut self) {
+    fn check_answer(&mut self) {
         let has_missed = |twin: &Channel| twin.receiver.has_missed();
         if self.expecting.take().is_some() && self.twin.as_ref().is_some_and(has_missed) {
             self.set_lost();
@@ -454,7 +454,7 @@ impl Connection {
     /// anything there, some steps far: sends the rest of a command, and drops
     /// what comes.
     pub fn tidy_twin(&mut self) {
-        self.check_receipt();
+        self.check_answer();
         for _ in 0..TIDY_STEPS {
             if self.late_socket().is_none() || self.flush_twin() == Sent::Lost {
                 return;

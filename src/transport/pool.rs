@@ -19,6 +19,8 @@ pub struct Pool {
     first: Vec<Buffer>,
     standard: Vec<Buffer>,
     large: Vec<Buffer>,
+    /// How often there was nothing to do since one of the large ones was used last.
+    idle: u32,
     /// With a short, a first or a standard buffer each. They go through many hands,
     /// hence as pointers.
     messages: [Option<Box<Message>>; KEEP_MESSAGES],
@@ -29,6 +31,9 @@ pub struct Pool {
 /// reply that another is nested in.
 const KEEP_STANDARD: usize = 4;
 const KEEP_LARGE: usize = 2;
+/// So many times in a row there is nothing to do before the large ones are given
+/// back to the system.
+const IDLE: u32 = 1 << 14;
 
 /// How many messages are kept: one that is handled, and one that is received
 /// while the first is.
@@ -44,6 +49,7 @@ impl Pool {
         } else if size <= STANDARD {
             (&mut self.standard, STANDARD)
         } else if size <= LARGE {
+            self.idle = 0;
             (&mut self.large, LARGE)
         } else {
             return Buffer::new(size);
@@ -67,6 +73,22 @@ impl Pool {
         if kept.len() < most {
             // Without room for it, it is given back, too.
             let _ = memory::push(kept, buffer);
+        }
+    }
+
+    /// Says that there is nothing to do.
+    #[inline(always)]
+    pub fn rest(&mut self) {
+        if !self.large.is_empty() {
+            self.rest_longer();
+        }
+    }
+
+    #[cold]
+    fn rest_longer(&mut self) {
+        self.idle = self.idle.saturating_add(1);
+        if self.idle >= IDLE {
+            self.large = Vec::new();
         }
     }
 

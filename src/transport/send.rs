@@ -170,7 +170,7 @@ impl Sender {
         if self.more > 0 {
             return Err(Errno::EBUSY);
         }
-        ask_unsent(self.waiting, reply.message_size())?;
+        ask_unsent(self.waiting, reply.message_size().saturating_sub(reply.more()))?;
         if self.last.len > 0 {
             self.close_last(pool)?;
         }

@@ -6,6 +6,8 @@
  */
 
 #define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -179,6 +181,105 @@ signals_end_waiting(void)
     close(client);
     pthread_join(thread, NULL);
     CHECK(waiter.result == -1 && waiter.error == ENOTCONN);
+    vfu_destroy_ctx(waiter.ctx);
+}
+
+/* Set: the thread is cancelled as its recvmsg comes back with something. */
+static _Thread_local bool late;
+
+/* The library's, too. */
+ssize_t
+recvmsg(int fd, struct msghdr *message, int flags)
+{
+    static ssize_t (*real)(int, struct msghdr *, int);
+    ssize_t got;
+
+    if (real == NULL) {
+        real = (ssize_t (*)(int, struct msghdr *, int))dlsym(RTLD_NEXT, "recvmsg");
+    }
+    got = real(fd, message, flags);
+    if (late && got > 0) {
+        pthread_exit(PTHREAD_CANCELED);
+    }
+    return got;
+}
+
+static int
+open_descriptors(void)
+{
+    DIR *folder = opendir("/proc/self/fd");
+    int count = 0;
+
+    CHECK(folder != NULL);
+    while (readdir(folder) != NULL) {
+        count++;
+    }
+    closedir(folder);
+    return count;
+}
+
+static void *
+attach_late(void *argument)
+{
+    late = true;
+    return attach_in_thread(argument);
+}
+
+static void *
+run_late(void *argument)
+{
+    late = true;
+    return run_in_thread(argument);
+}
+
+/*
+ * A thread can be cancelled when the kernel has taken a message from the socket for
+ * it and nobody has seen that: the connection is lost then, with its descriptors.
+ */
+static void
+a_thread_cancelled_with_a_message_loses_the_client(void)
+{
+    struct waiter waiter = { .ctx = create(0) };
+    const struct vfio_user_dma_map map = { .argsz = sizeof(map), .addr = GUEST, .size = 0x1000,
+        .flags = VFIO_USER_F_DMA_REGION_READ };
+    int client, memory = memfd_create("guest", MFD_CLOEXEC), before;
+    pthread_t thread;
+    void *result;
+
+    CHECK_EQ(ftruncate(memory, 0x1000), 0);
+    before = open_descriptors();
+    client = client_connect();
+    client_send_version(client);
+    CHECK_EQ(pthread_create(&thread, NULL, attach_late, &waiter), 0);
+    CHECK_EQ(pthread_join(thread, &result), 0);
+    CHECK(result == PTHREAD_CANCELED);
+    CHECK_FAILS(vfu_attach_ctx(waiter.ctx), ECONNRESET);
+    close(client);
+    CHECK_EQ(open_descriptors(), before);
+
+    attach_client(&waiter, &client);
+    thread = start(&waiter, run_late);
+    client_send_flags(client, 1, VFIO_USER_DMA_MAP, 0, &map, sizeof(map), memory);
+    CHECK_EQ(pthread_join(thread, &result), 0);
+    CHECK(result == PTHREAD_CANCELED);
+    CHECK_EQ(open_descriptors(), before + 3);
+    CHECK_FAILS(vfu_run_ctx(waiter.ctx), ENOTCONN);
+    close(client);
+    CHECK_EQ(open_descriptors(), before);
+
+    /* One that took none is not missed. */
+    attach_client(&waiter, &client);
+    thread = start(&waiter, run_in_thread);
+    CHECK_EQ(pthread_cancel(thread), 0);
+    CHECK_EQ(pthread_join(thread, &result), 0);
+    client_send_flags(client, 1, VFIO_USER_DMA_MAP, 0, &map, sizeof(map), memory);
+    thread = start(&waiter, run_in_thread);
+    client_reply(client, 1, VFIO_USER_DMA_MAP, NULL, 0);
+    close(client);
+    pthread_join(thread, NULL);
+    CHECK(waiter.result == -1 && waiter.error == ENOTCONN);
+    CHECK_EQ(open_descriptors(), before);
+    close(memory);
     vfu_destroy_ctx(waiter.ctx);
 }
 
@@ -620,6 +721,7 @@ main(void)
     make_socket_folder();
     RUN(signals_end_waiting);
     RUN(a_waiting_thread_can_be_cancelled);
+    RUN(a_thread_cancelled_with_a_message_loses_the_client);
     RUN(a_callback_is_never_cut_short);
     RUN(a_call_that_does_not_wait_returns_in_a_cancelled_thread);
     RUN(waiting_for_memory_ends);

@@ -162,3 +162,31 @@ def test_a_client_that_goes_in_the_middle_of_a_long_report(ctx):
         with ctx.connect() as other:
             alive(other)
     os.close(f)
+
+
+def test_the_bitmap_of_an_unmap_that_nobody_reads_fits_in_a_message(ctx):
+    nbytes = MIB - 40
+    size = nbytes * 8 * PAGE
+    f = named_memfd("unread-unmap", size)
+    with ctx.connect() as client:
+        serving(ctx, lambda: (mapped(client, 0, size, f), log_start(client, PAGE)))
+        put(ctx, size - 1, 1)
+        before = resident()
+        request = struct.pack("<IIQQQQ", MIB, 1, 0, size, PAGE, nbytes)
+        client.send(DMA_UNMAP, request)
+        if ctx.nonblocking:
+            assert ctx.run() == 1
+        else:
+            run = Background(ctx.run)
+            until("it waits for room", lambda: unread(client.sock) > 65536 and sleeps(run) is not None)
+            run.interrupt()
+            fails(errno.EINTR, run.result)
+        assert resident() - before < 2 * MIB
+        reply = serving(ctx, lambda: Reply(recv_exactly(client.sock, 16 + 40 + nbytes), []))
+        assert reply.payload[:40] == request and reply.payload[-1] == 0x80
+        # One bit more is refused, and nothing is made for it.
+        serving(ctx, lambda: mapped(client, 0, size + 64 * PAGE, f))
+        client.send(DMA_UNMAP, struct.pack("<IIQQQQ", MIB + 8, 1, 0, size + 64 * PAGE, PAGE, nbytes + 8))
+        reply = serving(ctx, client.recv)
+        assert (reply.flags, reply.error) == (F_REPLY | F_ERROR, errno.EINVAL)
+    os.close(f)

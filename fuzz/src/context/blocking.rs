@@ -13,7 +13,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use vfio_user::capi::{self, dma_sg_t};
 
 use super::client::Client;
-use super::{Pool, Session, messages};
+use super::{Pool, Session, messages, neighbour};
 use crate::peer::{self, Context, Handle};
 
 /// What interrupts a thread that waits. Nobody else uses it.
@@ -254,6 +254,10 @@ impl Session<'_> {
         if served == Served::Gone {
             client.assert_served();
         }
+        drop(client);
+        if served == Served::Gone && std::mem::take(&mut self.is_attached) {
+            self.fresh.assert_back("after a client");
+        }
         self.is_attached = false;
         served
     }
@@ -297,6 +301,7 @@ impl Session<'_> {
                 4 => drop(unsafe { capi::vfu_irq_trigger(self.handle(), u32::from(what / 16)) }),
                 // SAFETY: the context is there.
                 5 => assert!(unsafe { capi::vfu_get_poll_fd(self.handle()) } >= 0),
+                7 => neighbour::ask(),
                 6 if errno == libc::EBUSY => {
                     // It is asked for nothing more before it has quiesced.
                     self.expect_failure(capi::vfu_run_ctx, &[libc::EBUSY]);

@@ -14,6 +14,7 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, s
 use vfio_user::wire::Header;
 use zerocopy::FromBytes;
 
+use super::budget;
 use crate::peer::{self, HEADER};
 
 const LARGEST_MESSAGE: u32 = (1 << 20) + 32;
@@ -132,6 +133,7 @@ impl Client {
             let Ok(count) = sendmsg::<()>(self.socket.as_raw_fd(), &part, control, flags, None) else {
                 return;
             };
+            budget::note_bytes(count);
             self.note_sent(&rest[..count]);
             rest = &rest[count..];
         }
@@ -163,6 +165,7 @@ impl Client {
             }
             let header = Header::read_from_bytes(&self.header).expect("its size");
             self.header.clear();
+            budget::note_message();
             self.is_lost = !(HEADER as u32..=LARGEST_MESSAGE).contains(&header.msg_size);
             self.body_left = (header.msg_size as usize).saturating_sub(HEADER);
             let is_first = !std::mem::replace(&mut self.any_sent, true);
@@ -218,12 +221,14 @@ impl Client {
                 break;
             }
             any = true;
+            budget::note_bytes(count);
             self.incoming.extend_from_slice(&buffer[..count]);
             self.take_messages();
         }
         if let Some(twin) = &self.twin {
             let before = self.twin_incoming.len();
             peer::drain(twin, &mut self.twin_incoming);
+            budget::note_bytes(self.twin_incoming.len() - before);
             any |= self.twin_incoming.len() > before;
             while let Some((header, payload)) = peer::take_message(&mut self.twin_incoming) {
                 self.answer(&header, &payload, true);
@@ -352,6 +357,7 @@ impl Client {
         let twin = self.twin.as_ref().expect("it came from there");
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let sent = sendmsg::<()>(twin.as_raw_fd(), &[IoSlice::new(&bytes)], &[], flags, None);
+        budget::note_bytes(bytes.len());
         self.is_mute |= sent != Ok(bytes.len());
     }
 

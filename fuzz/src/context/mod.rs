@@ -2,12 +2,16 @@
 //! device that uses everything, in a context that never waits or in one that
 //! does. No panic; nothing waits for ever; no descriptor and no mapping is left;
 //! every command that wants an answer gets one, in order; regions are registered
-//! and unregistered in pairs; a lost connection is one reset.
+//! and unregistered in pairs; a lost connection is one reset. All of that within
+//! budgets of memory, descriptors and processor time, beside another context,
+//! whose client is served at any time.
 
 mod blocking;
+mod budget;
 mod client;
 mod device;
 mod messages;
+mod neighbour;
 mod pool;
 
 use std::ffi::{c_char, c_int};
@@ -19,6 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vfio_user::capi;
 
 use crate::peer::{self, Context, Handle};
+use budget::{Budget, Memory};
 use client::{Client, lock};
 use device::Device;
 use pool::Pool;
@@ -34,9 +39,17 @@ unsafe extern "C" {
 /// what happens.
 pub fn run(data: &[u8]) {
     let Some((kind, rest)) = data.split_first() else { return };
+    neighbour::prepare();
+    let budget = Budget::new();
+    serve(*kind, rest);
+    neighbour::welcome();
+    budget.assert_kept();
+}
+
+/// All of it, done and gone.
+fn serve(kind: u8, rest: &[u8]) {
     let pool = Pool::new();
-    let before = open_descriptors();
-    let (is_blocking, kind) = (*kind >= 0x80, usize::from(*kind % 0x80));
+    let (is_blocking, kind) = (kind >= 0x80, usize::from(kind % 0x80));
     let (script, rest) = rest.split_at((kind / 4 * 4).min(rest.len()));
     let (answers, rest) = rest.split_at((kind % 4 * 4).min(rest.len()));
     let device = Device::default();
@@ -52,8 +65,12 @@ pub fn run(data: &[u8]) {
         connections: 0,
         is_attached: false,
         is_blocking,
+        fresh: Memory::now(),
+        is_left: false,
     };
-    match session.setup(&mut u) {
+    let ready = session.setup(&mut u);
+    session.fresh = Memory::now();
+    match ready {
         Ok(()) if is_blocking => session.run_blocking(&mut u),
         Ok(()) => session.run_nonblocking(&mut u),
         Err(_) => {}
@@ -61,15 +78,17 @@ pub fn run(data: &[u8]) {
     session.finish();
     drop(lock(&device.client).take());
     assert!(pool.is_open());
-    assert_eq!(open_descriptors(), before, "descriptors");
     if device.was_mapped.get() {
         assert_eq!(pool::mappings(), 0, "mappings");
     }
 }
 
-fn open_descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").expect("proc").count()
-}
+/// Descriptors that the kernel passes with one send.
+const SCM_MAX_FD: usize = 253;
+/// Calls with this number and more are made when the neighbour was served.
+const NEIGHBOURS: u8 = 192;
+/// Bytes of a message that come one by one.
+const MOST_DRIBBLED: usize = 64;
 
 struct Session<'a> {
     context: Context,
@@ -80,6 +99,10 @@ struct Session<'a> {
     connections: usize,
     is_attached: bool,
     is_blocking: bool,
+    /// What there was before there was a client.
+    fresh: Memory,
+    /// A client has gone, and what is there now was not compared with that.
+    is_left: bool,
 }
 
 impl Session<'_> {
@@ -156,6 +179,7 @@ impl Session<'_> {
         let may_answer = |client: &Client| !client.is_amid() && !client.is_lost && !client.has_ended;
         if self.is_attached && lock(&self.device.client).as_ref().is_some_and(may_answer) {
             self.settle();
+            self.assert_left();
         }
     }
 
@@ -265,7 +289,8 @@ impl Session<'_> {
             49 => self.with_client(|client| client.end(Shutdown::Both)),
             50 => self.with_client(|client| client.end(Shutdown::Write)),
             51 if u8::arbitrary(u)? < 64 => *lock(&self.device.client) = None,
-            51..54 => self.connect(u)?,
+            51 | 52 => self.connect(u)?,
+            53 => self.dribble(u)?,
             54..57 => {
                 let errno = if u8::arbitrary(u)? % 3 == 0 { libc::ENOTTY } else { 0 };
                 self.quiesced(errno);
@@ -275,6 +300,7 @@ impl Session<'_> {
             _ => self.call(u)?,
         }
         self.context.assert_whole();
+        self.assert_left();
         Ok(())
     }
 
@@ -301,15 +327,34 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// A message that comes in bytes, with descriptors on each.
+    fn dribble(&mut self, u: &mut Unstructured) -> Result<()> {
+        let message = messages::any(u)?;
+        let count = usize::from(u8::arbitrary(u)?).min(SCM_MAX_FD);
+        let fds = vec![self.pool.get(u8::arbitrary(u)?, self.own_fd()); count];
+        let how_often = usize::from(u8::arbitrary(u)? % 16);
+        for (at, byte) in message.bytes.iter().take(MOST_DRIBBLED).enumerate() {
+            self.with_client(|client| client.send(&[*byte], &fds));
+            if at.checked_rem(how_often) == Some(0) {
+                self.run();
+            }
+        }
+        neighbour::ask();
+        Ok(())
+    }
+
     /// One call; what it returned.
     fn run(&mut self) -> c_int {
         let handle = self.handle();
         let resets = self.device.lost_resets.get();
         let is_quiet = !self.is_readable();
+        let before = budget::time();
         // SAFETY: the context is there.
         let outcome = unsafe { capi::vfu_run_ctx(handle) };
         let errno = peer::errno();
         assert!(outcome >= -1);
+        let took = budget::time() - before;
+        assert!(took <= budget::CALL, "a call of {took:?}");
         let lost = self.device.lost_resets.get() - resets;
         assert!(lost <= 1);
         if is_quiet && self.is_attached && !self.device.is_quiescing.get() {
@@ -326,6 +371,13 @@ impl Session<'_> {
         outcome
     }
 
+    /// A client that has gone left nothing, if nobody has come since.
+    fn assert_left(&mut self) {
+        if std::mem::take(&mut self.is_left) && lock(&self.device.client).is_none() {
+            self.fresh.assert_back("after a client");
+        }
+    }
+
     /// The connection is no more.
     fn lost(&mut self) {
         if std::mem::take(&mut self.is_attached) {
@@ -334,6 +386,7 @@ impl Session<'_> {
                 client.assert_served();
             });
             *lock(&self.device.client) = None;
+            self.is_left = true;
         }
     }
 
@@ -388,6 +441,9 @@ impl Session<'_> {
         let access = Some(device::access as _);
         let none = std::ptr::null_mut();
         let fd = self.pool.get(1, -1);
+        if number >= NEIGHBOURS {
+            neighbour::ask();
+        }
         // SAFETY: the context is there, and what is passed is what is asked for.
         unsafe {
             match number % 12 {

@@ -9,6 +9,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 
 /// Name of all memory that is sent.
 const NAME: &std::ffi::CStr = c"fuzz-pool";
@@ -18,7 +19,8 @@ pub struct Pool {
     fds: Vec<OwnedFd>,
 }
 
-fn memory(size: u64) -> File {
+/// Memory of so many bytes.
+pub fn memory(size: u64) -> File {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let file = File::from(memfd_create(NAME, flags).expect("memory"));
     file.set_len(size).expect("memory");
@@ -43,6 +45,9 @@ impl Pool {
         let (socket, _) = UnixStream::pair().expect("descriptors");
         let (pipe_out, pipe_in) = std::io::pipe().expect("descriptors");
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("descriptors");
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC).expect("descriptors");
+        let on_disk = tempfile::tempfile().expect("a file");
+        on_disk.set_len(0x3000).expect("room");
         let fds = vec![
             small.into(),
             large.into(),
@@ -59,6 +64,9 @@ impl Pool {
             File::open("/").expect("a folder").into(),
             epoll.0,
             event(EfdFlags::EFD_SEMAPHORE),
+            timer.into(),
+            on_disk.into(),
+            File::open("/dev/zero").expect("zeroes").into(),
         ];
         Pool { fds }
     }

@@ -1,11 +1,13 @@
 //! `VFIO_USER_DEVICE_FEATURE`
 
-use crate::memory;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::memory::Words;
 use crate::server::{Context, Device};
 use crate::transport::{Connection, Message, Reply};
 use crate::wire::{
-    DeviceFeature, Errno, Feature, FeatureFlags, LoggingControl, LoggingReport, MigState, MigrationFlags,
-    Request, Result, take,
+    DeviceFeature, Errno, Feature, FeatureFlags, LoggingControl, LoggingRange, LoggingReport, MigState,
+    MigrationFlags, Request, Result, take,
 };
 
 /// Bytes of a report's bitmap that are made at once; the others follow as the
@@ -71,10 +73,12 @@ impl<D: Device> Context<D> {
             Feature::DmaLoggingStart => {
                 let (control, rest) = take::<LoggingControl>(data)?;
                 Errno::EINVAL.unless(self.dma_is_ready(), NO_DMA)?;
-                let mut ranges = Vec::new();
-                memory::reserve(&mut ranges, control.num_ranges as usize)?;
-                ranges.extend(control.ranges(rest));
-                let page_size = self.dma.logging_start(control.page_size, &ranges)?;
+                let bytes = (control.num_ranges as usize).saturating_mul(size_of::<LoggingRange>());
+                let bytes = rest.get(..bytes).ok_or(Errno::EINVAL)?;
+                let mut words = Words::zeroed(bytes.len() / size_of::<u64>())?;
+                words.as_mut_bytes().copy_from_slice(bytes);
+                let ranges = <[LoggingRange]>::ref_from_bytes(words.as_bytes()).map_err(|_| Errno::EINVAL)?;
+                let page_size = self.dma.logging_start(control.page_size, ranges)?;
                 self.make_room(reply, payload.len())?;
                 reply.put(&request)?;
                 reply.put(&LoggingControl { page_size, ..control })?;

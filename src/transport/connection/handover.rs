@@ -64,7 +64,7 @@ impl Connection {
     /// `EBUSY` if it is lost.
     pub fn export(&mut self, out: &mut Outgoing) -> Result<()> {
         self.abandon_answers();
-        if self.lost || self.sending {
+        if self.lost || self.sending || self.receiving && self.main.receiver.has_missed() {
             return Err(Errno::EBUSY.because("the client is lost"));
         }
         self.main.receiver.export(self.main.socket(), out)?;
@@ -117,6 +117,7 @@ impl Connection {
             may_carry_fds,
             lost: false,
             sending: false,
+            receiving: false,
         };
         for queued in &records.queued {
             let message = import_message(queued, fds)?;

@@ -123,6 +123,16 @@ impl Receiver {
         self.socket_header.is_filled()
     }
 
+    /// The same, and closes the descriptors that came with them.
+    pub fn drop_missed(&mut self) -> bool {
+        let has_missed = self.has_missed();
+        if has_missed {
+            // What does not fit into the list is closed as well.
+            self.socket_header.collect(&mut Vec::new());
+        }
+        has_missed
+    }
+
     /// Receives, without waiting, what is next of the body of a message whose
     /// head was taken, and then at most `most` bytes more. Nothing of it lies
     /// here untaken.

@@ -10,16 +10,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use loom::sync::atomic::{AtomicU64, AtomicUsize};
 
 use super::{explore, spawn};
-use crate::dma::bitmap::Block;
+use crate::dma::bitmap::{Block, Name, all_words};
 use crate::dma::dirty::Dirty;
 use crate::dma::sizes::GROUP_WORDS;
 
-const BLOCK: u32 = 1;
 const GROUP_BITS: u64 = GROUP_WORDS as u64 * 64;
 
 /// One bitmap, and a word of guest memory for each marker.
 struct Logged {
     dirty: Dirty,
+    name: Name,
     words: Box<[AtomicU64]>,
     memory: [AtomicUsize; 2],
 }
@@ -29,17 +29,20 @@ type Bits = (u64, u64);
 
 impl Logged {
     fn new(class: u32) -> Logged {
-        let words: Box<[AtomicU64]> = (0..1 << class).map(|_| AtomicU64::new(0)).collect();
-        let dirty = Dirty::new();
-        // SAFETY: the words go together with the block, and are only used here.
-        dirty.blocks.add(BLOCK, unsafe { Block::new(words.as_ptr(), class) }.unwrap()).unwrap();
-        Logged { dirty, words, memory: [AtomicUsize::new(0), AtomicUsize::new(0)] }
+        let words: Box<[AtomicU64]> = (0..all_words(class)).map(|_| AtomicU64::new(0)).collect();
+        let name = Name::new(words.as_ptr(), class).unwrap();
+        Logged { dirty: Dirty::new(), name, words, memory: [AtomicUsize::new(0), AtomicUsize::new(0)] }
+    }
+
+    fn block(&self) -> Block<'_> {
+        // SAFETY: the words are there as long as `self`.
+        unsafe { self.name.block() }.unwrap()
     }
 
     /// Writes to guest memory, then marks it, by the short way if it can be.
     fn write(&self, marker: usize, bits: Bits) {
         self.memory[marker].store(1, Relaxed);
-        let block = self.dirty.blocks.get(BLOCK).unwrap();
+        let block = self.block();
         if bits.0 != bits.1 || !self.dirty.is_set(block, bits.0) {
             self.dirty.set(block, bits.0, bits.1);
         }
@@ -48,7 +51,7 @@ impl Logged {
     /// What is found, by words.
     fn harvest(&self, bits: Bits, keep_last: bool) -> Vec<u64> {
         let mut all = vec![0; self.words.len()];
-        self.dirty.harvest(BLOCK, bits, keep_last, &mut [0; GROUP_WORDS], |first, words| {
+        self.dirty.harvest(self.block(), bits, keep_last, &mut [0; GROUP_WORDS], |first, words| {
             for (number, word) in (first as usize..).zip(words) {
                 all[number] |= *word;
             }
@@ -97,7 +100,7 @@ impl Model {
         explore(self.preemptions, move || {
             let logged = Arc::new(Logged::new(self.class));
             if let Some((first, last)) = self.before {
-                let block = logged.dirty.blocks.get(BLOCK).unwrap();
+                let block = logged.block();
                 logged.dirty.set(block, first, last);
             }
             let markers: Vec<_> = (0..2)

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use loom::sync::atomic::AtomicBool;
 
 use super::{explore, spawn};
+use crate::dma::bitmap::Name;
 use crate::dma::file::{Recent, SharedFile};
 use crate::dma::region::{Access, Attributes, Backing, DmaInfo, Prot, Snapshot};
 use crate::dma::sizes::HANDLE_BASE;
@@ -26,7 +27,7 @@ fn old() -> Snapshot {
         start: 0x2000,
         size: 0x1000,
         vaddr: 0xa_0000,
-        block: 1,
+        bitmap: Name(1 << 12),
     }
 }
 
@@ -38,7 +39,7 @@ fn new() -> Snapshot {
         start: 0x1000,
         size: 0x4000,
         vaddr: 0xb_0000,
-        block: 2,
+        bitmap: Name(2 << 12),
     }
 }
 
@@ -47,7 +48,7 @@ fn publish(slots: &Slots, region: &Snapshot) {
     let fd = OwnedFd::from(File::open("/dev/null").unwrap());
     let file = Some(SharedFile::acquire(fd, &mut Recent::default()).unwrap().0);
     let backing = Backing { file, offset: region.tag, ..Backing::default() };
-    slots.publish(region, None, DmaInfo::EMPTY, backing).unwrap();
+    slots.publish(region, DmaInfo::EMPTY, backing).unwrap();
 }
 
 /// The old region is there.
@@ -71,8 +72,8 @@ fn of(tag: u64) -> Option<Snapshot> {
 
 fn assert_same(a: &Snapshot, b: &Snapshot) {
     assert_eq!(
-        (a.tag, a.handle, a.attributes, a.start, a.size, a.vaddr, a.block),
-        (b.tag, b.handle, b.attributes, b.start, b.size, b.vaddr, b.block)
+        (a.tag, a.handle, a.attributes, a.start, a.size, a.vaddr, a.bitmap),
+        (b.tag, b.handle, b.attributes, b.start, b.size, b.vaddr, b.bitmap)
     );
 }
 

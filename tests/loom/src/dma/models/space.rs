@@ -74,8 +74,9 @@ fn at_once(space: &AddressSpace) -> Option<SgEntry> {
 
 /// A thread translates, one way only, and gets, while a region goes and another one comes to
 /// the same slot: an entry that was made in the middle of the change is of no region, and
-/// can't be used either.
-fn an_entry_is_of_one_region(preemptions: usize, way: Way) {
+/// can't be used either. In between, the memory that told of the old one may go back to the
+/// system, which makes zeroes of it.
+fn an_entry_is_of_one_region(preemptions: usize, way: Way, between: fn(&AddressSpace)) {
     explore(preemptions, move || {
         let space = Arc::new(AddressSpace::new());
         let region = map(&space, OLD);
@@ -86,6 +87,7 @@ fn an_entry_is_of_one_region(preemptions: usize, way: Way) {
             spawn(move || {
                 space.remove(region);
                 assert!(space.get(&old).is_err(), "the entry is stale after the remove");
+                between(&space);
                 map(&space, NEW);
             })
         };
@@ -103,17 +105,32 @@ fn an_entry_is_of_one_region(preemptions: usize, way: Way) {
 
 #[test]
 fn an_entry_of_the_region_used_last() {
-    an_entry_is_of_one_region(2, recent);
+    an_entry_is_of_one_region(2, recent, |_| ());
 }
 
 #[test]
 fn an_entry_of_one_search() {
-    an_entry_is_of_one_region(1, one);
+    an_entry_is_of_one_region(1, one, |_| ());
 }
 
 #[test]
 fn an_entry_of_one_look() {
-    an_entry_is_of_one_region(1, at_once);
+    an_entry_is_of_one_region(1, at_once, |_| ());
+}
+
+#[test]
+fn an_entry_of_the_region_used_last_while_memory_goes() {
+    an_entry_is_of_one_region(1, recent, AddressSpace::give_back);
+}
+
+#[test]
+fn an_entry_of_one_search_while_memory_goes() {
+    an_entry_is_of_one_region(1, one, AddressSpace::give_back);
+}
+
+#[test]
+fn an_entry_of_one_look_while_memory_goes() {
+    an_entry_is_of_one_region(1, at_once, AddressSpace::give_back);
 }
 
 /// A thread translates a range over two regions that touch, with one look: what it finds if
