@@ -322,17 +322,21 @@ ssize_t vfux_read_pba(vfu_ctx_t *vfu_ctx, char *buf, size_t count, uint64_t offs
  *
  * A client that truncates the file behind a DMA region takes memory away that the
  * device may be using: the next access ends the process by SIGBUS. With
- * VFUX_DMA_POLICY_LASTING, DMA_MAP takes only what nobody can do that to:
+ * VFUX_DMA_POLICY_LASTING, DMA_MAP takes only:
  *
- * - a memfd of ordinary pages, sealed with F_SEAL_SHRINK; QEMU's
- *   memory-backend-memfd is, unless told otherwise;
+ * - a memfd sealed with F_SEAL_SHRINK; QEMU's memory-backend-memfd is, unless told
+ *   otherwise;
+ * - huge pages: files on hugetlbfs, and memfds made with MFD_HUGETLB;
  * - device DAX (/dev/dax*).
  *
  * Everything else that is to be mapped is refused with EPERM, and a line in the
- * log says so. That includes huge pages, with the seal, too: their owner can punch
- * a hole and leave no huge page that could fill it. Nothing is asked of the
- * client's file system for that. Regions reached by messages or by file I/O are
- * taken as ever: there, memory that has gone is an error.
+ * log says so. Nothing is asked of the client's file system for that. Regions
+ * reached by messages or by file I/O are taken as ever: there, memory that has gone
+ * is an error.
+ *
+ * Of these, huge pages can still go: without the seal their owner can truncate the
+ * file, and with it punch a hole and leave no huge page that could fill it. A
+ * program whose clients it does not trust with that calls vfux_guard_dma(), too.
  *
  * What no policy can help against: that the machine has no memory left for a page
  * that is touched for the first time, where it is set up to refuse rather than to

@@ -478,7 +478,8 @@ impl Both {
                     are_good &= range[1] != 0 && range[0].checked_add(range[1] - 1).is_some();
                     payload.extend(range.iter().flat_map(|number| number.to_ne_bytes()));
                 }
-                asks = listed == u64::from(num_ranges);
+                // What is wrong by itself is refused before the device is asked to quiesce.
+                asks = listed == u64::from(num_ranges) && are_good && page_size.is_power_of_two();
                 let used = page_size.max(PAGE);
                 let is_good = are_good
                     && self.has_dma
