@@ -416,7 +416,11 @@ attempt(const struct fault *fault)
     if (!goes_on) {
         /* Both have gone: the old one had been told that the new one goes on; or it was
          * killed before that one had everything. */
-        has_ended(new, &new_status, 0);
+        if (fault->side == OLD) {
+            has_ended(new, &new_status, 0);
+        } else {
+            has_ended(old, &old_status, 0);
+        }
         CHECK(fault->error == 0 && (fault->side == OLD ? shared->new_fails : shared->old_gave));
         fired = true;
         is_alone++;
