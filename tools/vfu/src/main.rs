@@ -18,18 +18,20 @@ mod output;
 mod region;
 mod trace;
 
-use std::io::{Write, stderr};
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use anstream::stderr;
+
+use output::ERROR;
 
 fn main() -> ExitCode {
-    let cli = args::Cli::parse();
+    let cli = args::Cli::from_command_line();
     match commands::run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             // Where standard error is closed, the exit code has to do.
-            let _ = writeln!(stderr(), "vfu: {}", e.line());
+            let _ = writeln!(stderr(), "{ERROR}vfu:{ERROR:#} {}", e.line());
             ExitCode::from(e.exit_code())
         }
     }

@@ -1,9 +1,12 @@
 //! What goes to standard output.
 
 use std::fmt::Display;
-use std::io::{ErrorKind, Write, stdout};
+use std::io::{ErrorKind, IsTerminal, Write, stdout};
 
-use comfy_table::{CellAlignment, Table, presets};
+use anstream::AutoStream;
+use clap::builder::styling::{AnsiColor, Style};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -22,6 +25,26 @@ pub fn bytes(bytes: &[u8]) -> Result<()> {
 /// Writes `text` and ends the line.
 pub fn line(text: impl Display) -> Result<()> {
     bytes(format!("{text}\n").as_bytes())
+}
+
+/// How errors begin.
+pub const ERROR: Style = AnsiColor::Red.on_default().bold();
+
+/// Writes `text`, in which there may be styles, and ends the line; the styles are left out where
+/// they are not wanted.
+pub fn styled(text: impl Display) -> Result<()> {
+    let mut plain = AutoStream::new(Vec::new(), AutoStream::choice(&stdout()));
+    plain.write_all(format!("{text}\n").as_bytes()).map_err(|e| Error::local("standard output", e))?;
+    bytes(&plain.into_inner())
+}
+
+/// Lays a table of words out for the terminal that it is printed on, if it is for one: what does
+/// not fit goes on below in its column.
+pub fn fit(table: &mut Table) {
+    let size = stdout().is_terminal().then(|| tcgetwinsize(stdout()).ok()).flatten();
+    if let Some(columns) = size.map(|size| size.ws_col).filter(|columns| *columns > 0) {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
+    }
 }
 
 /// In what form results are printed.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
+use clap::builder::styling::AnsiColor;
 use quick_xml::Writer;
 use quick_xml::events::{BytesDecl, BytesText, Event};
 use serde::Serialize;
@@ -46,8 +47,28 @@ impl List {
             let needs = if entry.destructive { " (needs --destructive)" } else { "" };
             table.add_row([entry.check.as_str(), entry.section, &format!("{}{needs}", entry.what)]);
         }
+        output::fit(&mut table);
         output::line(table.trim_fmt())
     }
+}
+
+/// The table with its verdicts, which are first in their lines, in colors.
+fn colored(table: &str) -> String {
+    let line = |line: &str| {
+        // Columns have a space ahead.
+        let (verdict, rest) =
+            line.strip_prefix(' ').and_then(|line| line.split_once(' ')).unwrap_or(("", line));
+        let color = match verdict {
+            "pass" => AnsiColor::Green,
+            "warn" => AnsiColor::Yellow,
+            "fail" => AnsiColor::Red,
+            "skip" => AnsiColor::Cyan,
+            _ => return line.to_string(),
+        };
+        let style = color.on_default();
+        format!(" {style}{verdict}{style:#} {rest}")
+    };
+    table.lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn name(chosen: &Chosen) -> String {
@@ -115,7 +136,8 @@ impl Report {
             let said = finding.reason.as_deref().unwrap_or(finding.what);
             table.add_row([finding.verdict, &finding.check, finding.section, said]);
         }
-        output::line(table.trim_fmt())?;
+        output::fit(&mut table);
+        output::styled(colored(&table.trim_fmt()))?;
         let Summary { pass, warn, fail, skip } = self.summary;
         output::line(format!("\n{pass} passed, {warn} with a warning, {fail} failed, {skip} skipped"))
     }

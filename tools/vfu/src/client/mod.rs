@@ -15,6 +15,7 @@ mod memory;
 mod migration;
 mod pages;
 pub(crate) mod stream;
+mod tap;
 mod version;
 
 use std::fs;
@@ -36,6 +37,7 @@ pub(crate) use dma::serve;
 pub use memory::{Backing, Memory, Segment, Traffic};
 pub use migration::state_name;
 pub use pages::Pages;
+pub use tap::{Tap, Wire, is_watched, look_on};
 pub use version::{Negotiated, parse as parse_version, proposal};
 
 use crate::error::{Error, Result, reason};
@@ -109,7 +111,8 @@ impl Client {
             if twin.fd_index >= reply.fds.len() {
                 return Err(Error::Protocol("the second socket was promised but did not come".into()));
             }
-            client.twin = Some(Stream::new(UnixStream::from(reply.fds.swap_remove(twin.fd_index)))?);
+            let socket = UnixStream::from(reply.fds.swap_remove(twin.fd_index));
+            client.twin = Some(client.main.twin(socket)?);
         }
         Ok(client)
     }

@@ -18,6 +18,7 @@ use rustix::net::{
 use vfio_user::wire::{Header, limits, take};
 
 use super::deadline::Deadline;
+use super::tap::Wire;
 use crate::error::{Error, Result};
 
 /// Descriptors that this client takes with one message.
@@ -111,6 +112,8 @@ fn as_text(bytes: &[u8]) -> Option<&str> {
 /// One end of a connection.
 pub struct Stream {
     socket: UnixStream,
+    /// Which one it is, to those who look on.
+    wire: Option<Wire>,
     partial: Partial,
     waiting: VecDeque<Message>,
     /// Bytes of the largest message that is received.
@@ -126,9 +129,18 @@ impl AsFd for Stream {
 impl Stream {
     /// Talks over `socket`, which becomes non-blocking.
     pub fn new(socket: UnixStream) -> Result<Stream> {
+        Stream::on(Wire::new(), socket)
+    }
+
+    /// The same for the second socket of this connection.
+    pub fn twin(&self, socket: UnixStream) -> Result<Stream> {
+        Stream::on(self.wire.map(|wire| Wire { is_twin: true, ..wire }), socket)
+    }
+
+    fn on(wire: Option<Wire>, socket: UnixStream) -> Result<Stream> {
         socket.set_nonblocking(true).map_err(|e| Error::local("socket", e))?;
         let largest = limits::MAX_MESSAGE_SIZE;
-        Ok(Stream { socket, partial: Partial::default(), waiting: VecDeque::new(), largest })
+        Ok(Stream { socket, wire, partial: Partial::default(), waiting: VecDeque::new(), largest })
     }
 
     /// From now on takes messages whose body has up to `body` bytes, and those
@@ -146,7 +158,11 @@ impl Stream {
         while !rest.is_empty() {
             match send_some(&self.socket, rest, fds) {
                 Ok(sent) => {
-                    rest = rest.get(sent..).unwrap_or_default();
+                    let (gone, left) = rest.split_at_checked(sent).unwrap_or((rest, &[]));
+                    if let Some(wire) = self.wire {
+                        wire.piece(true, gone, fds);
+                    }
+                    rest = left;
                     fds = &[];
                 }
                 Err(Errno::INTR) => {}
@@ -194,6 +210,7 @@ impl Stream {
                 return Ok(Received::Message(message));
             }
             let (room, fds) = self.partial.room();
+            let before = fds.len();
             let got = match receive_some(&self.socket, room, fds) {
                 Ok(got) => got,
                 Err(Errno::INTR) => continue,
@@ -201,6 +218,10 @@ impl Stream {
                 Err(Errno::CONNRESET) => 0,
                 Err(e) => return Err(Error::local("recvmsg", e)),
             };
+            if let Some(wire) = self.wire.filter(|_| got > 0) {
+                let fds: Vec<BorrowedFd<'_>> = fds.iter().skip(before).map(AsFd::as_fd).collect();
+                wire.piece(false, room.get(..got).unwrap_or_default(), &fds);
+            }
             if self.partial.fds.len() > MAX_MSG_FDS {
                 let text = format!("more than the agreed {MAX_MSG_FDS} descriptors with a message");
                 return Err(Error::Protocol(text));

@@ -125,6 +125,7 @@ impl Info {
                 row.mappable(),
             ]);
         }
+        output::fit(&mut table);
         output::line(table.trim_fmt())?;
         output::line("")?;
         let mut table = output::table(&["interrupt", "vectors", "flags"], &[1]);

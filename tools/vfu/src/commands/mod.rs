@@ -17,10 +17,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::args::{Cli, Command};
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::container::Reader;
 use crate::error::{Error, Result};
 use crate::output::Format;
+use crate::trace::Verbose;
 
 /// A command that is ready to be executed on a connection.
 type Action<'a> = Box<dyn FnOnce(&mut Client) -> Result<()> + 'a>;
@@ -28,6 +29,9 @@ type Action<'a> = Box<dyn FnOnce(&mut Client) -> Result<()> + 'a>;
 /// Executes the command line.
 pub fn run(cli: &Cli) -> Result<()> {
     let format = if cli.json { Format::Json } else { Format::Text };
+    if cli.verbose {
+        client::look_on(Box::new(Verbose::new(cli.json)));
+    }
     match &cli.command {
         Command::Migrate(args) => migrate::run(args, cli.options(), format),
         Command::Check(args) => check::run(args, cli.options(), format),

@@ -19,6 +19,7 @@ mod registers;
 mod relay;
 mod report;
 mod summary;
+mod verbose;
 
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub use capture::{Reader, Writer};
 pub use filter::Filter;
 pub use relay::Relay;
 pub use report::{Options, Report};
+pub use verbose::Verbose;
 
 use descriptor::Descriptor;
 

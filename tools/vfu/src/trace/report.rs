@@ -1,7 +1,7 @@
 //! Lines, packets and numbers out of what has been passed on.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
@@ -40,9 +40,12 @@ struct Pending {
 /// Who has sent a command, and its id.
 type Asked = (u32, Socket, Peer, u16);
 
-/// Standard output, until nobody reads it any more.
+/// Where lines go.
+type Lines = BufWriter<Box<dyn Write + Send>>;
+
+/// Standard output, or error, until nobody reads it any more.
 struct Out {
-    out: BufWriter<Stdout>,
+    out: Lines,
     is_open: bool,
 }
 
@@ -52,10 +55,10 @@ impl Out {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.attempt(BufWriter::flush)
+        self.attempt(Lines::flush)
     }
 
-    fn attempt(&mut self, what: impl FnOnce(&mut BufWriter<Stdout>) -> io::Result<()>) -> Result<()> {
+    fn attempt(&mut self, what: impl FnOnce(&mut Lines) -> io::Result<()>) -> Result<()> {
         if !self.is_open {
             return Ok(());
         }
@@ -121,11 +124,16 @@ struct Note<'a> {
 }
 
 impl Report {
-    /// Prints as `options` say, and writes everything to `file`.
+    /// Prints as `options` say to standard output, and writes everything to `file`.
     pub fn new(options: Options, file: Option<Writer>) -> Report {
+        Report::to(Box::new(io::stdout()), options, file)
+    }
+
+    /// The same, to `out`.
+    pub fn to(out: Box<dyn Write + Send>, options: Options, file: Option<Writer>) -> Report {
         Report {
             options,
-            out: Out { out: BufWriter::new(io::stdout()), is_open: true },
+            out: Out { out: BufWriter::new(out), is_open: true },
             file,
             streams: HashMap::new(),
             strange: HashSet::new(),
@@ -154,7 +162,8 @@ impl Report {
         }
     }
 
-    fn event(&mut self, event: Event) {
+    /// Takes in what was passed on.
+    pub fn event(&mut self, event: Event) {
         match event {
             Event::Piece { at, place, bytes, descriptors } => {
                 let stream = self.streams.entry(place).or_default();
@@ -342,7 +351,8 @@ impl Report {
         self.failure.get_or_insert(e);
     }
 
-    fn flush(&mut self) {
+    /// Has everything seen that is known.
+    pub fn flush(&mut self) {
         if let Err(e) = self.out.flush() {
             self.fail(e);
         }

@@ -15,6 +15,7 @@ mod peer;
 mod saved;
 mod script;
 mod shell;
+mod terminal;
 mod trace;
 
 use std::io::Write;

@@ -198,6 +198,63 @@ fn a_destination_that_cannot_be_reset_is_told() {
     assert_eq!(src.state, RUNNING);
 }
 
+/// A report of a migration that fails after two rounds, in a third one, or after the stop, and the picture of it.
+fn report_of_failure(src: Fault, dst: Fault, text: &str) -> (serde_json::Value, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    for name in ["report.json", "report.svg"] {
+        let (run, ..) = migrate_with(src, dst, &["--report", &file(name)]);
+        run.fails(1, text);
+    }
+    let report: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(file("report.json")).unwrap()).unwrap();
+    let picture = std::fs::read_to_string(file("report.svg")).unwrap();
+    assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"), "{picture}");
+    assert_eq!(
+        (&report["converged"], &report["rounds"]),
+        (&json!(false), &json!(report["history"].as_array().unwrap().len()))
+    );
+    (report, picture)
+}
+
+#[test]
+fn a_report_tells_of_a_migration_that_failed() {
+    // In the second round: it ends there.
+    let said = "source: reading migration data: the device answered: Input/output error";
+    let (report, picture) = report_of_failure(Fault::Data(4), Fault::None, said);
+    assert_eq!((&report["failure"], &report["stop"]), (&json!(said), &json!(null)));
+    let (rounds, broken_off) = (report["history"].as_array().unwrap(), &report["broken_off"]);
+    assert!(!rounds.is_empty() && broken_off["seconds"].as_f64().unwrap() > 0.0, "{report}");
+    let sum: u64 =
+        rounds.iter().chain([broken_off]).map(|part| part["moved"]["memory"].as_u64().unwrap()).sum();
+    assert_eq!(report["moved"]["memory"], json!(sum));
+    assert!(
+        picture.contains("failed after ") && picture.contains(said) && !picture.contains("downtime, "),
+        "{picture}"
+    );
+    // After the rounds: the downtime until then is there.
+    let said = "destination: going to RUNNING: the device answered: Input/output error";
+    let (report, picture) = report_of_failure(Fault::None, Fault::Refuses(RUNNING), said);
+    assert_eq!(
+        (&report["failure"], &report["rounds"], report.get("broken_off")),
+        (&json!(said), &json!(3), None)
+    );
+    assert_eq!(report["stop"]["seconds"], report["downtime_seconds"]);
+    assert!(picture.contains("failed after 3 rounds: ") && picture.contains("downtime, "), "{picture}");
+    // Before the first.
+    let said = "destination: DMA map of 0x80000 bytes at 0x0: the device answered: Invalid argument";
+    let (report, picture) = report_of_failure(Fault::None, Fault::NoMaps, said);
+    assert_eq!((&report["failure"], &report["history"]), (&json!(said), &json!([])));
+    assert!(picture.contains("failed after 0 rounds: "), "{picture}");
+}
+
+/// What went wrong is told first; a report that cannot be written comes behind.
+#[test]
+fn a_report_that_cannot_be_written_hides_no_failure() {
+    let (run, ..) = migrate_with(Fault::Data(1), Fault::None, &["--report", "/dev/null/report.svg"]);
+    run.fails(1, "Input/output error; the source runs, the destination was reset; no report (/dev/null/report.svg: Not a directory)");
+}
+
 #[test]
 fn a_lost_dirty_bit_is_found() {
     fails(

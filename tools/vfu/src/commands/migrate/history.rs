@@ -29,15 +29,21 @@ pub struct Round {
     pub fitting_bytes: u64,
 }
 
-/// What was done while neither device ran.
+/// A stretch of time: that in which neither device ran, or a round that was broken off.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Stop {
-    /// When the source was stopped, from the start of logging on.
+pub struct Stretch {
+    /// When it began, from the start of logging on.
     pub start_seconds: f64,
-    /// How long neither ran.
+    /// How long it took.
     pub seconds: f64,
-    /// What was moved then.
+    /// What was moved in it.
     pub moved: Moved,
+}
+
+impl Stretch {
+    fn end(&self) -> f64 {
+        self.start_seconds + self.seconds
+    }
 }
 
 /// Writes a report to a file: JSON, or a picture for a name that ends in `.svg`.
@@ -55,6 +61,13 @@ fn verdict(report: &Report) -> String {
         1 => "1 round".to_string(),
         n => format!("{n} rounds"),
     };
+    if let Some(failure) = &report.failure {
+        // As much as fits beside the picture's edges.
+        const LONGEST: usize = 100;
+        let whole = format!("failed after {rounds}: {failure}");
+        let short: String = whole.chars().take(LONGEST).collect();
+        return if short.len() < whole.len() { short + "…" } else { whole };
+    }
     let Some(last) = report.history.last() else { return "stopped at once: no rounds were allowed".into() };
     let (left, fits) = (HumanBytes(last.left_bytes), HumanBytes(last.fitting_bytes));
     match report.converged {
@@ -87,9 +100,10 @@ fn draw(report: &Report, backend: SVGBackend<'_>) -> Result<(), String> {
     let root = backend.into_drawing_area();
     root.fill(&WHITE).map_err(said)?;
     let (upper, lower) = root.split_vertically(SPLIT);
-    let stop = report.stop;
-    let end = stop.start_seconds + stop.seconds;
     let rounds = &report.history;
+    let behind = report.stop.iter().chain(&report.broken_off);
+    let end = rounds.last().map_or(0.0, |r| r.start_seconds + r.seconds);
+    let end = behind.clone().fold(end, |end, stretch| end.max(stretch.end()));
 
     // What is left after each round, and what would fit.
     let left: Vec<(f64, f64)> =
@@ -116,7 +130,7 @@ fn draw(report: &Report, backend: SVGBackend<'_>) -> Result<(), String> {
     // What each round has moved, as wide as the round was long.
     let mut bars: Vec<(f64, f64, Moved)> =
         rounds.iter().map(|r| (r.start_seconds, r.start_seconds + r.seconds, r.moved)).collect();
-    bars.push((stop.start_seconds, end, stop.moved));
+    bars.extend(behind.map(|stretch| (stretch.start_seconds, stretch.end(), stretch.moved)));
     let top = bars.iter().fold(0.0, |top: f64, (_, _, moved)| top.max(moved.bytes() as f64 / MIB));
     let mut chart = begin(&lower, "", "MiB moved in a round", 0.0..end, top)?;
     downtime(&mut chart, report, top)?;
@@ -167,8 +181,8 @@ fn begin<'a, 'b>(
 
 /// Marks the time in which neither device ran.
 fn downtime<'a, 'b: 'a>(chart: &mut Chart<'a, 'b>, report: &Report, top: f64) -> Result<(), String> {
-    let stop = report.stop;
-    let corners = [(stop.start_seconds, 0.0), (stop.start_seconds + stop.seconds, top * 1.1)];
+    let Some(stop) = report.stop else { return Ok(()) };
+    let corners = [(stop.start_seconds, 0.0), (stop.end(), top * 1.1)];
     let fill = RED.mix(0.2).filled();
     chart
         .draw_series(std::iter::once(Rectangle::new(corners, fill)))

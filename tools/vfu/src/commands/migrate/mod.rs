@@ -49,7 +49,17 @@ pub fn run(args: &args::Migrate, options: Options, format: Format) -> Result<()>
             }
             report.print(format)
         }
-        Err(fault) => Err(fault.with_aftermath(mover.recover())),
+        Err(fault) => {
+            let report = args.report.as_ref().map(|path| (path, mover.failed(&fault)));
+            let mut aftermath = mover.recover();
+            // Rather nothing is said of the rounds than something else of the failure.
+            if let Some((path, report)) = report
+                && let Err(e) = history::write(path, &report)
+            {
+                aftermath = format!("{aftermath}; no report ({e})");
+            }
+            Err(fault.with_aftermath(aftermath))
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use vfio_user::wire::DeviceState;
 
 use super::guest::{self, Guest};
-use super::history::{Round, Stop};
+use super::history::{Round, Stretch};
 use super::load::{self, Load, Summary};
 use super::progress::{Moved, Progress};
 use super::report::Report;
@@ -63,13 +63,21 @@ pub struct Mover<'a> {
     before_reset: Summary,
     moved: Moved,
     history: Vec<Round>,
+    /// When the round that is under way began, and what had been moved by then.
+    round: Option<(Instant, Moved)>,
+    stop: Option<Stop>,
     /// The destination runs.
     switched: bool,
 }
 
 /// How long the guest stands still, and what was found out in the meantime.
-struct Switch {
-    stop: Stop,
+struct Stop {
+    /// When it began.
+    start: Instant,
+    /// When the destination ran.
+    end: Option<Instant>,
+    /// What had been moved before.
+    before: Moved,
     /// What the comparison took, which is in none of the other times.
     comparison: Duration,
     not_compared: Vec<LeftOut>,
@@ -100,6 +108,8 @@ impl<'a> Mover<'a> {
             before_reset: Summary::default(),
             moved: Moved::default(),
             history: Vec::new(),
+            round: None,
+            stop: None,
             switched: false,
         }
     }
@@ -115,24 +125,54 @@ impl<'a> Mover<'a> {
             self.src.client.set_device_state(DeviceState::PreCopy).on(Side::Source)?;
         }
         let converged = self.rounds()?;
-        let Switch { stop, comparison, not_compared } = self.switch_over()?;
-        let total = self.start.elapsed().saturating_sub(comparison);
+        self.switch_over()?;
         self.go_on()?;
         self.give_source_up()?;
-        Ok(Report {
-            total_seconds: total.as_secs_f64(),
-            downtime_seconds: stop.seconds,
+        Ok(Report { converged, verified: self.args.verify, ..self.report() })
+    }
+
+    /// How it went until it failed.
+    pub fn failed(&self, fault: &Fault) -> Report {
+        let broken_off = self.round.map(|(start, before)| self.stretch(start, start.elapsed(), before));
+        Report { failure: Some(fault.to_string()), broken_off, ..self.report() }
+    }
+
+    /// How it has gone so far.
+    fn report(&self) -> Report {
+        let (stop, comparison, end, not_compared) = match &self.stop {
+            Some(Stop { start, end, before, comparison, not_compared }) => {
+                let end = end.unwrap_or_else(Instant::now);
+                let stop =
+                    self.stretch(*start, end.duration_since(*start).saturating_sub(*comparison), *before);
+                (Some(stop), *comparison, end, not_compared.clone())
+            }
+            None => (None, Duration::ZERO, Instant::now(), Vec::new()),
+        };
+        Report {
+            total_seconds: end.duration_since(self.start).saturating_sub(comparison).as_secs_f64(),
+            downtime_seconds: stop.map(|stop| stop.seconds),
             rounds: self.rounds,
             resets: self.resets,
-            converged,
+            converged: false,
             page_size: self.guest.page_size(),
             moved: self.moved,
             load: self.load.as_ref().map(|load| load.summary().after(self.before_reset)),
-            verified: self.args.verify,
+            verified: false,
             not_compared,
-            history: std::mem::take(&mut self.history),
+            history: self.history.clone(),
+            broken_off: None,
             stop,
-        })
+            failure: None,
+        }
+    }
+
+    /// What was moved from a time on, for so long.
+    fn stretch(&self, start: Instant, time: Duration, before: Moved) -> Stretch {
+        Stretch {
+            start_seconds: start.duration_since(self.start).as_secs_f64(),
+            seconds: time.as_secs_f64(),
+            moved: self.moved.since(before),
+        }
     }
 
     /// Gives the source something to do.
@@ -190,16 +230,18 @@ impl<'a> Mover<'a> {
     /// the downtime allowed, or there were enough: whether it can.
     fn rounds(&mut self) -> Result<bool, Fault> {
         while self.rounds < self.args.rounds {
-            self.rounds = self.rounds.saturating_add(1);
-            self.progress.phase(format!("round {}", self.rounds));
+            let number = self.rounds.saturating_add(1);
+            self.progress.phase(format!("round {number}"));
             let (start, before) = (Instant::now(), self.moved);
+            self.round = Some((start, before));
             self.copy_pending(true)?;
             self.reset_in_round()?;
             let all = !self.src.pre_copy || self.move_device_data(true)?;
             self.guest.fetch_dirty(&mut self.src.client).on(Side::Source)?;
             let time = start.elapsed();
             let moved = self.moved.since(before);
-            self.progress.round(self.rounds, moved, time, self.guest.pending());
+            (self.round, self.rounds) = (None, number);
+            self.progress.round(number, moved, time, self.guest.pending());
             let (left_bytes, fitting_bytes) = (self.left(moved), self.fitting());
             self.history.push(Round {
                 start_seconds: start.duration_since(self.start).as_secs_f64(),
@@ -272,12 +314,18 @@ impl<'a> Mover<'a> {
 
     /// Stops the source, moves the rest, and starts the destination. What a
     /// comparison takes is no downtime: who doesn't want it doesn't wait.
-    fn switch_over(&mut self) -> Result<Switch, Fault> {
+    fn switch_over(&mut self) -> Result<(), Fault> {
         self.progress.phase("stopped");
         if let (Some(load), Some(vectors)) = (&mut self.load, &self.src.vectors) {
             load.before_stop(&mut self.src.client, vectors).on(Side::Source)?;
         }
-        let (stopped, before) = (Instant::now(), self.moved);
+        self.stop = Some(Stop {
+            start: Instant::now(),
+            end: None,
+            before: self.moved,
+            comparison: Duration::ZERO,
+            not_compared: Vec::new(),
+        });
         let load = &mut self.load;
         let mut at_stop = || load.as_mut().map_or(Ok(()), |load| load.at_stop());
         self.src.client.set_device_state_and(DeviceState::StopCopy, &mut at_stop).on(Side::Source)?;
@@ -289,24 +337,26 @@ impl<'a> Mover<'a> {
         restore_config(&mut self.dst.client, &config).on(Side::Destination)?;
         self.dst.client.set_device_state(DeviceState::Stop).on(Side::Destination)?;
         self.src.client.set_device_state(DeviceState::Stop).on(Side::Source)?;
-        let moved = stopped.elapsed();
-        let mut not_compared = Vec::new();
         if self.args.verify {
             self.progress.phase("comparing");
+            let begin = Instant::now();
             let (src, dst) = (&mut self.src.client, &mut self.dst.client);
-            self.guest.compare(src, dst)?;
-            not_compared = verify::compare_regions(src, dst, &self.identity)?;
+            let compared = self.guest.compare(src, dst);
+            let compared = compared.and_then(|()| verify::compare_regions(src, dst, &self.identity));
+            if let Some(stop) = &mut self.stop {
+                stop.comparison = begin.elapsed();
+            }
+            let left_out = compared?;
+            if let Some(stop) = &mut self.stop {
+                stop.not_compared = left_out;
+            }
         }
-        let comparison = stopped.elapsed().saturating_sub(moved);
         self.dst.client.set_device_state(DeviceState::Running).on(Side::Destination)?;
-        let downtime = stopped.elapsed().saturating_sub(comparison);
+        if let Some(stop) = &mut self.stop {
+            stop.end = Some(Instant::now());
+        }
         self.switched = true;
-        let stop = Stop {
-            start_seconds: stopped.duration_since(self.start).as_secs_f64(),
-            seconds: downtime.as_secs_f64(),
-            moved: self.moved.since(before),
-        };
-        Ok(Switch { stop, comparison, not_compared })
+        Ok(())
     }
 
     /// Takes in the interrupts that the source has sent until it stopped.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
+use crate::client::is_watched;
+
 /// Bytes that were moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Moved {
@@ -46,7 +48,8 @@ pub struct Progress {
 impl Progress {
     /// To standard error, if anything is to be said.
     pub fn new(quiet: bool) -> Progress {
-        let bar = (!quiet && stderr().is_terminal()).then(|| {
+        // Messages between would tear the line that changes.
+        let bar = (!quiet && !is_watched() && stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new_spinner();
             if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed_precise} {msg}") {
                 bar.set_style(style);

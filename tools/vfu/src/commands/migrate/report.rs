@@ -3,7 +3,7 @@
 use indicatif::HumanBytes;
 use serde::Serialize;
 
-use super::history::{Round, Stop};
+use super::history::{Round, Stretch};
 use super::load::Summary;
 use super::progress::Moved;
 use super::verify::LeftOut;
@@ -13,10 +13,10 @@ use crate::output::{self, Format};
 /// The summary.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// From the start of logging until the destination ran.
+    /// From the start of logging until the destination ran, or something failed.
     pub total_seconds: f64,
-    /// While neither ran.
-    pub downtime_seconds: f64,
+    /// While neither ran; nothing where the source was not stopped.
+    pub downtime_seconds: Option<f64>,
     /// Rounds before the stop.
     pub rounds: u32,
     /// Resets in the middle of rounds.
@@ -35,8 +35,14 @@ pub struct Report {
     pub not_compared: Vec<LeftOut>,
     /// The rounds.
     pub history: Vec<Round>,
-    /// What came after them.
-    pub stop: Stop,
+    /// The round in which it failed, if it did in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broken_off: Option<Stretch>,
+    /// What came after them: neither device ran.
+    pub stop: Option<Stretch>,
+    /// Why it failed, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 impl Report {
@@ -49,7 +55,7 @@ impl Report {
         let rate = HumanBytes((self.moved.bytes() as f64 / self.total_seconds.max(1e-6)) as u64);
         let mut table = output::table(&["migration", ""], &[]);
         table.add_row(["total", &seconds(self.total_seconds)]);
-        table.add_row(["downtime", &seconds(self.downtime_seconds)]);
+        table.add_row(["downtime", &seconds(self.downtime_seconds.unwrap_or_default())]);
         let how = if self.converged { "" } else { ", not converged" };
         table.add_row(["rounds", &format!("{}{how}", self.rounds)]);
         if self.resets > 0 {
@@ -71,6 +77,7 @@ impl Report {
             }
         };
         table.add_row(["verified", &verified]);
+        output::fit(&mut table);
         output::line(table.trim_fmt())
     }
 }

@@ -1,5 +1,7 @@
 //! Who an error is to be laid to.
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 
 /// One of the two servers, or this program between them.
@@ -31,6 +33,12 @@ pub struct Fault {
     pub side: Side,
     /// What.
     pub error: Error,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.side.name(), self.error)
+    }
 }
 
 impl Fault {

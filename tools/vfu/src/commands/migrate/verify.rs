@@ -16,7 +16,7 @@ use crate::region::Region;
 const LARGEST: u64 = 1 << 30;
 
 /// A region that was not compared.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct LeftOut {
     /// Its name.
     pub region: String,

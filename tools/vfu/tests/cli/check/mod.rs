@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{Run, vfu};
 
 /// A server that is right but for one fault, or wholly.
-fn server(socket: &Path, fault: &str) -> String {
+pub fn server(socket: &Path, fault: &str) -> String {
     format!("exec python3 {} {} {fault}", script().display(), socket.display())
 }
 
