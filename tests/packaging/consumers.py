@@ -210,6 +210,65 @@ class PkgConfig(Consumer):
         self.check_program(self.compile(HERE / "consumer.c", *flags), LD_LIBRARY_PATH=libdir)
 
 
+class Tools(Consumer):
+    """`vfu`, with what belongs beside it."""
+
+    def targets(self, *options):
+        run(["meson", "setup", "--buildtype=release", *options, self.build, PROJECT])
+        listed = json.loads(run(["meson", "introspect", "--targets", self.build]))
+        shutil.rmtree(self.build)
+        return {target["name"] for target in listed}
+
+    def test_installed(self):
+        destination = self.folder / "destination"
+        run(
+            ["meson", "setup", "--buildtype=release", "--prefix=/usr", "-Dtests=false", "-Dexamples=false"]
+            + [self.build, PROJECT]
+        )
+        run(["meson", "compile", "-C", self.build])
+        self.assertIn("no work to do", run(["ninja", "-C", self.build]))
+        run(["meson", "install", "-C", self.build, "--destdir", destination])
+        usr = destination / "usr"
+        vfu = usr / "bin/vfu"
+        self.assertRegex(run([vfu, "--version"]), r"^vfu \d+\.\d+\.\d+\n$")
+        sections = run(["readelf", "--sections", "--wide", vfu])
+        self.assertIn(".text", sections)
+        for absent in (".symtab", ".debug_info", ".debug_line"):
+            self.assertNotIn(absent, sections)
+        self.assertLess(vfu.stat().st_size, 8 << 20)
+        self.assertNotIn("libvfio", run(["readelf", "--dynamic", vfu]))
+        # Each as the program itself makes it, in the place where shells and `man` look for it.
+        for shell, place in {
+            "bash": "bash-completion/completions/vfu",
+            "zsh": "zsh/site-functions/_vfu",
+            "fish": "fish/vendor_completions.d/vfu.fish",
+        }.items():
+            self.assertEqual((usr / "share" / place).read_text(), run([vfu, "completions", shell]))
+        pages = self.folder / "pages"
+        run([vfu, "man", pages])
+        self.assertEqual(
+            {page.name: page.read_text() for page in pages.iterdir()},
+            {page.name: page.read_text() for page in (usr / "share/man/man1").iterdir()},
+        )
+
+    def test_wanted(self):
+        """With the tests it is built when it is asked for, without them unless it is refused."""
+        self.assertNotIn("vfu", self.targets())
+        self.assertIn("vfu", self.targets("-Dtools=enabled"))
+        self.assertIn("vfu", self.targets("-Dtests=false"))
+        self.assertNotIn("vfu", self.targets("-Dtests=false", "-Dtools=disabled"))
+
+    def test_no_part_of_other_projects(self):
+        parent = self.folder / "parent"
+        shutil.copytree(HERE / "parent", parent)
+        shutil.copy(HERE / "consumer.c", parent)
+        (parent / "subprojects").mkdir()
+        (parent / "subprojects/libvfio-user").symlink_to(PROJECT)
+        run(["meson", "setup", "-Dlibvfio-user:tools=enabled", self.build, parent])
+        listed = json.loads(run(["meson", "introspect", "--targets", self.build]))
+        self.assertNotIn("vfu", {target["name"] for target in listed})
+
+
 class Build(Consumer):
     def test_nothing_to_do_the_second_time(self):
         run(["meson", "setup", "--buildtype=release", self.build, PROJECT])
