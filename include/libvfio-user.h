@@ -811,7 +811,8 @@ bool vfu_sg_is_mappable(vfu_ctx_t *vfu_ctx, dma_sg_t *sg);
  *
  *   EINVAL   an entry that vfu_addr_to_sgl() has not filled in, or whose region
  *            has gone; flags is not 0; vfu_setup_device_dma() was not called
- *   EFAULT   an entry that is not mappable, see vfu_sg_is_mappable()
+ *   EFAULT   an entry that is not mappable, see vfu_sg_is_mappable(): an answer, which
+ *            is not logged
  */
 int vfu_sgl_get(vfu_ctx_t *vfu_ctx, dma_sg_t *sgl, struct iovec *iov, size_t cnt, int flags);
 

@@ -275,7 +275,8 @@ pub unsafe extern "C-unwind" fn vfu_sg_is_mappable(vfu_ctx: *mut vfu_ctx_t, sg: 
 ///
 ///   EINVAL   an entry that vfu_addr_to_sgl() has not filled in, or whose region
 ///            has gone; flags is not 0; vfu_setup_device_dma() was not called
-///   EFAULT   an entry that is not mappable, see vfu_sg_is_mappable()
+///   EFAULT   an entry that is not mappable, see vfu_sg_is_mappable(): an answer, which
+///            is not logged
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_sgl_get(
     vfu_ctx: *mut vfu_ctx_t,
@@ -375,7 +376,12 @@ unsafe extern "C-unwind" fn sgl_get(
                     iov.write(Unaligned(memory));
                 }
             };
-            ctx.sgl_get(sgl, flags, put).map(|()| 0)
+            Ok(match ctx.sgl_get(sgl, flags, put) {
+                Ok(()) => 0.into(),
+                // That is how a device learns that messages are needed.
+                Err(errno @ Errno::EFAULT) => Answer::no(errno),
+                Err(errno) => return Err(errno),
+            })
         })
     }
 }

@@ -236,11 +236,11 @@ RUNNING = [
     ("vfux_read_pba", "EINVAL", "0x8 bytes at 0x10: ", lambda d: call("vfux_read_pba", d.p, d.data, 8, 16)),
     ("vfux_read_pba", "EINVAL", "0x8 bytes at 0x0: ", lambda d: call("vfux_read_pba", d.p, None, 8, 0)),
     ("vfu_addr_to_sgl", "EINVAL", "NULL", lambda d: call("vfu_addr_to_sgl", d.p, BASE, 64, None, 1, 3)),
-    ("vfu_sgl_get", "EINVAL", "flags 0x1: flags is not 0", lambda d: d.ctx.sgl_get(d.mapped, flags=1)),
+    ("vfu_sgl_get", "EINVAL", "0x40 bytes at 0x0 of the region at 0x101000, flags 0x1: flags is not 0", lambda d: d.ctx.sgl_get(d.mapped, flags=1)),
     ("vfu_sgl_get", "EINVAL", "has not filled the entry in", lambda d: d.ctx.sgl_get(d.stale)),
     ("vfu_sgl_get", "EINVAL", "NULL", lambda d: call("vfu_sgl_get", d.p, None, (iovec * 1)(), 1, 0)),
     ("vfu_sgl_get", "EINVAL", "NULL", lambda d: call("vfu_sgl_get", d.p, d.mapped, None, 1, 0)),
-    ("vfu_sgl_get", "EFAULT", "0x40 bytes at 0x0 of the region at 0x100000, .*not mapped", lambda d: d.ctx.sgl_get(d.message)),
+    ("vfu_sgl_get", "EINVAL", "0x40 bytes at 0x0 of the region at 0x100000, flags 0x1: ", lambda d: d.ctx.sgl_get(d.message, flags=1)),
     ("vfu_sgl_put", None, "1 entries: .*NULL", null_sgl("vfu_sgl_put")),
     ("vfu_sgl_mark_dirty", None, "1 entries: .*NULL", null_sgl("vfu_sgl_mark_dirty")),
     ("vfu_sg_is_mappable", None, "NULL", no_pointer("vfu_sg_is_mappable")),
@@ -258,6 +258,7 @@ ANSWERS = {
     ("vfu_sgl_read", "ENOTCONN"): "the client is lost, see below",
     ("vfu_addr_to_sgl", "ENOENT"): "the guest's address is not memory",
     ("vfu_addr_to_sgl", "EACCES"): "the guest's address is not for that",
+    ("vfu_sgl_get", "EFAULT"): "the memory is reached by messages",
     ("vfu_pci_find_capability", "ENOENT"): "there is none",
     ("vfu_pci_find_next_capability", "ENOENT"): "there is none",
     ("vfu_irq_trigger", "ENOENT"): "the client has not enabled the vector",
@@ -271,7 +272,8 @@ ANSWERS = {
 # What signal handlers may call.
 FOR_HANDLERS = {"vfu_irq_trigger", "vfux_irq_trigger", "vfux_irq_clear_pending", "vfux_read_pba"}
 # Where there is no context there is no log.
-WITHOUT_LOG = {"vfu_create_ctx", "vfux_create_ctx_over_fd", "vfux_create_ctx_replacing", "vfux_guard_dma"}
+WITHOUT_LOG = {"vfu_create_ctx", "vfux_create_ctx_over_fd", "vfux_create_ctx_replacing", "vfux_create_ctx_taking_over",
+               "vfux_create_ctx_taking_over_fd", "vfux_guard_dma"}
 # Those that refuse nothing but a context that is NULL or broken.
 NEVER = {"dma_sg_size", "vfu_destroy_ctx", "vfu_get_private", "vfu_log", "vfu_pci_get_config_space", "vfu_pci_set_class", "vfu_pci_set_id",
          "vfu_setup_device_quiesce_cb", "vfu_setup_device_reset_cb", "vfux_setup_dma_lost_cb"}
@@ -357,7 +359,7 @@ def test_functions_for_any_thread_say_it_once_and_again_in_the_next_context():
             device = Device(ctx, client)
             del ctx.lines[:]
             for _ in range(50):
-                fails(errno.EFAULT, ctx.sgl_get, device.message)
+                fails(errno.EINVAL, ctx.sgl_get, device.message, flags=1)
                 fails(errno.EPERM, device.move, "vfu_sgl_write", ctx.sgl(BASE, 8, prot=PROT_READ)[1])
                 fails(errno.EINVAL, call, "vfu_irq_trigger", ctx.p, 99)
                 ctx.run()
@@ -367,8 +369,9 @@ def test_functions_for_any_thread_say_it_once_and_again_in_the_next_context():
 
 def test_answers_log_nothing():
     with running() as ctx, ctx.connect() as client:
-        Device(ctx, client)
+        device = Device(ctx, client)
         del ctx.lines[:]
+        fails(errno.EFAULT, ctx.sgl_get, device.message)
         fails(errno.ENOENT, ctx.sgl, BASE + 100 * PAGE, 64)
         fails(errno.EACCES, ctx.sgl, BASE + 2 * PAGE, 64, prot=PROT_WRITE)
         fails(errno.ENOENT, call, "vfu_irq_trigger", ctx.p, 0)
@@ -387,13 +390,13 @@ def test_nobody_listens():
         call("vfu_setup_log", ctx.p, None, 7)
         del ctx.lines[:]
         for _ in range(2):
-            fails(errno.EFAULT, ctx.sgl_get, device.message)
+            fails(errno.EINVAL, ctx.sgl_get, device.message, flags=1)
             fails(errno.EINVAL, call, "vfu_irq_trigger", ctx.p, 99)
         call("vfu_setup_log", ctx.p, listen, 3)
         ctx.run()
         assert ctx.lines == [], "of what nobody heard nothing is left"
-        fails(errno.EFAULT, ctx.sgl_get, device.message)
-        expect_one_line(ctx, "vfu_sgl_get", errno.EFAULT, "not mapped")
+        fails(errno.EINVAL, ctx.sgl_get, device.message, flags=1)
+        expect_one_line(ctx, "vfu_sgl_get", errno.EINVAL, "flags is not 0")
 
 
 # --- the tables are whole ---------------------------------------------------------------------
