@@ -124,9 +124,7 @@ fn check_array<T>(ptr: *const T, len: usize) -> Result<()> {
 ///
 /// `text` is NULL or NUL-terminated, and nobody changes it during `'a`.
 pub(super) unsafe fn string<'a>(text: *const c_char) -> Result<&'a [u8]> {
-    if text.is_null() {
-        return Err(Errno::EINVAL);
-    }
+    Errno::EINVAL.unless(!text.is_null(), NULL)?;
     // SAFETY: not NULL, NUL-terminated, unchanged during 'a.
     Ok(unsafe { CStr::from_ptr(text) }.to_bytes())
 }

@@ -57,6 +57,7 @@ known!(
     ENOMSG,
     ENOSPC,
     ENOTCONN,
+    ENOTSOCK,
     ENOTRECOVERABLE,
     ENOTSUP,
     ENOTTY,

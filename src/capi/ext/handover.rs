@@ -144,9 +144,7 @@ pub unsafe extern "C-unwind" fn vfux_add_hand_over_fd(
     unsafe {
         guard::enter(vfu_ctx, "vfux_add_hand_over_fd", |ctx| {
             let name = cast::string(name)?;
-            if fd < 0 {
-                return Err(Errno::EBADF);
-            }
+            Errno::EBADF.unless(fd >= 0, "the descriptor is negative")?;
             // SAFETY: C's promise: it stays open as long as the context.
             ctx.name_fd(name, BorrowedFd::borrow_raw(fd)).map(|()| 0)
         })
@@ -274,7 +272,12 @@ pub unsafe extern "C-unwind" fn vfux_get_hand_over_fd(vfu_ctx: *mut vfu_ctx_t) -
 pub unsafe extern "C-unwind" fn vfux_hand_over(vfu_ctx: *mut vfu_ctx_t, timeout: c_int) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
     unsafe {
-        guard::enter(vfu_ctx, "vfux_hand_over", |ctx| ctx.hand_over(duration(timeout)?).map(c_int::from))
+        guard::enter_saying(
+            vfu_ctx,
+            "vfux_hand_over",
+            format_args!("vfux_hand_over: not handed over"),
+            |ctx| ctx.hand_over(duration(timeout)?).map(c_int::from),
+        )
     }
 }
 

@@ -10,9 +10,11 @@ use libc::size_t;
 use super::context::check;
 use super::handover::duration;
 use crate::capi::callbacks::Callbacks;
+use crate::capi::guard::Answer;
 use crate::capi::{RawDevType, RawIrqType, cast, guard, vfu_ctx_t};
 use crate::irq::IrqType;
 use crate::server::Context;
+use crate::wire::Errno;
 
 /// A region of the device that is to be taken over, see vfux_get_old_region().
 #[repr(C)]
@@ -149,10 +151,13 @@ pub unsafe extern "C-unwind" fn vfux_get_old_region(
     unsafe {
         guard::enter(vfu_ctx, "vfux_get_old_region", |ctx| {
             let place = cast::place(region)?;
-            let old = ctx.old_region(region_idx)?;
+            let old = match ctx.old_region(region_idx) {
+                Err(Errno::ENOENT) => return Ok(Answer::no(Errno::ENOENT)),
+                old => old?,
+            };
             let fd = old.memory.map_or(-1, IntoRawFd::into_raw_fd);
             place.write(vfux_old_region_t { size: old.size, offset: old.offset, flags: old.flags, fd });
-            Ok(0)
+            Ok(Answer::from(0))
         })
     }
 }
@@ -188,7 +193,10 @@ pub unsafe extern "C-unwind" fn vfux_get_old_ioeventfd(
     unsafe {
         guard::enter(vfu_ctx, "vfux_get_old_ioeventfd", |ctx| {
             let place = cast::place(ioeventfd)?;
-            let old = ctx.old_io_eventfd(region_idx, n as usize)?;
+            let old = match ctx.old_io_eventfd(region_idx, n as usize) {
+                Err(Errno::ENOENT) => return Ok(Answer::no(Errno::ENOENT)),
+                old => old?,
+            };
             place.write(vfux_old_ioeventfd_t {
                 gpa_offset: old.gpa_offset,
                 datamatch: old.datamatch,
@@ -197,7 +205,7 @@ pub unsafe extern "C-unwind" fn vfux_get_old_ioeventfd(
                 fd: old.fd.map_or(-1, IntoRawFd::into_raw_fd),
                 reserved: 0,
             });
-            Ok(0)
+            Ok(Answer::from(0))
         })
     }
 }
@@ -279,8 +287,9 @@ pub unsafe extern "C-unwind" fn vfux_get_old_config_space(
 pub unsafe extern "C-unwind" fn vfux_get_old_fd(vfu_ctx: *mut vfu_ctx_t, name: *const c_char) -> c_int {
     // SAFETY: C's promises: the handle is NULL or a live context, name NULL or a string.
     unsafe {
-        guard::enter(vfu_ctx, "vfux_get_old_fd", |ctx| {
-            ctx.old_fd(cast::string(name)?).map(IntoRawFd::into_raw_fd)
+        guard::enter(vfu_ctx, "vfux_get_old_fd", |ctx| match ctx.old_fd(cast::string(name)?) {
+            Err(Errno::ENOENT) => Ok(Answer::no(Errno::ENOENT)),
+            fd => fd.map(|fd| Answer::from(fd.into_raw_fd())),
         })
     }
 }

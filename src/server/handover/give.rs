@@ -126,7 +126,7 @@ impl<D: Device> Context<D> {
     /// [`create_replacing`](Context::create_replacing).
     pub fn setup_hand_over(&self, path: &Path) -> Result<()> {
         self.check_no_control()?;
-        let listener = Listener::bind_control(path.as_os_str().as_bytes())?;
+        let listener = Listener::bind_control(path.as_os_str().as_bytes()).map_err(with_path_rule)?;
         self.handover.borrow_mut().control = Some(memory::boxed(Control::new(Handed::Listener(listener))?)?);
         Ok(())
     }
@@ -143,7 +143,7 @@ impl<D: Device> Context<D> {
     pub unsafe fn setup_hand_over_fd(&self, fd: RawFd) -> Result<()> {
         self.check_no_control()?;
         // SAFETY: the caller's promise.
-        let handed = unsafe { Handed::control(fd) }?;
+        let handed = unsafe { Handed::control(fd) }.map_err(with_socket_rule)?;
         self.handover.borrow_mut().control = Some(memory::boxed(Control::new(handed)?)?);
         Ok(())
     }
@@ -227,8 +227,8 @@ impl<D: Device> Context<D> {
                 Err(errno) => Err(errno),
             };
             if let Err(errno) = answered {
-                self.refuse_peer(errno);
-                return Err(errno);
+                let rule = self.refuse_peer(errno);
+                return Err(errno.because(rule));
             }
         }
     }
@@ -253,10 +253,9 @@ impl<D: Device> Context<D> {
     }
 
     /// Sends the peer away. If it cannot be told, it can no longer say that it has
-    /// everything either.
-    fn refuse_peer(&self, errno: Errno) {
-        let rule = errno.take_rule().unwrap_or("the device, or the system, failed");
-        log!(self, LOG_ERR, "not handed over: {rule}: {errno}");
+    /// everything either. Returns the rule, for who logs it.
+    fn refuse_peer(&self, errno: Errno) -> &'static str {
+        let rule = errno.take_rule().unwrap_or_else(|| errno.general_rule());
         let _ = self.with_peer(|peer| {
             if peer.say(&Message::no(errno)).is_err() {
                 peer.stop_listening();
@@ -264,8 +263,13 @@ impl<D: Device> Context<D> {
             Ok(())
         });
         self.drop_peer();
-        // For who called.
-        let _ = errno.because(rule);
+        rule
+    }
+
+    /// The same where no call fails that would log it.
+    fn refuse_peer_and_log(&self, errno: Errno) {
+        let rule = self.refuse_peer(errno);
+        log!(self, LOG_ERR, "not handed over: {rule}: {errno}");
     }
 
     /// Says what the device is.
@@ -335,9 +339,9 @@ impl<D: Device> Context<D> {
                 Ok(true)
             }
             Err(errno) => {
-                self.refuse_peer(errno);
+                let rule = self.refuse_peer(errno);
                 self.resume_device();
-                Err(errno)
+                Err(errno.because(rule))
             }
         }
     }
@@ -365,15 +369,34 @@ impl<D: Device> Context<D> {
 
     /// The device does not quiesce for it.
     pub(in crate::server) fn refuse_hand_over(&self, errno: Errno) {
-        self.refuse_peer(errno.because("the device did not quiesce"));
+        self.refuse_peer_and_log(errno.because("the device did not quiesce"));
     }
 
     /// The context goes while the other process waits for it.
     pub(in crate::server) fn end_hand_over(&self) {
         let has_peer = self.with_peer(|_| Ok(())).is_ok();
         if has_peer {
-            self.refuse_peer(Errno::ECONNRESET.because("the context is destroyed"));
+            self.refuse_peer_and_log(Errno::ECONNRESET.because("the context is destroyed"));
         }
+    }
+}
+
+/// Says why there can be no socket at a path.
+fn with_path_rule(errno: Errno) -> Errno {
+    match errno {
+        Errno::ENAMETOOLONG => errno.because("the path is too long"),
+        Errno::EADDRINUSE => errno.because("something is there that is no stale socket"),
+        errno => errno,
+    }
+}
+
+/// Says why a descriptor cannot be where processes take over.
+fn with_socket_rule(errno: Errno) -> Errno {
+    match errno {
+        Errno::EBADF => errno.because("it is no open descriptor"),
+        Errno::ENOTSOCK => errno.because("it is no socket"),
+        Errno::ENOTCONN => errno.because("it neither listens nor is it connected"),
+        errno => errno,
     }
 }
 

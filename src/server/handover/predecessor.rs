@@ -107,8 +107,10 @@ impl<D: Device> Context<D> {
     /// `offset` on. `EINVAL` beyond its end.
     pub fn old_config(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
         self.with_predecessor(|old| {
-            let end = offset.checked_add(bytes.len()).ok_or(Errno::EINVAL)?;
-            bytes.copy_from_slice(old.config.get(offset..end).ok_or(Errno::EINVAL)?);
+            let end = offset.checked_add(bytes.len());
+            let part = end.and_then(|end| old.config.get(offset..end));
+            let beyond = || Errno::EINVAL.because("the bytes are not within configuration space");
+            bytes.copy_from_slice(part.ok_or_else(beyond)?);
             Ok(())
         })
     }
