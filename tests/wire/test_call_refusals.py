@@ -6,9 +6,15 @@ that fails in no way, have to be in one of the tables here. So none can be added
 import ctypes
 import pathlib
 import re
+import resource
+import socket
+import tempfile
+import threading
 
 import pytest
 import ext
+import hand_over
+import test_hand_over_refused as others
 from guest import Guest
 from libvfu import *
 from peer import Room
@@ -171,6 +177,54 @@ def forbidden(d, name):
     return d.ctx.sgl(BASE + 3 * PAGE, 64, prot=PROT_WRITE)[1]
 
 
+def hand_over_callbacks(ctx, version=1, one=False):
+    cbs = ext.hand_over_callbacks()
+    cbs.version = version
+    if one:
+        cbs.save_state = ext.SAVE_CB(lambda _ctx: 0)
+    call("vfux_setup_hand_over_callbacks", ctx.p, ctypes.byref(cbs))
+
+
+def control_at(ctx, path):
+    call("vfux_setup_hand_over", ctx.p, path.encode())
+
+
+def occupied(ctx):
+    path = ctx.path + ".file"
+    with open(path, "x"):
+        control_at(ctx, path)
+
+
+def no_control(make):
+    """A descriptor that others cannot come by, which stays the caller's."""
+    def calls(ctx):
+        fd = make()
+        try:
+            call("vfux_setup_hand_over_fd", ctx.p, fd)
+        finally:
+            os.close(fd)
+    return calls
+
+
+def realized_before(ctx, name, *args):
+    ctx.realize()
+    call(name, ctx.p, *args)
+
+
+def old_region(ctx, index=BAR0):
+    region = ext.old_region()
+    call("vfux_get_old_region", ctx.p, index, ctypes.byref(region))
+
+
+def old_ioeventfd(ctx, n=0):
+    entry = ext.old_ioeventfd()
+    call("vfux_get_old_ioeventfd", ctx.p, BAR0, n, ctypes.byref(entry))
+
+
+def old_config_space(ctx, count, offset):
+    call("vfux_get_old_config_space", ctx.p, ctypes.create_string_buffer(count), count, offset)
+
+
 # Function, errno, words of the line, what breaks the rule: it is given a Ctx with nothing set up, or a Device.
 SETUP = [
     ("vfu_setup_log", "EINVAL", "there is no such level", lambda x: call("vfu_setup_log", x.p, None, 8)),
@@ -216,6 +270,35 @@ SETUP = [
     ("vfux_get_client_credentials", "ENOTCONN", "no client is attached", lambda x: call(
         "vfux_get_client_credentials", x.p, ctypes.byref(ext.credentials()))),
     ("vfux_get_client_credentials", "EINVAL", "NULL", lambda x: call("vfux_get_client_credentials", x.p, None)),
+    ("vfux_setup_hand_over_callbacks", "EINVAL", "another version", lambda x: hand_over_callbacks(x, version=7)),
+    ("vfux_setup_hand_over_callbacks", "EINVAL", "one of save_state and load_state", lambda x: hand_over_callbacks(x, one=True)),
+    ("vfux_put_state", "EINVAL", "not asked for its state", lambda x: call("vfux_put_state", x.p, b"x", 1)),
+    ("vfux_put_state", "EINVAL", "NULL", lambda x: call("vfux_put_state", x.p, None, 1)),
+    ("vfux_add_hand_over_fd", "EBADF", "negative", lambda x: call("vfux_add_hand_over_fd", x.p, b"disk", -1)),
+    ("vfux_add_hand_over_fd", "EEXIST", "of this name already", lambda x: [call("vfux_add_hand_over_fd", x.p, b"disk", 0) for _ in range(2)]),
+    ("vfux_add_hand_over_fd", "EINVAL", "NULL", lambda x: call("vfux_add_hand_over_fd", x.p, None, 0)),
+    ("vfux_add_hand_over_fd", "EINVAL", "without a name", lambda x: call("vfux_add_hand_over_fd", x.p, b"", 0)),
+    ("vfux_setup_hand_over", "EADDRINUSE", "no stale socket", occupied),
+    ("vfux_setup_hand_over", "EEXIST", "a socket for taking over already", lambda x: [control_at(x, x.path + ".upgrade") for _ in range(2)]),
+    ("vfux_setup_hand_over", "EINVAL", "NULL", lambda x: call("vfux_setup_hand_over", x.p, None)),
+    ("vfux_setup_hand_over", "ENAMETOOLONG", "too long", lambda x: control_at(x, x.path + "x" * 103)),
+    ("vfux_setup_hand_over_fd", "EBADF", "no open descriptor", lambda x: call("vfux_setup_hand_over_fd", x.p, -1)),
+    ("vfux_setup_hand_over_fd", "EEXIST", "a socket for taking over already", lambda x: (
+        control_at(x, x.path + ".upgrade"), call("vfux_setup_hand_over_fd", x.p, -1))),
+    ("vfux_setup_hand_over_fd", "ENOTSOCK", "no socket", no_control(lambda: os.eventfd(0))),
+    ("vfux_setup_hand_over_fd", "ENOTSUP", "another type", no_control(lambda: socket.socket(socket.AF_UNIX).detach())),
+    ("vfux_setup_hand_over_fd", "ENOTCONN", "neither listens", no_control(
+        lambda: socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).detach())),
+    ("vfux_hand_over", "ENOENT", "not handed over: no socket", lambda x: call("vfux_hand_over", x.p, 1)),
+    ("vfux_hand_over", "EINVAL", "timeout", lambda x: call("vfux_hand_over", x.p, 0)),
+    ("vfux_take_over", "EINVAL", "vfu_realize_ctx", lambda x: call("vfux_take_over", x.p, 1)),
+    ("vfux_take_over", "EINVAL", "no process", lambda x: realized_before(x, "vfux_take_over", 1)),
+    ("vfux_take_over", "EINVAL", "timeout", lambda x: realized_before(x, "vfux_take_over", -1)),
+    ("vfux_get_old_region", "EINVAL", "no process", lambda x: old_region(x)),
+    ("vfux_get_old_ioeventfd", "EINVAL", "no process", lambda x: old_ioeventfd(x)),
+    ("vfux_get_old_irq_count", "EINVAL", "no process", lambda x: call("vfux_get_old_irq_count", x.p, MSIX)),
+    ("vfux_get_old_config_space", "EINVAL", "no process", lambda x: old_config_space(x, 4, 0)),
+    ("vfux_get_old_fd", "EINVAL", "no process", lambda x: call("vfux_get_old_fd", x.p, b"disk")),
 ]
 
 RUNNING = [
@@ -247,6 +330,179 @@ RUNNING = [
     ("vfux_sg_is_lost", None, "NULL", no_pointer("vfux_sg_is_lost")),
 ] + [entry for name in ("vfu_sgl_read", "vfu_sgl_write") for entry in transfers(name)]
 
+
+# --- two processes, of which one has the device and the other is to have it ----------------------
+class WithMemory(hand_over.Device):
+    """A device with an eventfd for writes, a region that the client maps, and a descriptor of its own."""
+
+    def setup_all(self, *args):
+        super().setup_all(*args)
+        self.fds = [memfd(PAGE), os.eventfd(0)]
+        memory, bell = self.fds
+        self.setup_region(BAR2, PAGE, None, RW | MEM, fd=memory)
+        call("vfu_create_ioeventfd", self.p, BAR0, bell, 0, 4, 0, 0, -1, 0)
+        call("vfux_add_hand_over_fd", self.p, b"disk", memory)
+
+    def destroy(self):
+        super().destroy()
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+class Old:
+    """The side that has the device, which nobody has asked for yet."""
+
+    def __init__(self):
+        self.ctx = hand_over.Device(dma=True)
+
+    def hand_over(self, timeout=hand_over.TIMEOUT):
+        call("vfux_hand_over", self.ctx.p, timeout)
+
+    def destroy(self):
+        self.ctx.destroy()
+
+
+class New:
+    """The side that is to have it: it has asked what the device is, and is not set up yet."""
+
+    def __init__(self):
+        self.old = WithMemory().serve_upgrades()
+        asking = threading.Thread(target=self.make)
+        asking.start()
+        while asking.is_alive():
+            self.old.hand_over()
+        asking.join()
+
+    def make(self):
+        self.ctx = Ctx(path=self.old.path, create=hand_over.taking_over(self.old.control), realize=False)
+
+    def destroy(self):
+        self.ctx.destroy()
+        self.old.destroy()
+
+
+class Asked:
+    """The side that is to have it, and one that only plays the other: it says what it is told to."""
+
+    def __init__(self):
+        with hand_over.device() as old:
+            stranger = others.Stranger(old)
+            stranger.say(others.HELLO)
+            old.hand_over()
+            self.image = stranger.hear()[2]
+            stranger.close()
+        self.dir = tempfile.TemporaryDirectory()
+        self.path = os.path.join(self.dir.name, "s")
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.bind(self.path)
+        self.sock.listen(1)
+        asking = threading.Thread(target=self.make)
+        asking.start()
+        self.peer = self.sock.accept()[0]
+        others.with_image(others.DEVICE, self.image)(self.peer)
+        asking.join()
+
+    def make(self):
+        self.ctx = hand_over.Device(path=self.path, create=hand_over.taking_over(self.path))
+
+    def destroy(self):
+        self.ctx.destroy()
+        self.peer.close()
+        self.sock.close()
+        self.dir.cleanup()
+
+
+def answered(*args, timeout=hand_over.TIMEOUT, **kw):
+    """The new process asks for the state, and this is what it hears; nothing: no answer."""
+    def calls(x):
+        if args:
+            x.peer.send(others.text(*args, **kw))
+        call("vfux_take_over", x.ctx.p, timeout)
+    return calls
+
+
+def left(x):
+    x.peer.close()
+    call("vfux_take_over", x.ctx.p, hand_over.TIMEOUT)
+
+
+def other_interrupts(x):
+    call("vfu_setup_device_nr_irqs", x.ctx.p, MSIX, 4)
+    x.ctx.realize()
+    call("vfux_take_over", x.ctx.p, hand_over.TIMEOUT)
+
+
+def over_socketpair(says, user=None, closes=False, timeout=hand_over.TIMEOUT):
+    """A process that says all of that at once, perhaps as another user, and then nothing."""
+    def calls(x):
+        if user is not None and os.geteuid() != 0:
+            pytest.skip("only root can be another user")
+        if user is not None:
+            os.seteuid(user)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        finally:
+            if user is not None:
+                os.seteuid(0)
+        with ours:
+            call("vfux_setup_hand_over_fd", x.ctx.p, theirs.detach())
+            for args, kw in says:
+                ours.send(others.text(*args, **kw))
+            if closes:
+                ours.shutdown(socket.SHUT_WR)
+            x.hand_over(timeout)
+    return calls
+
+
+def inside_a_callback(x):
+    failed = []
+    x.ctx.on_dma_register = lambda _info: failed.append(called("vfux_hand_over", x.ctx.p, 1))
+    with x.ctx.connect() as client:
+        client.map(BASE, PAGE)
+    raise failed[0]
+
+
+def without_room(asks):
+    """As many descriptors as there may be; the limit is not below those that a duplicate never gets."""
+    def calls(x):
+        free = os.eventfd(0)
+        os.close(free)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+        try:
+            asks(x.ctx)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    return calls
+
+
+HELLO, READY, REFUSAL = ((others.HELLO,), {}), ((others.READY,), {}), ((others.NO,), {"error": errno.EINVAL})
+
+# The same; what breaks the rule is given an Old, a New, or an Asked.
+HAND_OVER = [
+    ("vfux_hand_over", "EBUSY", "inside a callback", Old, inside_a_callback),
+    ("vfux_hand_over", "EPERM", "the same user, or root", Old, over_socketpair([HELLO], user=65534)),
+    ("vfux_hand_over", "ETIMEDOUT", "takes too long", Old, over_socketpair([HELLO, READY], timeout=20)),
+    ("vfux_hand_over", "ECONNRESET", "has gone", Old, over_socketpair([HELLO, READY], closes=True)),
+    ("vfux_hand_over", "EINVAL", "the other process refuses", Old, over_socketpair([HELLO, REFUSAL])),
+    ("vfux_hand_over", "others", "does not speak this protocol", Old, over_socketpair([((others.HELLO,), {"magic": b"what"})])),
+    ("vfux_take_over", "EBUSY", "", Asked, answered(others.NO, error=errno.EBUSY)),
+    ("vfux_take_over", "ETIMEDOUT", "", Asked, answered(timeout=20)),
+    ("vfux_take_over", "ECONNRESET", "has gone", Asked, left),
+    ("vfux_take_over", "EPROTO", "", Asked, answered(others.TAKEN)),
+    ("vfux_take_over", "EPROTONOSUPPORT", "", Asked, answered(others.YOURS, version=2)),
+    ("vfux_take_over", "EINVAL", "other numbers of interrupts", New, other_interrupts),
+    ("vfux_get_old_region", "EINVAL", "NULL", New, lambda x: call("vfux_get_old_region", x.ctx.p, BAR0, None)),
+    ("vfux_get_old_region", "EMFILE", "no descriptors left", New, without_room(lambda ctx: old_region(ctx, BAR2))),
+    ("vfux_get_old_ioeventfd", "EINVAL", "NULL", New, lambda x: call("vfux_get_old_ioeventfd", x.ctx.p, BAR0, 0, None)),
+    ("vfux_get_old_ioeventfd", "EMFILE", "no descriptors left", New, without_room(old_ioeventfd)),
+    ("vfux_get_old_irq_count", "EINVAL", "interrupt type", New, lambda x: call("vfux_get_old_irq_count", x.ctx.p, 9)),
+    ("vfux_get_old_config_space", "EINVAL", "not within", New, lambda x: old_config_space(x.ctx, 16, 250)),
+    ("vfux_get_old_config_space", "EINVAL", "NULL", New, lambda x: call("vfux_get_old_config_space", x.ctx.p, None, 4, 0)),
+    ("vfux_get_old_fd", "EINVAL", "NULL", New, lambda x: call("vfux_get_old_fd", x.ctx.p, None)),
+    ("vfux_get_old_fd", "EMFILE", "no descriptors left", New, without_room(lambda ctx: call("vfux_get_old_fd", ctx.p, b"disk"))),
+]
+
 # What the headers list and is no refusal: what it is instead.
 ANSWERS = {
     ("vfu_attach_ctx", "EAGAIN"): "no client yet: call again",
@@ -268,6 +524,10 @@ ANSWERS = {
     ("vfu_irq_trigger", "others"): "what the client's descriptor does",
     ("vfux_irq_trigger", "others"): "what the client's descriptor does",
     ("vfux_get_dma_access", "ENOENT"): "the guest's address is not memory",
+    ("vfux_get_hand_over_fd", "ENOENT"): "nobody may take over",
+    ("vfux_get_old_region", "ENOENT"): "there is none",
+    ("vfux_get_old_ioeventfd", "ENOENT"): "there are no more",
+    ("vfux_get_old_fd", "ENOENT"): "there is none",
 }
 # What signal handlers may call.
 FOR_HANDLERS = {"vfu_irq_trigger", "vfux_irq_trigger", "vfux_irq_clear_pending", "vfux_read_pba"}
@@ -340,6 +600,16 @@ def test_a_call_that_is_refused_while_a_device_runs(name, code, words, breaks):
         refused(ctx, name, code, words, breaks, device)
 
 
+@pytest.mark.parametrize("name, code, words, side, breaks", named(HAND_OVER))
+def test_a_call_that_is_refused_while_a_device_changes_hands(name, code, words, side, breaks):
+    given = side()
+    try:
+        del given.ctx.lines[:]
+        refused(given.ctx, name, code, words, breaks, given)
+    finally:
+        given.destroy()
+
+
 @pytest.mark.parametrize("name", ["vfu_sgl_read", "vfu_sgl_write"])
 def test_memory_of_no_client(name):
     """Regions go with their client, but a register callback of the next one may ask too early."""
@@ -383,6 +653,19 @@ def test_answers_log_nothing():
         assert not [text for level, text in ctx.lines if level <= 4]
 
 
+def test_what_the_other_process_does_not_have_logs_nothing():
+    new = New()
+    try:
+        del new.ctx.lines[:]
+        fails(errno.ENOENT, call, "vfux_get_hand_over_fd", new.ctx.p)
+        fails(errno.ENOENT, old_region, new.ctx, BAR3)
+        fails(errno.ENOENT, old_ioeventfd, new.ctx, 1)
+        fails(errno.ENOENT, call, "vfux_get_old_fd", new.ctx.p, b"other")
+        assert not [text for level, text in new.ctx.lines if level <= 4]
+    finally:
+        new.destroy()
+
+
 def test_nobody_listens():
     with running() as ctx, ctx.connect() as client:
         device = Device(ctx, client)
@@ -407,7 +690,8 @@ def test_the_headers_are_read():
 
 
 def test_every_errno_of_every_function_has_its_line():
-    tried = {entry[:2] for entry in SETUP + RUNNING}
+    refusals = SETUP + RUNNING + HAND_OVER
+    tried = {entry[:2] for entry in refusals}
     tried |= {(name, code) for name, code in ANSWERS}
     missing = []
     for name, codes in documented().items():
@@ -415,15 +699,15 @@ def test_every_errno_of_every_function_has_its_line():
             continue
         if name in NEVER:
             assert codes <= SYSTEM | {"EINVAL"}, name
-            assert name not in {entry[0] for entry in SETUP + RUNNING}
+            assert name not in {entry[0] for entry in refusals}
             continue
         missing += [(name, code) for code in codes - SYSTEM if (name, code) not in tried]
-        assert codes or name in {entry[0] for entry in SETUP + RUNNING}, f"{name}: what does it refuse?"
+        assert codes or name in {entry[0] for entry in refusals}, f"{name}: what does it refuse?"
     assert missing == []
 
 
 def test_nothing_is_in_the_tables_that_the_headers_do_not_list():
     listed = documented()
-    for name, code in {entry[:2] for entry in SETUP + RUNNING} | set(ANSWERS):
+    for name, code in {entry[:2] for entry in SETUP + RUNNING + HAND_OVER} | set(ANSWERS):
         # vfu_sgl_write fails as vfu_sgl_read does.
         assert code is None or code in listed["vfu_sgl_read" if name == "vfu_sgl_write" else name], (name, code)
