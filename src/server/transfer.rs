@@ -152,9 +152,9 @@ impl<D: Device> Context<D> {
         let has_twin = self.with_connection(|connection| {
             // Another call may have been cut short.
             connection.abandon_answers();
-            connection.has_twin()
+            connection.open_twin().map(|()| connection.has_twin())
         });
-        let has_twin = has_twin.unwrap_or(false);
+        let has_twin = has_twin.unwrap_or(Ok(false))?;
         if !has_twin && !WARNED.swap(true, Ordering::Relaxed) {
             log!(
                 self,

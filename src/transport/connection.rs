@@ -125,10 +125,11 @@ impl Connection {
         self.new_twin = Some(Socket::new(socket));
     }
 
-    /// Makes the twin socket, if there is one, ready to receive on. `ENOMEM`: as
-    /// before.
+    /// Makes the twin socket, if there is one, ready to receive on: before anything is
+    /// sent or waited for on behalf of a command, since its answer comes there.
+    /// `ENOMEM`: as before.
     #[inline(always)]
-    pub(super) fn open_twin(&mut self) -> Result<()> {
+    pub fn open_twin(&mut self) -> Result<()> {
         if self.new_twin.is_some() {
             let receiver = Receiver::new(&mut self.pool, self.may_carry_fds)?;
             self.twin = self.new_twin.take().map(|socket| Channel::new(socket, receiver));

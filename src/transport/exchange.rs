@@ -134,11 +134,11 @@ impl Connection {
         }
     }
 
-    /// Sends a command, when nothing waits to be sent. False if the socket takes
-    /// nothing at the moment. If it takes a part, the rest is kept, and goes out
-    /// with the replies or with [`flush_twin`](Self::flush_twin).
+    /// Sends a command, when nothing waits to be sent: over the twin socket if that is
+    /// [open](Self::open_twin). False if the socket takes nothing at the moment. If it
+    /// takes a part, the rest is kept, and goes out with the replies or with
+    /// [`flush_twin`](Self::flush_twin).
     pub fn send_command(&mut self, command: &Outstanding<'_>) -> Result<bool, Awaited> {
-        self.open_twin().map_err(Awaited::Failed)?;
         let data = command.data.written();
         let size = HEADER_SIZE.saturating_add(HEAD).saturating_add(data.len());
         let header = Header::command(command.msg_id, command.cmd, u32::try_from(size).unwrap_or(u32::MAX));

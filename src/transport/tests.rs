@@ -407,6 +407,7 @@ fn closing_does_not_reset_the_peer() {
 fn asked<'a>(connection: &mut Connection, to: &'a mut [u8]) -> (UnixStream, [Outstanding<'a>; 1]) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     connection.set_twin(OwnedFd::from(ours));
+    connection.open_twin().unwrap();
     let command = Outstanding { msg_id: 7, cmd: 11, head: [9; 16], data: Data::read(to) };
     assert_eq!(connection.send_command(&command), Ok(true));
     (theirs, [command])

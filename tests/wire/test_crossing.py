@@ -1,4 +1,5 @@
 """Commands from server to client (DMA by messages), and what may cross them."""
+import time
 import pytest
 from guest import resident
 from dma_peer import *
@@ -856,6 +857,29 @@ def test_a_stuck_reply_goes_out_before_a_dma_message(ctx, shared):
     assert read(ctx, 8) == contents(BASE, 8)
     assert server.result()[32:] == mem
     answers_again(ctx, shared)
+
+
+def test_a_client_that_stops_sending_before_the_first_command_over_its_twin_socket_answers_there(ctx):
+    """The server waits with that command, too, and what it finds at the main socket's end is no loss."""
+    mem = ctx.memory_region(BAR2, MAX_XFER)
+    mem[:] = os.urandom(MAX_XFER)
+    with attach(ctx, TWIN) as client:
+        client.send_raw(region_read(1, BAR2, 0, MAX_XFER))
+        assert ctx.run() == 1
+        client.send_raw(info(2))
+        client.sock.shutdown(socket.SHUT_WR)
+
+        def serve():
+            time.sleep(.05)  # what the server waits for by then is more than room
+            reply = recv_exactly(client.sock, MAX_MSG)
+            client.send_raw(good(*request_of(client)), sock=client.twin)
+            return reply
+        server = Background(serve)
+        assert read(ctx, 8) == contents(BASE, 8)
+        assert server.result()[32:] == mem
+        assert ctx.run() == 1
+        assert is_info(client.recv(), 2)
+        until_lost(ctx)
 
 
 def test_in_a_blocking_context_commands_that_cross_are_executed_too():
