@@ -139,7 +139,11 @@ impl Device for Callbacks {
         };
         clear_errno();
         // SAFETY: the program gave the function for this use.
-        failed_if_negative(unsafe { quiesce(handle(context)) })
+        match unsafe { quiesce(handle(context)) } {
+            // No failure, which would be logged: the device needs time.
+            ..0 if Errno::last() == Errno::EBUSY => Err(Errno::EBUSY),
+            returned => failed_if_negative(returned),
+        }
     }
 
     fn reset(&self, context: &vfu_ctx_t, kind: ResetType) -> Result<()> {
