@@ -98,7 +98,7 @@ class Upgrade:
             finally:
                 os.eventfd_write(self.done, 1)
         self.done = os.eventfd(0)
-        self.thread = threading.Thread(target=take)
+        self.thread = threading.Thread(target=take, daemon=True)
         self.thread.start()
         if pump:
             self.pump(old)

@@ -367,7 +367,7 @@ class New:
 
     def __init__(self):
         self.old = WithMemory().serve_upgrades()
-        asking = threading.Thread(target=self.make)
+        asking = threading.Thread(target=self.make, daemon=True)
         asking.start()
         while asking.is_alive():
             self.old.hand_over()
@@ -396,7 +396,7 @@ class Asked:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.bind(self.path)
         self.sock.listen(1)
-        asking = threading.Thread(target=self.make)
+        asking = threading.Thread(target=self.make, daemon=True)
         asking.start()
         self.peer = self.sock.accept()[0]
         others.with_image(others.DEVICE, self.image)(self.peer)

@@ -264,7 +264,7 @@ class Half:
         assert self.stranger.hear()[0] == DEVICE
         self.stranger.say(READY)
         self.heard = []
-        self.thread = threading.Thread(target=what, args=(self,))
+        self.thread = threading.Thread(target=what, args=(self,), daemon=True)
         self.thread.start()
 
 
@@ -368,7 +368,7 @@ class FakeOld:
         self.sock.listen(1)
         self.answers = answers
         self.heard = []
-        self.thread = threading.Thread(target=self.serve)
+        self.thread = threading.Thread(target=self.serve, daemon=True)
         self.thread.start()
 
     def serve(self):

@@ -69,7 +69,7 @@ def test_a_listening_socket_serves_one_client_after_the_other(tmp_path, nonblock
                     c.sendall(message(1, VERSION, version_payload()))
                     assert c.recv(1 << 16)[:2] == b"\1\0"
             for _ in range(3):
-                thread = threading.Thread(target=client)
+                thread = threading.Thread(target=client, daemon=True)
                 thread.start()
                 ctx.attach()
                 fails(errno.ENOTCONN, ctx.run)
