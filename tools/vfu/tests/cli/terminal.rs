@@ -42,7 +42,8 @@ fn plain(text: &str) -> String {
 fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vfu"));
     command.args(arguments).env("TERM", "xterm");
-    for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+    // `CI` alone makes anstream color for any terminal, a dumb one too.
+    for variable in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
         command.env_remove(variable);
     }
     command
