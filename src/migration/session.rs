@@ -39,31 +39,36 @@ impl Session {
 
     /// The device was reset: it runs. In PRE_COPY it did so before, and goes on
     /// with the session: a guest resets its devices also while it is moved, of
-    /// which it knows nothing.
-    pub fn reset(&self) {
-        if self.state.get() != DeviceState::PreCopy {
-            self.state.set(DeviceState::Running);
+    /// which it knows nothing. `changed` is told, as by [`request`](Self::request).
+    pub fn reset(&self, changed: impl Fn(DeviceState, DeviceState)) {
+        if !matches!(self.state.get(), DeviceState::PreCopy | DeviceState::Running) {
+            changed(self.state.replace(DeviceState::Running), DeviceState::Running);
         }
     }
 
     /// Goes to the state with this number. `step` is called for each state on
     /// the way and brings the device there; after that the step counts as
-    /// done.
+    /// done, and `changed` is told from which state to which that led.
     ///
     /// `EINVAL` if there is no way, without a step. If a step fails its errno
     /// is the result and the state is that of the last step that was done,
     /// except that `ENOTRECOVERABLE` says that the device cannot be brought
     /// back into any valid state: that is ERROR, which only a reset leaves.
-    pub fn request(&self, number: u32, mut step: impl FnMut(DeviceState) -> Result<()>) -> Result<()> {
+    pub fn request(
+        &self,
+        number: u32,
+        mut step: impl FnMut(DeviceState) -> Result<()>,
+        changed: impl Fn(DeviceState, DeviceState),
+    ) -> Result<()> {
         let target = DeviceState::from_number(number)
             .ok_or_else(|| Errno::EINVAL.because("there is no such state"))?;
         let path = fsm::path(self.state.get(), target).ok_or_else(|| Errno::EINVAL.because(NO_WAY))?;
         for state in path {
             match step(*state) {
-                Ok(()) => self.state.set(*state),
+                Ok(()) => changed(self.state.replace(*state), *state),
                 Err(errno) => {
                     if errno == Errno::ENOTRECOVERABLE {
-                        self.state.set(DeviceState::Error);
+                        changed(self.state.replace(DeviceState::Error), DeviceState::Error);
                     }
                     return Err(errno);
                 }

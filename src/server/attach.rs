@@ -128,6 +128,7 @@ impl<D: Device> Context<D> {
             Next::Message(message) => Ok(Some(message)),
             Next::Unfollowable(_) => Err(Errno::EINVAL.because(NO_VERSION)),
             Next::Refused(header) => {
+                self.probe_received(&header);
                 if header.message_type() == Some(MessageType::Command) {
                     self.answer_version(&header, Err(Errno::EINVAL));
                 }
@@ -138,6 +139,7 @@ impl<D: Device> Context<D> {
 
     /// Judges the version message, answers it, and lets the client in.
     fn agree(&self, mut message: Box<Message>) -> Step {
+        self.probe_received(&message.header);
         let with_fds = !message.fds.is_empty() || message.missing_fds.is_some();
         message.fds.clear();
         let mut reply = Reply::empty();
@@ -165,6 +167,8 @@ impl<D: Device> Context<D> {
     /// Sends the answer to a version message; it is answered even if it says
     /// that it need not be.
     fn answer_version(&self, header: &wire::Header, answer: Result<&mut Reply>) -> Sent {
+        let outcome = answer.as_ref().map(|_| ()).map_err(|errno| *errno);
+        self.probe_executed(header, &outcome);
         let sent = self.with_connection(|connection| {
             let queued = match answer {
                 Ok(reply) => connection.reply(header, reply),
@@ -175,6 +179,7 @@ impl<D: Device> Context<D> {
                 Err(_) => Sent::Lost,
             }
         });
+        self.probe_replied(header, &outcome);
         sent.unwrap_or(Sent::Lost)
     }
 

@@ -24,6 +24,7 @@ mod log;
 mod loss;
 mod oddities;
 mod poll;
+mod probes;
 mod quiesce;
 mod refusals;
 pub mod regions;

@@ -136,6 +136,7 @@ impl<D: Device> Context<D> {
     /// The device could not quiesce: the request fails and the device is reset.
     fn refuse_pending(&self, message: Box<Message>, errno: Errno) {
         let header = message.header;
+        self.probe_executed(&header, &Err::<(), _>(errno));
         self.log_failed_request(&header, message.payload(), errno.because(NOT_QUIET));
         drop(message);
         self.answer_error(&header, errno);

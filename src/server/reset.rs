@@ -13,7 +13,7 @@ impl<D: Device> Context<D> {
         self.irqs.clear_all_pending();
         self.update_irqs();
         if kind == ResetType::Device {
-            self.migration.reset();
+            self.migration.reset(|from, to| self.probe_state_changed(from, to));
         }
         Ok(())
     }

@@ -284,8 +284,12 @@ impl<D: Device> Context<D> {
         };
         match next {
             Ok(Next::Message(message)) => self.handle_message(message),
-            Ok(Next::Refused(header)) => self.refuse_request(&header, &[], Errno::EINVAL.because(BAD_HEADER)),
+            Ok(Next::Refused(header)) => {
+                self.probe_received(&header);
+                self.refuse_request(&header, &[], Errno::EINVAL.because(BAD_HEADER))
+            }
             Ok(Next::Unfollowable(header)) => {
+                self.probe_received(&header);
                 self.refuse_request(
                     &header,
                     &[],
@@ -304,6 +308,7 @@ impl<D: Device> Context<D> {
     /// executes it.
     fn handle_message(&self, message: Box<Message>) -> Turn {
         let header = message.header;
+        self.probe_received(&header);
         if let Some(errno) = message.missing_fds {
             let rule = "descriptors came with it that could not be taken";
             return self.refuse_request(&header, message.payload(), errno.because(rule));
@@ -329,6 +334,7 @@ impl<D: Device> Context<D> {
     }
 
     fn refuse_request(&self, header: &Header, payload: &[u8], errno: Errno) -> Turn {
+        self.probe_executed(header, &Err::<(), _>(errno));
         self.log_failed_request(header, payload, errno);
         self.answer_error(header, errno);
         Turn::Refused
@@ -351,6 +357,7 @@ impl<D: Device> Context<D> {
     pub(super) fn execute(&self, command: Option<Command>, mut message: Box<Message>) {
         let mut reply = Reply::empty();
         let outcome = self.dispatch(command, &mut message, &mut reply);
+        self.probe_executed(&message.header, &outcome);
         if let Err(errno) = &outcome {
             self.log_failed_request(&message.header, message.payload(), *errno);
             self.last_errno.set(Some(*errno));
@@ -359,6 +366,9 @@ impl<D: Device> Context<D> {
         message.fds.clear();
         if let Some(connection) = self.connection.borrow_mut().as_mut() {
             connection.answer(&message.header, outcome.map(|()| &mut reply));
+            if !message.header.no_reply() {
+                self.probe_replied(&message.header, &outcome);
+            }
             connection.recycle(message);
         }
     }
@@ -367,6 +377,9 @@ impl<D: Device> Context<D> {
     pub(super) fn answer_error(&self, header: &Header, errno: Errno) {
         self.last_errno.set(Some(errno));
         self.with_connection(|connection| connection.answer(header, Err(errno)));
+        if !header.no_reply() {
+            self.probe_replied(header, &Err::<(), _>(errno));
+        }
     }
 
     /// Sends what waits, as far as that goes without waiting.

@@ -114,12 +114,23 @@ impl<D: Device> Context<D> {
     /// eventfd, and the context is sound. `None`: nothing was done. Cannot panic.
     #[inline(always)]
     pub(crate) fn irq_trigger_usual(&self, vector: u32) -> Option<Result<()>> {
-        if self.is_broken() { None } else { self.irqs.trigger_usual(vector) }
+        let outcome = if self.is_broken() { None } else { self.irqs.trigger_usual(vector) }?;
+        self.probe_irq_triggered(vector, &outcome);
+        Some(outcome)
     }
 
     /// See `vfu_irq_trigger`. Any thread may call this, and a signal handler.
     pub(crate) fn irq_trigger(&self, vector: u32) -> Result<()> {
-        self.irqs.trigger(vector)
+        let outcome = self.irqs.trigger(vector);
+        self.probe_irq_triggered(vector, &outcome);
+        outcome
+    }
+
+    /// See `vfux_irq_trigger`. Any thread may call this, and a signal handler.
+    pub(crate) fn irq_trigger_type(&self, kind: IrqType, vector: u32) -> Result<()> {
+        let outcome = self.irqs.trigger_type(kind, vector);
+        self.probe_irq_triggered(vector, &outcome);
+        outcome
     }
 
     /// Makes configuration space, once. The only header type is 0; the revision

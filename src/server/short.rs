@@ -87,7 +87,10 @@ impl<D: Device> Context<D> {
 
     #[inline(always)]
     fn finish_short(&self, mut request: ShortAccess) -> Turn {
-        match self.execute_short(&mut request) {
+        self.probe_received(&request.header);
+        let outcome = self.execute_short(&mut request);
+        self.probe_executed(&request.header, &outcome);
+        match outcome {
             Ok(size) => self.answer_short(&mut request, size),
             Err(errno) => self.fail_short(&request, errno),
         }
@@ -116,6 +119,7 @@ impl<D: Device> Context<D> {
                 if !request.header.no_reply() {
                     request.header = request.header.reply(size as u32);
                     connection.answer_short(request.as_bytes().get(..size).unwrap_or_default());
+                    self.probe_replied(&request.header, &Ok(()));
                 }
                 if connection.is_calm() { Turn::Last } else { Turn::Executed }
             }

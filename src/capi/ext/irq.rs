@@ -74,7 +74,7 @@ pub unsafe extern "C-unwind" fn vfux_irq_trigger(
     unsafe {
         guard::enter_silent(vfu_ctx, "vfux_irq_trigger", |ctx| {
             let outcome = match IrqType::known(r#type) {
-                Some(kind) => ctx.irqs().trigger_type(kind, subindex),
+                Some(kind) => ctx.irq_trigger_type(kind, subindex),
                 None => Err(Errno::EINVAL),
             };
             if outcome == Err(Errno::EINVAL) {

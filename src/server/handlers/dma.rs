@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::dma::{Access, Loss, MapRequest, Prot, RegionId};
+use crate::dma::{Access, DmaRegion, Loss, MapRequest, Prot, RegionId};
 use crate::server::log::log;
 use crate::server::{Context, Device};
 use crate::transport::{Message, Reply};
@@ -63,6 +63,7 @@ impl<D: Device> Context<D> {
             self.dma.remove(mapped.region);
             return Err(errno.because("the device refuses the region"));
         }
+        self.probe_dma_mapped(&DmaRegion { iova, size, prot, access });
         Ok(())
     }
 
@@ -175,6 +176,9 @@ impl<D: Device> Context<D> {
     pub(in crate::server) fn remove_dma_region(&self, region: RegionId) {
         self.tell_losses();
         self.device.dma_unregister(self, region);
+        if let Some(region) = self.dma.describe(region) {
+            self.probe_dma_unmapped(&region);
+        }
         self.dma.remove(region);
     }
 }

@@ -9,10 +9,11 @@ impl<D: Device> Context<D> {
     /// Goes to another state, calling the device for each step.
     pub(super) fn set_device_state(&self, state: u32) -> Result<()> {
         self.check_migratable()?;
-        self.migration.request(state, |next| {
+        let step = |next| {
             log!(self, LOG_DEBUG, "migration state {:?} to {next:?}", self.migration.state());
             self.device.transition(self, next)
-        })
+        };
+        self.migration.request(state, step, |from, to| self.probe_state_changed(from, to))
     }
 
     fn check_migratable(&self) -> Result<()> {

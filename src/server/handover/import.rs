@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
-use crate::dma::{Access, KnownFile, MapRequest, Prot};
+use crate::dma::{Access, DmaRegion, KnownFile, MapRequest, Prot};
 use crate::handover::{self, Descriptors, Incoming, NO_FD, Record};
 use crate::irq::IrqType;
 use crate::memory;
@@ -173,6 +173,7 @@ impl<D: Device> Context<D> {
             self.dma.remove(mapped.region);
             return Err(errno.because("the device refuses a DMA region"));
         }
+        self.probe_dma_mapped(&DmaRegion { iova, size, prot, access });
         Ok(())
     }
 

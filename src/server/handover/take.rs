@@ -145,6 +145,7 @@ impl<D: Device> Context<D> {
         {
             log!(self, LOG_ERR, "the device that was taken over does not run: {errno}");
             self.migration.restore(DeviceState::Error);
+            self.probe_state_changed(DeviceState::Running, DeviceState::Error);
         }
         self.device.handed_over(self, true);
         self.irqs.deliver_all();
