@@ -109,18 +109,30 @@ impl<'a> Block<'a> {
         unsafe { slice::from_raw_parts(self.first().add(1 << self.class()), notes(self.class())) }
     }
 
-    /// Whether a bit is set; any number may be asked for.
+    /// Whether a bit is set and it has been said that its group may have bits set, of
+    /// which no harvest took note yet; any number may be asked for.
     #[inline(always)]
-    pub(super) fn has(&self, bit: u64) -> bool {
+    pub(super) fn has_noted(&self, bit: u64) -> bool {
         let at = bit / 64;
         // The class is what a shift looks at of a name.
-        if at.wrapping_shr(self.name.get() as u32) != 0 {
+        let words = 1_u64.wrapping_shl(self.name.get() as u32);
+        if at >= words {
             return false;
         }
         // SAFETY: one of the 2^class words that are there by the contract of
         // `Name::block`.
         let word = unsafe { &*self.first().add(at as usize) };
-        word.load(Relaxed) >> (bit % 64) & 1 != 0
+        if word.load(Relaxed) >> (bit % 64) & 1 == 0 {
+            return false;
+        }
+        if words <= GROUP_WORDS as u64 {
+            return true;
+        }
+        let group = bit / GROUP_BITS;
+        // SAFETY: the words have this group, whose notes are behind them by the contract
+        // of `Name::block`.
+        let notes = unsafe { &*self.first().add(words as usize).add((group / 64) as usize) };
+        notes.load(SeqCst) >> (group % 64) & 1 != 0
     }
 
     /// A number that no other group of any block has: its address.
@@ -131,18 +143,13 @@ impl<'a> Block<'a> {
 
     /// Whether it has been said that a group may have bits set, and no harvest
     /// took note of that yet.
-    #[inline(always)]
+    #[inline]
     pub(super) fn is_noted(&self, group: u64) -> bool {
-        if self.class() <= GROUP_CLASS {
-            return true;
+        let summary = self.summary();
+        match summary.get((group / 64) as usize) {
+            Some(notes) => notes.load(SeqCst) >> (group % 64) & 1 != 0,
+            None => summary.is_empty(),
         }
-        if group >> (self.class() - GROUP_CLASS) != 0 {
-            return false;
-        }
-        // SAFETY: of one of the groups, whose notes are behind the words by the
-        // contract of `Name::block`.
-        let word = unsafe { &*self.first().add((1 << self.class()) + (group / 64) as usize) };
-        word.load(SeqCst) >> (group % 64) & 1 != 0
     }
 
     /// Says that a group may have bits set.

@@ -93,7 +93,7 @@ impl Dirty {
     #[inline(always)]
     pub(super) fn is_set(&self, block: Block<'_>, bit: u64) -> bool {
         let before = self.progress.sequence.load(Acquire);
-        if before & 1 == 1 || !block.has(bit) || !block.is_noted(bit / GROUP_BITS) {
+        if before & 1 == 1 || !block.has_noted(bit) {
             return false;
         }
         // As in `set_bits`.

@@ -86,7 +86,8 @@ impl<D: Device> Context<D> {
         match self.dma.page_shift() {
             0 => true,
             page_shift => match entry() {
-                Some(entry) => !self.is_broken() && self.dma.is_marked(entry, page_shift),
+                // (In a broken context nothing is left to be done either way.)
+                Some(entry) => self.dma.is_marked(entry, page_shift),
                 None => false,
             },
         }

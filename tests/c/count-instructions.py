@@ -25,7 +25,7 @@ LIMITS = {
     "posted": (RUN, 486),
     "idle": (RUN, 204),
     "same": (SGL, 101),
-    "logging": (SGL, 160),
+    "logging": (SGL, 155),
     "random": (SGL, 260),
     "trigger": (["vfu_irq_trigger"], 60),
 }

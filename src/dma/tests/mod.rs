@@ -1,5 +1,6 @@
 //! Tests of the address space as its users see it.
 
+mod bitmap;
 mod files;
 mod logging;
 mod map;
