@@ -23,6 +23,9 @@ import unittest
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROJECT = HERE.parent.parent
+VERSION = re.search(r"version: '([\d.]+)'", (PROJECT / "meson.build").read_text())[1]
+# Behind the soname's number come the first two of the package's version.
+LIBRARY = "libvfio-user.so.0." + VERSION.rpartition(".")[0]
 WARNINGS = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
 shared_folder = None
@@ -94,8 +97,8 @@ class Consumer(unittest.TestCase):
 
     def check_shared_library(self, libdir):
         library = libdir / "libvfio-user.so"
-        self.assertEqual(os.readlink(libdir / "libvfio-user.so.0"), "libvfio-user.so.0.0.1")
-        self.assertEqual(library.resolve().name, "libvfio-user.so.0.0.1")
+        self.assertEqual(os.readlink(libdir / "libvfio-user.so.0"), LIBRARY)
+        self.assertEqual(library.resolve().name, LIBRARY)
         self.assertIn("[libvfio-user.so.0]", run(["readelf", "--dynamic", "--wide", library]))
         self.assertEqual(exported(library), public_names())
 
@@ -173,6 +176,23 @@ class PkgConfig(Consumer):
         self.assertIn("libvfio-user.so.0", run(["readelf", "--dynamic", program]))
         self.check_program(program, LD_LIBRARY_PATH=prefix / "lib")
 
+    def test_tells_what_it_is(self):
+        """Which version, and that it is not the C library, whose version is 0.0.1."""
+        prefix = self.folder / "prefix"
+        run(["meson", "setup", f"--prefix={prefix}", "-Dlibdir=lib", self.build, PROJECT])
+        for folder in (self.build / "meson-uninstalled", self.build / "meson-private"):
+            with self.subTest(folder.name):
+                for question, answer in {
+                    "--modversion": VERSION,
+                    "--variable=implementation": "rust",
+                    "--variable=api_version": "0.2",
+                    "--variable=soversion": "0",
+                    "--atleast-version=1.0": None,
+                }.items():
+                    name = "libvfio-user" + ("-uninstalled" if "uninst" in folder.name else "")
+                    output = run(["pkg-config", question, name], PKG_CONFIG_PATH=folder)
+                    self.assertEqual(output.strip(), answer or "")
+
     def test_static(self):
         prefix = self.install("-Ddefault_library=static")
         flags = self.pkg_config(prefix / "lib/pkgconfig", "--static", "--cflags", "--libs")
@@ -231,7 +251,7 @@ class Tools(Consumer):
         run(["meson", "install", "-C", self.build, "--destdir", destination])
         usr = destination / "usr"
         vfu = usr / "bin/vfu"
-        self.assertRegex(run([vfu, "--version"]), r"^vfu \d+\.\d+\.\d+\n$")
+        self.assertEqual(run([vfu, "--version"]), f"vfu {VERSION}\n")
         sections = run(["readelf", "--sections", "--wide", vfu])
         self.assertIn(".text", sections)
         for absent in (".symtab", ".debug_info", ".debug_line"):
@@ -268,6 +288,30 @@ class Tools(Consumer):
         run(["meson", "setup", "-Dlibvfio-user:tools=enabled", self.build, parent])
         listed = json.loads(run(["meson", "introspect", "--targets", self.build]))
         self.assertNotIn("vfu", {target["name"] for target in listed})
+
+
+class Crates(Consumer):
+    """What `cargo package` packs, which somebody may want to compile with cargo alone."""
+
+    def packed(self, name):
+        """The files, without those that Cargo makes."""
+        command = ["cargo", "package", "--list", "--offline", "--allow-dirty", "-p", name]
+        listed = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True).stdout
+        return set(listed.split()) - {".cargo_vcs_info.json", "Cargo.lock", "Cargo.toml", "Cargo.toml.orig"}
+
+    def test_no_tests_that_nobody_needs(self):
+        """The sources with their unit tests, what those read, the headers, an example, and the notices."""
+        library = self.packed("libvfio-user")
+        folders = {"src": ".*", "include": r".*\.h", "examples": r"\w+\.rs", "tests/hand-over": r".*\.image"}
+        others = {name for name in library if not any(re.fullmatch(f"{f}/{n}", name) for f, n in folders.items())}
+        notices = {"CHANGELOG.md", "LICENSE", "README.md", "SECURITY.md"}
+        self.assertEqual(others, notices | {"build.rs", "libvfio-user.map"})
+        self.assertEqual({name for name in self.packed("vfu") if not name.startswith("src/")}, {"LICENSE"})
+
+    def test_compiles_by_itself(self):
+        """Cargo unpacks what it packed and compiles it there."""
+        manifest = PROJECT / "Cargo.toml"
+        run(["cargo", "package", "--offline", "--allow-dirty", "--manifest-path", manifest, "-p", "libvfio-user"])
 
 
 class Build(Consumer):
