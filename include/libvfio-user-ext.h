@@ -839,7 +839,7 @@ int vfux_get_old_fd(vfu_ctx_t *vfu_ctx, const char *name);
  *
  * @vfu_ctx: a context of vfux_create_ctx_taking_over(), set up like the device of the
  *           other process, and realized
- * @timeout: milliseconds, more than 0: how long to wait for each of two answers
+ * @timeout: milliseconds, more than 0: how long to wait for each of three answers
  *
  * The device has to be the same in all that the client has been told: regions with
  * their sizes, flags and areas, over the same memory; numbers of interrupts;
@@ -847,6 +847,9 @@ int vfux_get_old_fd(vfu_ctx_t *vfu_ctx, const char *name);
  * regions (their register callbacks run), eventfds, the log of writes and the state of
  * the device (load_state, or the migration callbacks: STOP, RESUMING, the data, STOP)
  * come from the other process, and the socket where clients connect, with its path.
+ *
+ * The DMA regions come first, while the other process still serves its client; for those
+ * that the client takes away before the rest has come the unregister callbacks run.
  *
  * Once this has succeeded the device runs (the migration callback with RUNNING, if the
  * client has it run; handed_over), and the descriptor of vfu_get_poll_fd() is readable if

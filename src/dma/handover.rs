@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::facts::Facts;
 use super::file::SharedFile;
 use super::logging::Logging;
-use super::region::{Access, Prot};
+use super::region::{Access, Prot, RegionId};
 use super::sizes::GROUP_WORDS;
 use super::space::{AddressSpace, MAX_REGION_SIZE, MapRequest, Mapped};
 use crate::memory::Words;
@@ -18,6 +18,8 @@ const NO_SPACE: &str = "memory that cannot be that of a client";
 /// What there is of a region.
 #[derive(Clone, Copy, Debug)]
 pub struct RegionParts {
+    /// Its name in this process.
+    pub id: RegionId,
     /// First address.
     pub iova: u64,
     /// Bytes.
@@ -47,8 +49,8 @@ impl AddressSpace {
             let (fd, offset) = backing.unwrap_or_default();
             let (prot, access) = (region.attributes.prot(), region.attributes.access());
             if outcome.is_ok() {
-                outcome =
-                    visit(RegionParts { iova: region.start, size: region.size, prot, access, fd, offset });
+                let (id, iova, size) = (region.id(), region.start, region.size);
+                outcome = visit(RegionParts { id, iova, size, prot, access, fd, offset });
             }
         });
         outcome
@@ -84,15 +86,27 @@ impl AddressSpace {
         Ok(Some(1 << logging.page_shift))
     }
 
-    /// Goes on logging as another process did. `EPROTO` if none can have done so.
+    /// Goes on logging as another process does. If that is how it is done already, what is
+    /// marked stays; else nothing is marked. `EPROTO` if none can do so.
     pub fn resume_logging(&self, page_size: u64, ranges: Vec<(u64, u64)>) -> Result<()> {
         let is_sorted = ranges.windows(2).all(|two| matches!(two, [(_, last), (next, _)] if last < next));
         let is_sound = is_sorted
             && ranges.iter().all(|(first, last)| first <= last)
             && page_size.is_power_of_two()
             && page_size >= super::mapping::host_page_size();
+        Errno::EPROTO.unless(is_sound, "a log of writes that cannot be")?;
         let mut state = self.state.lock();
-        Errno::EPROTO.unless(is_sound && state.logging.is_none(), "a log of writes that cannot be")?;
+        if let Some(logging) = &state.logging {
+            let is_same = |([first, last], other): (&[u64; 2], &(u64, u64))| (*first, *last) == *other;
+            let all = logging.all_ranges();
+            if page_size == 1 << logging.page_shift
+                && all.len() == ranges.len()
+                && all.iter().zip(&ranges).all(is_same)
+            {
+                return Ok(());
+            }
+            self.stop(&mut state);
+        }
         let mut words = Words::zeroed(ranges.len().saturating_mul(2))?;
         let pairs = words.as_chunks_mut::<2>().0.iter_mut();
         pairs.zip(&ranges).for_each(|(pair, (first, last))| *pair = [*first, *last]);

@@ -124,7 +124,7 @@ impl AddressSpace {
         self.dirty.page_shift()
     }
 
-    fn stop(&self, state: &mut State) {
+    pub(super) fn stop(&self, state: &mut State) {
         self.dirty.set_page_shift(0);
         state.logging = None;
         self.for_each_region(|region, slot| {

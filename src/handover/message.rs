@@ -5,11 +5,16 @@
 //! | --- | --- | --- |
 //! | new | [`Kind::Hello`] | |
 //! | old | [`Kind::Device`] | the image of what the device is |
+//! | new | [`Kind::Memory`] | |
+//! | old | [`Kind::Memory`] | the image of its DMA regions as they are now; it serves its client all the while |
 //! | new | [`Kind::Ready`] | |
 //! | old | [`Kind::State`] | the image of its state; the device is quiet from here on |
 //! | new | [`Kind::Have`] | |
 //! | old | [`Kind::Yours`] | |
 //! | new | [`Kind::Taken`] | |
+//!
+//! The new one may leave out to ask for the DMA regions ahead: all of them come with the
+//! state then.
 //!
 //! Either says [`Kind::No`], with an errno, in place of what the other waits for.
 //! An image is a file in memory, the first descriptor of its message; what it names
@@ -36,6 +41,7 @@ pub enum Kind {
     Yours = 7,
     Taken = 8,
     No = 9,
+    Memory = 10,
 }
 
 /// A message as it is sent.
@@ -86,8 +92,8 @@ impl Message {
 
     /// What it says. `EPROTO` if nobody knows.
     pub fn kind(&self) -> Result<Kind> {
-        use Kind::{Device, Have, Hello, More, No, Ready, State, Taken, Yours};
-        let kinds = [Hello, Device, Ready, State, More, Have, Yours, Taken, No];
+        use Kind::{Device, Have, Hello, Memory, More, No, Ready, State, Taken, Yours};
+        let kinds = [Hello, Device, Ready, State, More, Have, Yours, Taken, No, Memory];
         let found = kinds.into_iter().find(|kind| *kind as u32 == self.kind);
         found.ok_or_else(|| Errno::EPROTO.because("a message that is not known"))
     }

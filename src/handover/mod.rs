@@ -4,7 +4,8 @@
 //! A context leaves its process in two images. The first says what the device is
 //! ([`Record::Device`] to [`Record::NamedFd`]), so that another process can make one
 //! like it; the second is the state: connection, memory, interrupts, and what the
-//! device itself has to say. [`codec`] is the format, [`record`] what there is to be
+//! device itself has to say. Another one, of the DMA regions, may go ahead of the second,
+//! which then tells only what has become of them. [`codec`] is the format, [`record`] what there is to be
 //! written in it. Descriptors go beside an image, which names them by their position.
 //!
 //! An image of a version that is the same or older can be read. A record or a field

@@ -320,4 +320,12 @@ records! {
         /// Its bytes.
         bytes: Vec<u8>,
     }
+
+    /// Which DMA regions of the image that went ahead are still there. In front of all
+    /// others, which are new.
+    Kept = 30 must {
+        /// The place of a region in that image, and how many from there on, one after the
+        /// other, in ascending order.
+        regions: Vec<u64>,
+    }
 }

@@ -132,7 +132,7 @@ fn records_with_nothing_in_them() {
 #[test]
 fn types_are_unique_and_for_ever() {
     let mut kinds: Vec<u16> = Record::all().iter().map(|record| record.kind().0).collect();
-    assert_eq!(kinds, (1..=6).chain(16..=29).collect::<Vec<u16>>());
+    assert_eq!(kinds, (1..=6).chain(16..=30).collect::<Vec<u16>>());
     kinds.dedup();
     assert_eq!(kinds.len(), Record::all().len());
     assert!(Record::all().iter().all(|record| record.kind().1), "all of version 1 has to be understood");
@@ -235,4 +235,8 @@ fn images_of_every_version_so_far_are_read() {
     ] {
         assert!(state.iter().any(is_there));
     }
+    let memory = read(include_bytes!("../../tests/hand-over/memory-1.image")).unwrap();
+    assert!(matches!(memory.as_slice(), [Record::Logging(_), Record::DmaRegion(_), ..]));
+    let state = read(include_bytes!("../../tests/hand-over/state-1-kept.image")).unwrap();
+    assert!(state.contains(&Kept { regions: vec![0, 1, 2, 1] }.into()));
 }

@@ -8,53 +8,7 @@ import threading
 import pytest
 from hand_over import Device, Upgrade, device, taking_over, upgraded
 from libvfu import *
-
-HELLO, DEVICE, READY, STATE, MORE, HAVE, YOURS, TAKEN, NO = range(1, 10)
-
-
-def text(kind, error=0, size=0, fds=0, magic=b"vfuh", version=1):
-    return magic + struct.pack("<IIIQQ", version, kind, error, size, fds)
-
-
-class Stranger:
-    """A process at the control socket that speaks the protocol by hand, as far as it wants to."""
-
-    def __init__(self, old):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.settimeout(20)
-        self.sock.connect(old.control)
-        self.kept = []
-
-    def say(self, *args, **kw):
-        self.sock.send(text(*args, **kw))
-
-    def hear(self, keep=False):
-        """Kind, errno and image of the next message; its descriptors are closed, unless they are to be kept."""
-        data, anc, _, _ = self.sock.recvmsg(100, socket.CMSG_SPACE(253 * 4))
-        if not data:
-            return None
-        assert len(data) == 32 and data[:8] == b"vfuh" + struct.pack("<I", 1)
-        kind, error, size, count = struct.unpack("<IIQQ", data[8:])
-        fds = []
-        for _, _, cmsg in anc:
-            fds += struct.unpack(f"{len(cmsg) // 4}i", cmsg)
-        image = None
-        if kind in (DEVICE, STATE):
-            image = os.pread(fds[0], size, 0)
-            assert len(fds) == 1 + count
-        self.kept += fds
-        if not keep:
-            self.drop()
-        return kind, error, image
-
-    def drop(self):
-        while self.kept:
-            os.close(self.kept.pop())
-
-    def close(self):
-        self.drop()
-        self.sock.close()
-
+from stranger import *
 
 def still_there(ctx, client):
     """Whether the client is served as before, and another process may try."""
@@ -188,7 +142,7 @@ def test_a_client_that_has_gone_is_told_of_first():
 
 # --- others at the socket -------------------------------------------------------------
 
-@pytest.mark.parametrize("words", [b"", b"hello", b"x" * 32, b"x" * 1000, text(77), text(DEVICE), text(READY), text(HAVE),
+@pytest.mark.parametrize("words", [b"", b"hello", b"x" * 32, b"x" * 1000, text(77), text(DEVICE), text(READY), text(MEMORY), text(HAVE),
                                    text(HELLO, magic=b"hfuv"), text(HELLO) + b"\0"])
 def test_who_does_not_speak_the_protocol_is_sent_away(words):
     with device() as old, old.connect() as client:
@@ -359,54 +313,6 @@ def test_a_context_that_is_destroyed_says_no():
 
 # --- the other side --------------------------------------------------------------------
 
-class FakeOld:
-    """A process that is asked for its device, and answers what it is told to."""
-
-    def __init__(self, path, answers):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.bind(path)
-        self.sock.listen(1)
-        self.answers = answers
-        self.heard = []
-        self.thread = threading.Thread(target=self.serve, daemon=True)
-        self.thread.start()
-
-    def serve(self):
-        peer, _ = self.sock.accept()
-        peer.settimeout(20)
-        for answer in self.answers:
-            data = peer.recv(100)
-            self.heard.append(struct.unpack_from("<I", data, 8)[0] if data else None)
-            if answer is not None:
-                answer(peer)
-        peer.settimeout(20)
-        try:
-            data = peer.recv(100)
-            self.heard.append(struct.unpack_from("<II", data, 8) if data else None)
-        except ConnectionResetError:
-            self.heard.append(None)
-        peer.close()
-
-    def close(self):
-        self.thread.join()
-        self.sock.close()
-
-
-def with_image(kind, image, size=None, count=0, sealed=True, fds=()):
-    def answer(peer):
-        fd = os.memfd_create("image", os.MFD_ALLOW_SEALING)
-        os.pwrite(fd, image, 0)
-        if sealed:
-            import fcntl
-            fcntl.fcntl(fd, 1033, 0x2 | 0x4 | 0x8)
-        socket.send_fds(peer, [text(kind, size=len(image) if size is None else size, fds=count)], [fd, *fds])
-        os.close(fd)
-    return answer
-
-
-EMPTY = b"vfu-hand" + struct.pack("<II", 1, 0) + struct.pack("<HHIQQ", 0xffff, 1, 0, 8, 0)
-
-
 @pytest.mark.parametrize("answer, number", [
     (lambda peer: peer.send(text(NO, error=errno.EPERM)), errno.EPERM),
     (lambda peer: peer.send(text(YOURS)), errno.EPROTO),
@@ -465,34 +371,59 @@ def rich_device():
     client.set_irqs(MSIX, DATA_EVENTFD | ACTION_TRIGGER, 2, 1, fds=[event])
     client.set_irqs(MSIX, DATA_NONE | ACTION_MASK, 2, 1)
     call("vfux_irq_trigger", old.p, MSIX, 2)
+    client.guest = guest
+    return old, client, event
+
+
+def change_memory(client):
+    client.unmap(1 << 20, 8 * PAGE)
+    client.map(1 << 21, 8 * PAGE, client.guest, offset=8 * PAGE)
+
+
+def leave_things_open(old, client):
     # More replies than the socket takes.
     client.send_raw(b"".join(message(n, REGION_READ, struct.pack("<QII", 0, BAR0, PAGE)) for n in range(1, 101)))
     old.run()
     client.send_raw(message(500, REGION_WRITE, struct.pack("<QII", 0, BAR0, 4) + b"half")[:-2])
-    os.close(guest)
-    return old, client, event
 
 
-def test_the_images_that_are_kept_are_taken_over(tmp_path):
-    """What a process of this version has said once; later ones have to take it. (VFU_MAKE_IMAGES makes them.)"""
-    if os.environ.get("VFU_MAKE_IMAGES"):
-        old, client, event = rich_device()
-        stranger = Stranger(old)
-        stranger.say(HELLO)
+def make_images(ahead):
+    """Writes images down as this version makes them."""
+    old, client, event = rich_device()
+    stranger = Stranger(old)
+    stranger.say(HELLO)
+    assert old.hand_over() == 0
+    images = {"device-1.image": stranger.hear()[2]}
+    if ahead:
+        stranger.say(MEMORY)
         assert old.hand_over() == 0
-        device_image = stranger.hear()[2]
-        stranger.say(READY)
-        old.hand_over(timeout=1)
-        state_image = stranger.hear()[2]
-        for name, image in (("device-1.image", device_image), ("state-1.image", state_image)):
-            with open(os.path.join(IMAGES, name), "wb") as f:
-                f.write(image)
-        os.close(event)
-        old.destroy()
-    with open(os.path.join(IMAGES, "device-1.image"), "rb") as f:
-        device_image = f.read()
-    with open(os.path.join(IMAGES, "state-1.image"), "rb") as f:
-        state_image = f.read()
+        images = {"memory-1.image": stranger.hear()[2]}
+        change_memory(client)
+    leave_things_open(old, client)
+    stranger.say(READY)
+    old.hand_over(timeout=1)
+    images["state-1-kept.image" if ahead else "state-1.image"] = stranger.hear()[2]
+    for name, image in images.items():
+        with open(os.path.join(IMAGES, name), "xb") as f:
+            f.write(image)
+    stranger.close()
+    os.close(client.guest)
+    client.close()
+    os.close(event)
+    old.destroy()
+
+
+def kept_image(name):
+    with open(os.path.join(IMAGES, name), "rb") as f:
+        return f.read()
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "ahead"])
+def test_the_images_that_are_kept_are_taken_over(tmp_path, ahead):
+    """What a process of this version has said once; later ones have to take it. (VFU_MAKE_IMAGES makes those that are missing.)"""
+    state_name = "state-1-kept.image" if ahead else "state-1.image"
+    if os.environ.get("VFU_MAKE_IMAGES") and not os.path.exists(os.path.join(IMAGES, state_name)):
+        make_images(ahead)
     # Descriptors in the order of version 1: listeners, sockets, the files of DMA regions, eventfds.
     path = str(tmp_path / "control")
     listener = socket.socket(socket.AF_UNIX)
@@ -506,22 +437,22 @@ def test_the_images_that_are_kept_are_taken_over(tmp_path):
     guest = memfd(16 * PAGE, b"guest")
     event = os.eventfd(0, os.EFD_NONBLOCK)
     fds = [listener.fileno(), control.fileno(), theirs.fileno(), their_twin.fileno(), guest, event]
-
-    def nothing(peer):
-        pass
+    memory = with_image(MEMORY, kept_image("memory-1.image"), count=1, fds=[guest]) if ahead else with_image(MEMORY, EMPTY)
 
     def yours(peer):
         peer.send(text(YOURS))
-    fake = FakeOld(path, [with_image(DEVICE, device_image), with_image(STATE, state_image, count=len(fds), fds=fds), yours])
+    fake = FakeOld(path, [with_image(DEVICE, kept_image("device-1.image")), memory,
+                          with_image(STATE, kept_image(state_name), count=len(fds), fds=fds), yours])
     new = Device(dma=True, migration=True, pending_irqs=True, path=path, create=taking_over(path))
     assert call("vfux_take_over", new.p, 20000) == 1
     fake.close()
-    assert fake.heard == [HELLO, READY, HAVE, (TAKEN, 0)]
+    assert fake.heard == [HELLO, MEMORY, READY, HAVE, (TAKEN, 0)]
     with Client(new, attach=False, sock=ours) as client:
         client.sock.settimeout(20)
         assert bytes(new.mem[:23]) == b"the state of the device"
-        assert [e for e in new.events if e[0] == "register"] == [
-            ("register", 0, 8 * PAGE), ("register", 1 << 20, 8 * PAGE), ("register", 1 << 30, PAGE)]
+        changed = [("unregister", 1 << 20, 8 * PAGE), ("register", 1 << 21, 8 * PAGE)] if ahead else []
+        assert [e for e in new.events if e[0] in ("register", "unregister")] == [
+            ("register", 0, 8 * PAGE), ("register", 1 << 20, 8 * PAGE), ("register", 1 << 30, PAGE), *changed]
         while new.readable():
             new.run()
         assert client.sock.recv(1 << 20), "replies that the client had not taken"

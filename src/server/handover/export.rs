@@ -2,21 +2,28 @@
 
 use std::os::fd::RawFd;
 
-use crate::dma::Access;
+use super::ahead::Told;
 use crate::handover::{self, NO_FD, Outgoing};
 use crate::memory::{self, Bytes};
 use crate::server::context::Phase;
 use crate::server::{Context, Device};
+use crate::transport::Listener;
 use crate::wire::limits::MAX_DATA_XFER_SIZE;
 use crate::wire::{DeviceState, Result};
 
+/// Bytes that a device is asked for at first when it says its state: more for each time
+/// that it has as many. Memory that is not needed takes time, too.
+const FIRST_PIECE: usize = 16 << 10;
+
 impl<D: Device> Context<D> {
     /// The image of the state, the device's own part included, with its descriptors.
-    /// `control` is where processes like the new one come from.
+    /// `control` is where processes like the new one come from, `told` what that one
+    /// knows of DMA regions.
     pub(super) fn export(
         &self,
         device_data: &[u8],
-        control: Option<&crate::transport::Listener>,
+        control: Option<&Listener>,
+        told: Option<&Told>,
     ) -> Result<(Vec<u8>, Vec<RawFd>)> {
         let mut out = Outgoing::new()?;
         self.put_config(&mut out)?;
@@ -27,7 +34,7 @@ impl<D: Device> Context<D> {
             listener.export(true, &mut out)?;
         }
         self.export_client(&mut out)?;
-        self.export_memory(&mut out)?;
+        self.export_memory(told, &mut out)?;
         self.irqs.visit(|vector| {
             let fd = vector.fd.map(|fd| out.fd(fd)).transpose()?.unwrap_or(NO_FD);
             let (kind, number) = (vector.kind as u32, vector.number);
@@ -69,53 +76,6 @@ impl<D: Device> Context<D> {
         })
     }
 
-    /// DMA regions, and what is known of writes to them.
-    fn export_memory(&self, out: &mut Outgoing) -> Result<()> {
-        let mut ranges = Vec::new();
-        let logged = self.dma.visit_logging(|first, last| {
-            memory::reserve(&mut ranges, 2)?;
-            ranges.extend([first, last]);
-            Ok(())
-        })?;
-        if let Some(page_size) = logged {
-            out.put(handover::Logging { page_size, ranges })?;
-        }
-        // The names of the descriptors of files, of which there are few.
-        let mut files: Vec<(RawFd, u32)> = Vec::new();
-        self.dma.visit_regions(|region| {
-            let known = |fd: RawFd| files.iter().rev().find(|(other, _)| *other == fd).map(|(_, name)| *name);
-            let fd = match region.fd {
-                None => NO_FD,
-                Some(fd) => match known(fd) {
-                    Some(name) => name,
-                    None => {
-                        let name = out.fd(fd)?;
-                        memory::push(&mut files, (fd, name))?;
-                        name
-                    }
-                },
-            };
-            out.put(handover::DmaRegion {
-                iova: region.iova,
-                size: region.size,
-                prot: region.prot.bits(),
-                access: match region.access {
-                    Access::Message => 0,
-                    Access::Mmap => 1,
-                    Access::FileIo => 2,
-                },
-                fd,
-                offset: region.offset,
-            })
-        })?;
-        self.dma.visit_dirty(|iova, first, words| {
-            let mut copy = Vec::new();
-            memory::reserve(&mut copy, words.len())?;
-            copy.extend_from_slice(words);
-            out.put(handover::Dirty { iova, first, words: copy })
-        })
-    }
-
     /// What the device, which is quiet, says of its own state; with its migration it
     /// is stopped then.
     pub(super) fn save_device(&self) -> Result<Vec<u8>> {
@@ -126,6 +86,7 @@ impl<D: Device> Context<D> {
             return saved.map(|()| data.0);
         }
         let mut data = Vec::new();
+        let mut room = FIRST_PIECE;
         if !self.device.can_migrate() {
             return Ok(data);
         }
@@ -135,13 +96,15 @@ impl<D: Device> Context<D> {
         self.device.transition(self, DeviceState::StopCopy)?;
         loop {
             let start = data.len();
-            memory::reserve(&mut data, MAX_DATA_XFER_SIZE)?;
-            data.resize(start.saturating_add(MAX_DATA_XFER_SIZE), 0);
-            let room = data.get_mut(start..).unwrap_or_default();
-            let count = self.device.migration_read(self, room)?;
+            memory::reserve(&mut data, room)?;
+            data.resize(start.saturating_add(room), 0);
+            let piece = data.get_mut(start..).unwrap_or_default();
+            let count = self.device.migration_read(self, piece)?;
             data.truncate(start.saturating_add(count));
-            if count == 0 {
-                return Ok(data);
+            match count {
+                0 => return Ok(data),
+                _ if count == room => room = room.saturating_mul(2).min(MAX_DATA_XFER_SIZE),
+                _ => {}
             }
         }
     }

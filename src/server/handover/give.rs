@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::unistd::geteuid;
 
+use super::ahead::Told;
 use crate::handover::{Kind, Message};
 use crate::memory::{self, Bytes};
 use crate::server::context::Phase;
@@ -26,12 +27,14 @@ pub struct Control {
     peer: Option<Peer>,
     /// The peer has been told what the device is, which only some may know.
     is_introduced: bool,
+    /// DMA regions that it has been told of.
+    told: Option<Told>,
 }
 
 impl Control {
     fn new(handed: Handed) -> Result<Control> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let mut control = Control { epoll, listener: None, peer: None, is_introduced: false };
+        let mut control = Control { epoll, listener: None, peer: None, is_introduced: false, told: None };
         match handed {
             Handed::Listener(listener) => {
                 control.watch(listener.socket())?;
@@ -84,6 +87,7 @@ impl Control {
     /// The peer has gone, or is sent away.
     fn drop_peer(&mut self) {
         self.is_introduced = false;
+        self.told = None;
         let Some(peer) = self.peer.take() else { return };
         self.forget(peer.socket());
         if let Some(listener) = &self.listener
@@ -217,6 +221,7 @@ impl<D: Device> Context<D> {
             };
             let answered = match message.and_then(|message| Ok((message.kind()?, message.errno()))) {
                 Ok((Kind::Hello, _)) => self.introduce(),
+                Ok((Kind::Memory, _)) => self.tell_ahead(),
                 Ok((Kind::Ready, _)) => match self.make_quiet() {
                     Ok(()) => return self.give(timeout),
                     Err(errno) if self.is_waited_for() => return Err(errno),
@@ -286,10 +291,25 @@ impl<D: Device> Context<D> {
         Ok(())
     }
 
+    fn check_introduced(&self) -> Result<()> {
+        let is_introduced = self.handover.borrow().control.as_ref().is_some_and(|c| c.is_introduced);
+        Errno::EPROTO.unless(is_introduced, "a message that does not belong here")
+    }
+
+    /// Says which DMA regions there are at the moment.
+    fn tell_ahead(&self) -> Result<()> {
+        self.check_introduced()?;
+        let (image, fds, told) = self.export_ahead()?;
+        self.with_peer(|peer| peer.send_image(Kind::Memory, &image, &fds))?;
+        if let Some(control) = &mut self.handover.borrow_mut().control {
+            control.told = Some(told);
+        }
+        Ok(())
+    }
+
     /// Has the device be quiet.
     fn make_quiet(&self) -> Result<()> {
-        let is_introduced = self.handover.borrow().control.as_ref().is_some_and(|c| c.is_introduced);
-        Errno::EPROTO.unless(is_introduced, "a message that does not belong here")?;
+        self.check_introduced()?;
         self.check_may_leave()?;
         match self.device.quiesce(self) {
             Err(Errno::EBUSY) => {
@@ -323,8 +343,9 @@ impl<D: Device> Context<D> {
         let outcome = self.check_may_leave().and_then(|()| self.save_device()).and_then(|data| {
             let (image, fds) = {
                 let handover = self.handover.borrow();
-                let control = handover.control.as_ref().and_then(|control| control.listener.as_ref());
-                self.export(&data, control)?
+                let control = handover.control.as_deref();
+                let listener = control.and_then(|control| control.listener.as_ref());
+                self.export(&data, listener, control.and_then(|control| control.told.as_ref()))?
             };
             self.with_peer(|peer| {
                 peer.send_image(Kind::State, &image, &fds)?;

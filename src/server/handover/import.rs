@@ -1,10 +1,8 @@
 //! The state of a context, made this one's. Nothing of it is used before it is known
 //! that it is: see [`Context::own`].
 
-use std::os::fd::OwnedFd;
-
-use crate::dma::{Access, DmaRegion, KnownFile, MapRequest, Prot};
-use crate::handover::{self, Descriptors, Incoming, NO_FD, Record};
+use crate::dma::{KnownFile, RegionId};
+use crate::handover::{self, Descriptors, Incoming, Record};
 use crate::irq::IrqType;
 use crate::memory;
 use crate::server::context::Phase;
@@ -22,6 +20,9 @@ const NO_CONTEXT: &str = "what it says of its state does not go together";
 struct Gathered {
     client: Option<handover::Client>,
     connection: ConnectionRecords,
+    /// DMA regions that were mapped before, until it is known which of them are still there.
+    ahead: Option<Vec<RegionId>>,
+    is_logged: bool,
     /// Files of DMA regions, by the names of their descriptors.
     files: Vec<(u32, KnownFile)>,
     migration: Option<DeviceState>,
@@ -29,15 +30,21 @@ struct Gathered {
 }
 
 impl<D: Device> Context<D> {
-    /// Makes all of an image this context's; it is not used yet.
-    pub(super) fn import(&self, image: &mut Incoming) -> Result<()> {
-        let mut gathered = Gathered::default();
+    /// Makes all of an image this context's; it is not used yet. `ahead` are the regions
+    /// that it may leave out, if such were asked for.
+    pub(super) fn import(&self, image: &mut Incoming, ahead: Option<Vec<RegionId>>) -> Result<()> {
+        let mut gathered = Gathered { ahead, ..Gathered::default() };
         let (records, mut fds) = image.parts()?;
         for record in records {
             self.import_record(record?, &mut gathered, &mut fds)?;
         }
-        let Gathered { client, connection, migration, device_data, .. } = gathered;
-        let (Some(client), Some(state)) = (client, migration) else {
+        let Gathered { client, connection, migration, device_data, ahead, is_logged, .. } = gathered;
+        if !is_logged {
+            self.dma.logging_stop();
+        }
+        // It has to be known what has become of each of them.
+        let ahead = ahead.filter(|regions| !regions.is_empty());
+        let (Some(client), Some(state), None) = (client, migration, ahead) else {
             return Err(Errno::EPROTO.because(NO_CONTEXT));
         };
         self.import_client(&client, connection, &mut fds)?;
@@ -70,15 +77,17 @@ impl<D: Device> Context<D> {
                 self.report_rest.set(LoggingReport { iova, length, page_size });
                 Ok(())
             }
-            Record::DmaRegion(record) => self.import_region(&record, &mut gathered.files, fds),
+            Record::Kept(record) => {
+                let ahead = gathered.ahead.take().ok_or_else(|| Errno::EPROTO.because(NO_CONTEXT))?;
+                self.keep_regions(&ahead, &record.regions)
+            }
+            Record::DmaRegion(record) => {
+                self.import_region(&record, &mut gathered.files, fds).map(|_region| ())
+            }
             Record::Logging(record) => {
-                let mut ranges = Vec::new();
-                memory::reserve(&mut ranges, record.ranges.len())?;
-                for pair in record.ranges.chunks(2) {
-                    let [first, last] = pair else { return Err(Errno::EPROTO.because(NO_CONTEXT)) };
-                    ranges.push((*first, *last));
-                }
-                self.dma.resume_logging(record.page_size, ranges)
+                let is_first = !std::mem::replace(&mut gathered.is_logged, true);
+                Errno::EPROTO.unless(is_first, NO_CONTEXT)?;
+                self.import_logging(&record)
             }
             Record::Dirty(record) => self.dma.mark_pages(record.iova, record.first, &record.words),
             Record::Vector(record) => {
@@ -143,37 +152,6 @@ impl<D: Device> Context<D> {
             max_dma_maps: client.max_dma_maps.map(u64::cast_signed),
             write_multiple: client.write_multiple,
         });
-        Ok(())
-    }
-
-    fn import_region(
-        &self,
-        record: &handover::DmaRegion,
-        files: &mut Vec<(u32, KnownFile)>,
-        fds: &mut Descriptors<'_>,
-    ) -> Result<()> {
-        Errno::EPROTO.unless(self.dma_is_ready(), NO_CONTEXT)?;
-        let access = match record.access {
-            0 => Access::Message,
-            1 => Access::Mmap,
-            2 => Access::FileIo,
-            _ => return Err(Errno::EPROTO.because(NO_CONTEXT)),
-        };
-        let prot = Prot::from_bits(record.prot).ok_or_else(|| Errno::EPROTO.because(NO_CONTEXT))?;
-        let is_known = |(name, _): &&(u32, KnownFile)| *name == record.fd;
-        if record.fd != NO_FD && files.iter().rev().find(is_known).is_none() {
-            let fd: OwnedFd = fds.take(record.fd)?;
-            memory::push(files, (record.fd, self.dma.know_file(fd)?))?;
-        }
-        let file = files.iter().rev().find(is_known).map(|(_, file)| file);
-        let (iova, size, offset) = (record.iova, record.size, record.offset);
-        let request = MapRequest { iova, size, prot, access, file: None, offset };
-        let mapped = self.dma.map_known(request, file)?;
-        if let Err(errno) = self.device.dma_register(self, mapped.region) {
-            self.dma.remove(mapped.region);
-            return Err(errno.because("the device refuses a DMA region"));
-        }
-        self.probe_dma_mapped(&DmaRegion { iova, size, prot, access });
         Ok(())
     }
 

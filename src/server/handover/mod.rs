@@ -3,7 +3,7 @@
 //!
 //! There are two phases. In the first, the new process learns what the device is
 //! ([`describe`]), makes one like it and is compared with it ([`fit`]); nobody waits
-//! for that. In the second, the old one makes the device quiet and writes its state
+//! for that; and it maps the DMA regions ([`ahead`]). In the second, the old one makes the device quiet and writes its state
 //! down ([`export`]), and the new one makes that its own ([`import`]). The old one
 //! goes on as if nothing had happened, unless it has said "yours", and heard "taken".
 //!
@@ -13,6 +13,7 @@
 //! everything, and the old one ends without a word, the device is the new one's. So
 //! the old one takes care to say no before it goes on.
 
+mod ahead;
 mod describe;
 mod export;
 mod fit;

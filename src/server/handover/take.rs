@@ -80,7 +80,7 @@ impl<D: Device> Context<D> {
 
     /// Takes the device over that [`create_taking_over`](Self::create_taking_over) has
     /// asked for, as it is now set up. Waits for the other process, `timeout` at the most
-    /// for each of two answers. True: its client is attached.
+    /// for each of three answers. True: its client is attached.
     ///
     /// # Errors
     /// The other process goes on, and this context is only good for being destroyed.
@@ -110,9 +110,16 @@ impl<D: Device> Context<D> {
 
     fn take_state(&self, peer: &mut Peer, timeout: Duration) -> Result<()> {
         let deadline = || Instant::now().checked_add(timeout).ok_or(Errno::EINVAL);
+        let ahead = match self.dma_is_ready() {
+            true => {
+                peer.say(&Message::plain(Kind::Memory)).map_err(gone)?;
+                Some(self.import_ahead(&mut peer.expect_image(Kind::Memory, deadline()?)?)?)
+            }
+            false => None,
+        };
         peer.say(&Message::plain(Kind::Ready)).map_err(gone)?;
         let mut image = peer.expect_image(Kind::State, deadline()?)?;
-        self.import(&mut image)?;
+        self.import(&mut image, ahead)?;
         peer.say(&Message::plain(Kind::Have)).map_err(gone)?;
         match peer.expect(Kind::Yours, deadline()?) {
             // It has said neither yes nor no, and is no more: it would have said no
