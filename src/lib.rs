@@ -13,6 +13,17 @@
 // A library has no business ending the program that uses it.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 
+// Messages are structures in memory as they are on the wire, and the bit-fields of
+// the C headers are registers of PCI; both are little-endian.
+#[cfg(target_endian = "big")]
+compile_error!(
+    "libvfio-user needs a little-endian machine: vfio-user messages and PCI registers are used in memory as they are"
+);
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "libvfio-user needs Linux: it is made of memory mappings, eventfds and descriptors sent over sockets"
+);
+
 pub mod capi;
 pub mod descriptors;
 pub mod dma;

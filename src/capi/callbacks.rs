@@ -293,9 +293,11 @@ fn byte_count(returned: ssize_t, most: usize) -> Result<usize> {
 
 #[cold]
 fn impossible_count(returned: ssize_t) -> Errno {
+    // Where a ssize_t has 32 bits itself, that is -1 as well.
     const MINUS_ONE_AS_INT: ssize_t = u32::MAX as ssize_t;
-    match returned {
-        -1 | MINUS_ONE_AS_INT => Errno::last().because(FAILED),
-        _ => Errno::EINVAL.because("the device's callback returned a number of bytes that cannot be"),
+    if returned == -1 || returned == MINUS_ONE_AS_INT {
+        Errno::last().because(FAILED)
+    } else {
+        Errno::EINVAL.because("the device's callback returned a number of bytes that cannot be")
     }
 }

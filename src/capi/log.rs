@@ -1,7 +1,11 @@
 //! Logging. `vfu_log` takes a variable number of arguments, which stable Rust
-//! cannot define: the function here jumps to one in C (`log_shim.c`), which
-//! comes back with the text.
+//! cannot define: one in C does (`log_shim.c`), and comes back with the text.
+//!
+//! Where meson links the library, that one is `vfu_log` itself (`vfu_log_in_c`, see
+//! `build.rs`). The shared library that cargo links exports what Rust defines, and
+//! nothing else: there, the function here jumps to the one in C.
 
+#[cfg(not(vfu_log_in_c))]
 use std::arch::naked_asm;
 use std::ffi::{CStr, c_char, c_int};
 
@@ -62,15 +66,41 @@ pub unsafe extern "C-unwind" fn vfu_setup_log(
 ///       a longer one is cut, and what is not UTF-8 is replaced; NULL is ignored
 ///
 /// Leaves errno alone. May be called from any thread.
+#[cfg(not(vfu_log_in_c))]
 #[unsafe(no_mangle)]
 #[unsafe(naked)]
 pub unsafe extern "C-unwind" fn vfu_log(vfu_ctx: *mut vfu_ctx_t, level: c_int, fmt: *const c_char) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
     naked_asm!("jmp {}", sym vfu_log_shim);
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(any(target_arch = "aarch64", target_arch = "arm", target_arch = "loongarch64"))]
     naked_asm!("b {}", sym vfu_log_shim);
+    #[cfg(target_arch = "riscv64")]
+    naked_asm!("tail {}", sym vfu_log_shim);
+    // Callers in other modules come in at the top, with this address in r12, and expect
+    // that the function finds its own TOC; those of this module come in behind that.
+    #[cfg(target_arch = "powerpc64")]
+    naked_asm!(
+        "addis 2, 12, .TOC.-vfu_log@ha",
+        "addi 2, 2, .TOC.-vfu_log@l",
+        ".localentry vfu_log, .-vfu_log",
+        "b {}",
+        sym vfu_log_shim,
+    );
+    #[cfg(not(any(
+        target_arch = "x86_64",
+        target_arch = "x86",
+        target_arch = "aarch64",
+        target_arch = "arm",
+        target_arch = "loongarch64",
+        target_arch = "riscv64",
+        target_arch = "powerpc64",
+    )))]
+    compile_error!(
+        "cargo's shared library lacks vfu_log()'s jump for this machine; meson's library needs none"
+    );
 }
 
+#[cfg(not(vfu_log_in_c))]
 unsafe extern "C-unwind" {
     /// Only jumped to: the arguments stay where the caller put them.
     fn vfu_log_shim();

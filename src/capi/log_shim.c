@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The body of vfu_log(), whose arguments only C can take apart. vfu_log()
- * itself is a jump to here, from the Rust side, which is what exports it.
+ * The body of vfu_log(), whose arguments only C can take apart. With VFU_LOG_IN_C it
+ * is that function; without, vfu_log() itself is a jump to here, from the Rust side,
+ * which is what exports it.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -18,9 +19,13 @@
 INTERNAL bool vfu_log_is_enabled(void *vfu_ctx, int level);
 INTERNAL void vfu_log_text(void *vfu_ctx, int level, char *text, bool cut);
 
-INTERNAL void vfu_log_shim(void *vfu_ctx, int level, const char *fmt, ...);
+#ifndef VFU_LOG_IN_C
+#define vfu_log vfu_log_shim
+INTERNAL
+#endif
+void vfu_log(void *vfu_ctx, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
-void vfu_log_shim(void *vfu_ctx, int level, const char *fmt, ...)
+void vfu_log(void *vfu_ctx, int level, const char *fmt, ...)
 {
 	char text[MAX_MESSAGE + 1];
 	int saved = errno;

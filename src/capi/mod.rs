@@ -42,6 +42,7 @@ pub use dma::*;
 pub use ext::*;
 pub use ioeventfd::*;
 pub use irq::*;
+#[cfg(not(vfu_log_in_c))]
 pub use log::vfu_log;
 pub use migration::*;
 pub use pci::*;

@@ -361,12 +361,12 @@ pub type PciConfigSpace = u8;
 
 // The structure in the header's template is the one of the DMA room.
 const _: () = assert!(
-    size_of::<DmaInfo>() == 56
+    size_of::<DmaInfo>() == 7 * size_of::<usize>()
         && offset_of!(DmaInfo, iova) == 0
-        && offset_of!(DmaInfo, vaddr) == 16
-        && offset_of!(DmaInfo, mapping) == 24
-        && offset_of!(DmaInfo, page_size) == 40
-        && offset_of!(DmaInfo, prot) == 48
+        && offset_of!(DmaInfo, vaddr) == 2 * size_of::<usize>()
+        && offset_of!(DmaInfo, mapping) == 3 * size_of::<usize>()
+        && offset_of!(DmaInfo, page_size) == 5 * size_of::<usize>()
+        && offset_of!(DmaInfo, prot) == 6 * size_of::<usize>()
 );
 
 // Callers know the size of an entry by dma_sg_size(), and compile it in.

@@ -29,7 +29,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// mmap(2) at an address of the kernel's choice.
+    /// mmap(2) at an address of the kernel's choice. (By the name under which 32-bit
+    /// C libraries take 64-bit offsets.)
     fn new(
         length: usize,
         prot: libc::c_int,
@@ -38,7 +39,7 @@ impl Mapping {
         offset: i64,
     ) -> Result<Mapping> {
         // SAFETY: without MAP_FIXED no existing mapping is touched.
-        let base = unsafe { libc::mmap(ptr::null_mut(), length, prot, flags, fd, offset) };
+        let base = unsafe { libc::mmap64(ptr::null_mut(), length, prot, flags, fd, offset) };
         if base == libc::MAP_FAILED {
             return Err(Errno::last());
         }

@@ -454,7 +454,8 @@ impl NewRegion {
     }
 
     fn info(&self, region: &Snapshot) -> Result<DmaInfo> {
-        let number = |value| usize::try_from(value).map_err(|_| Errno::EINVAL);
+        const TOO_FAR: &str = "its addresses do not fit into this machine's pointers";
+        let number = |value| usize::try_from(value).map_err(|_| Errno::EINVAL.because(TOO_FAR));
         let mapping = self.backing.mapping.as_ref();
         Ok(DmaInfo {
             iova: libc::iovec {

@@ -41,8 +41,6 @@ struct RecordHead {
     length: u64,
 }
 
-const _: () = assert!(cfg!(target_endian = "little"));
-
 /// Fields being written.
 pub struct Writer<'a>(&'a mut Bytes);
 

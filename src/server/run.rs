@@ -490,6 +490,9 @@ impl<D: Device> Context<D> {
 /// A time in nanoseconds, by a clock that costs no system call.
 fn coarse_time() -> i64 {
     // Every kernel has it.
-    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_or(0, |now| now.tv_sec().saturating_mul(1_000_000_000).saturating_add(now.tv_nsec()))
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, |now| {
+        #[allow(clippy::useless_conversion, reason = "both have 32 bits on many 32-bit machines")]
+        let (seconds, rest) = (i64::from(now.tv_sec()), i64::from(now.tv_nsec()));
+        seconds.saturating_mul(1_000_000_000).saturating_add(rest)
+    })
 }

@@ -9,12 +9,12 @@ use crate::wire::{Errno, Result};
 /// Of a file: which one it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
-    dev: libc::dev_t,
-    ino: libc::ino_t,
+    dev: u64,
+    ino: u64,
 }
 
 impl Identity {
-    pub fn of(found: &libc::stat) -> Identity {
+    pub fn of(found: &libc::stat64) -> Identity {
         Identity { dev: found.st_dev, ino: found.st_ino }
     }
 
@@ -110,9 +110,9 @@ impl Address {
     /// What is at the path now, if anything is.
     pub fn look(&self) -> Result<Option<FoundFile>> {
         // SAFETY: zeros are a valid stat.
-        let mut found: libc::stat = unsafe { std::mem::zeroed() };
+        let mut found: libc::stat64 = unsafe { std::mem::zeroed() };
         // SAFETY: the path ends in NUL; found is good for writes.
-        if unsafe { libc::lstat(self.path(), &mut found) } != 0 {
+        if unsafe { libc::lstat64(self.path(), &mut found) } != 0 {
             return match Errno::last() {
                 Errno::ENOENT => Ok(None),
                 errno => Err(errno),

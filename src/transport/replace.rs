@@ -65,9 +65,9 @@ fn open(address: &Address) -> Result<OwnedFd> {
 
 fn identity(file: &OwnedFd) -> Result<Identity> {
     // SAFETY: zeros are a valid stat.
-    let mut found: libc::stat = unsafe { std::mem::zeroed() };
+    let mut found: libc::stat64 = unsafe { std::mem::zeroed() };
     // SAFETY: found is good for writes.
-    match unsafe { libc::fstat(file.as_raw_fd(), &mut found) } {
+    match unsafe { libc::fstat64(file.as_raw_fd(), &mut found) } {
         0 => Ok(Identity::of(&found)),
         _ => Err(Errno::last()),
     }

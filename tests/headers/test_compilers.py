@@ -100,6 +100,28 @@ def test_the_interface_is_the_recorded_one(compiler, options, tmp_path):
     run(["./interface"], tmp_path)
 
 
+def cross(machine):
+    def command(folder):
+        return [need(f"{machine}-gcc", f"Debian's package gcc-{machine.replace('_', '-')} has it")]
+
+    command.__name__ = f"{machine}_gcc"
+    return command
+
+
+MACHINES = ["aarch64", "i686", "loongarch64", "powerpc64le", "riscv64", "x86_64"]
+OTHERS = [cross(f"{machine}-linux-gnu") for machine in MACHINES] + [cross("arm-linux-gnueabihf")]
+OTHERS += [zig_for("cc", f"{machine}-linux-gnu") for machine in MACHINES if machine != "i686"]
+OTHERS += [zig_for("cc", target) for target in ("x86-linux-gnu", "x86-linux-musl", "arm-linux-gnueabihf")]
+
+
+@pytest.mark.parametrize("compiler", OTHERS)
+def test_layouts_are_the_recorded_ones_on_other_machines(compiler, tmp_path):
+    """All that can be told without running it, the bit-fields' places are not."""
+    musl = ["-Dloff_t=off_t"] if "musl" in compiler.__name__ else []
+    run([*compiler(tmp_path), "-std=gnu11", *musl, "-Wall", "-Wextra", "-Werror", "-I", INCLUDE, "-c",
+         TOP / "tests/abi/interface.c", "-o", "object"], tmp_path)
+
+
 @pytest.mark.parametrize("compiler", [gcc, clang, musl_gcc, zig_for("cc", "aarch64-linux-musl")])
 def test_calls_of_both_generations_compile(compiler, tmp_path):
     """Where the names are loff_t or off_t alike: a callback with an off_t is one of these headers' type."""

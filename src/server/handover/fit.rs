@@ -69,9 +69,9 @@ impl<D: Device> Context<D> {
 fn is_same_file(one: RawFd, other: RawFd) -> Result<bool> {
     let identity = |fd: RawFd| {
         // SAFETY: zeros are a valid stat.
-        let mut found: libc::stat = unsafe { std::mem::zeroed() };
+        let mut found: libc::stat64 = unsafe { std::mem::zeroed() };
         // SAFETY: good for writes.
-        match unsafe { libc::fstat(fd, &mut found) } {
+        match unsafe { libc::fstat64(fd, &mut found) } {
             0 => Ok((found.st_dev, found.st_ino)),
             _ => Err(Errno::last()),
         }
