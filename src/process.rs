@@ -58,6 +58,9 @@ fn ask() -> libc::pid_t {
     unsafe { libc::getpid() }
 }
 
+/// No advice of madvise(2).
+const NO_ADVICE: libc::c_int = -1;
+
 /// Makes a place for the id, for good; null if the kernel has none.
 #[cold]
 fn keep() -> *mut AtomicI32 {
@@ -75,7 +78,9 @@ fn keep() -> *mut AtomicI32 {
     }
     let made = page.cast::<AtomicI32>();
     // SAFETY: advice on memory that nobody else knows of, for children only.
-    let is_wiped = unsafe { libc::madvise(page, size, libc::MADV_WIPEONFORK) } == 0;
+    let takes = |advice| unsafe { libc::madvise(page, size, advice) } == 0;
+    // Who takes one that there is not takes none: QEMU's user mode, before it knew of this one.
+    let is_wiped = !takes(NO_ADVICE) && takes(libc::MADV_WIPEONFORK);
     let kept = match is_wiped {
         true => KEPT.compare_exchange(ptr::null_mut(), made, AcqRel, Acquire).err(),
         false => {

@@ -104,7 +104,7 @@ work(void *argument)
         number = number * 6364136223846793005 + 1442695040888963407;
         entry.region = number >> 40 & (REGIONS - 1);
         offset = (number >> 50) % (GUEST_SIZE / PAGE) * PAGE;
-        count = vfu_addr_to_sgl(ctx, (void *)(place(entry.region) + offset), PAGE, (dma_sg_t *)entry.sg, 1,
+        count = vfu_addr_to_sgl(ctx, (void *)(uintptr_t)(place(entry.region) + offset), PAGE, (dma_sg_t *)entry.sg, 1,
                                 PROT_READ | PROT_WRITE);
         if (count == 1) {
             entry.unmaps = atomic_load(&unmaps[entry.region]);

@@ -10,6 +10,7 @@
 
 #include <stdint.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -32,6 +33,21 @@ static inline void
 remove_socket_folder(void)
 {
     CHECK_EQ(rmdir(socket_folder), 0); /* empty: the library removed its socket */
+}
+
+/* Whether the kernel has asynchronous I/O, without which the library takes no eventfds
+ * that block. QEMU's user mode has none. */
+static inline bool
+has_aio(void)
+{
+    unsigned long context = 0;
+
+    if (syscall(SYS_io_setup, 1, &context) != 0) {
+        CHECK_EQ(errno, ENOSYS);
+        return false;
+    }
+    CHECK_EQ(syscall(SYS_io_destroy, context), 0);
+    return true;
 }
 
 static inline int

@@ -88,7 +88,7 @@ give_memory(vfu_ctx_t *ctx, int client)
     struct vfio_irq_set set = {
         .argsz = sizeof(set), .flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, .index = VFU_DEV_MSIX_IRQ,
         .count = 1 };
-    int memory = memfd_create("guest", MFD_CLOEXEC), event = eventfd(0, EFD_CLOEXEC);
+    int memory = memfd_create("guest", MFD_CLOEXEC), event = eventfd(0, EFD_CLOEXEC | (has_aio() ? 0 : EFD_NONBLOCK));
 
     CHECK_EQ(ftruncate(memory, GUEST_SIZE), 0);
     client_send_flags(client, 1, VFIO_USER_DMA_MAP, 0, &map, sizeof(map), memory);

@@ -115,7 +115,7 @@ eventfds_come_and_go_under_threads_that_trigger(void)
 {
     pthread_t threads[THREADS];
     int events[2] = { eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) };
-    int blocking = eventfd(0, EFD_CLOEXEC), before;
+    int blocking = eventfd(0, EFD_CLOEXEC | (has_aio() ? 0 : EFD_NONBLOCK)), before;
     uint64_t sum = 0, count;
 
     begin();
@@ -280,7 +280,9 @@ main(void)
 {
     make_socket_folder();
     RUN(eventfds_come_and_go_under_threads_that_trigger);
-    RUN(a_counter_that_is_filled_holds_nobody);
+    if (has_aio()) {
+        RUN(a_counter_that_is_filled_holds_nobody);
+    }
     RUN(a_signal_handler_may_trigger);
     remove_socket_folder();
     return check_result();
