@@ -6,12 +6,15 @@ import select
 import signal
 import socket
 import stat
+import tempfile
 import threading
 
 import pytest
 from libvfu import *
 
 import ext  # noqa: F401 (declares the functions)
+
+NOBODY = 65534  # a user, and a group, without any rights
 
 BLOCKING = pytest.mark.parametrize("nonblocking", [True, False])
 
@@ -214,12 +217,15 @@ def test_after_kill_9_nobody_has_to_unlink_anything(tmp_path):
     child = os.fork()
     if child == 0:
         try:
+            os.close(ready)
             ctx = Ctx(path=path, create=replacing)
             os.write(says, b"x")
             signal.pause()
         finally:
             os._exit(1)
+    os.close(says)
     assert os.read(ready, 1) == b"x"
+    os.close(ready)
     fails(errno.EADDRINUSE, Ctx, path=path, create=replacing)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -356,13 +362,30 @@ def test_a_path_has_room_for_the_names_beside_it(tmp_path):
             Ctx(path=path, create=replacing).destroy()
 
 
-def test_no_socket_that_may_not_be_connected_to(tmp_path):
-    if os.geteuid() == 0:
-        pytest.skip("root may")
-    path = str(tmp_path / "s")
-    leave_stale(path)
-    os.chmod(path, 0)
-    fails(errno.EACCES, Ctx, path=path, create=replacing)
+def is_refused_with(number, path):
+    """Whether another user, who may do nothing with it, is refused to take a path."""
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            fails(number, Ctx, path=path, create=replacing)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_no_socket_that_may_not_be_connected_to():
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)  # others get as far as the socket
+        path = os.path.join(folder, "s")
+        leave_stale(path)
+        os.chmod(path, 0)
+        assert is_refused_with(errno.EACCES, path)
+        assert os.listdir(folder) == ["s"]
 
 
 def test_without_a_path_there_is_nothing_to_replace():
