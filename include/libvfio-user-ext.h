@@ -439,8 +439,9 @@ int vfux_setup_dma_lost_cb(vfu_ctx_t *vfu_ctx, vfux_dma_lost_cb_t *dma_lost);
 bool vfux_sg_is_lost(vfu_ctx_t *vfu_ctx, const dma_sg_t *sg);
 
 /*
- * Live upgrade: a device goes on in another process. docs/live-upgrade.md is where to
- * begin.
+ * Live upgrade
+ *
+ * A device goes on in another process. docs/live-upgrade.md is where to begin.
  */
 
 /** Version of vfux_hand_over_callbacks_t. */
@@ -564,7 +565,8 @@ int vfux_add_hand_over_fd(vfu_ctx_t *vfu_ctx, const char *name, int fd);
 int vfux_setup_hand_over(vfu_ctx_t *vfu_ctx, const char *path);
 
 /**
- * The same over a socket that the process was given.
+ * Lets another process take the device over, as vfux_setup_hand_over() does, over a
+ * socket that the process was given.
  *
  * @vfu_ctx: the context
  * @fd: a UNIX socket of type SOCK_SEQPACKET that listens, or one that is connected to
@@ -680,7 +682,8 @@ vfu_ctx_t *vfux_create_ctx_taking_over(const char *path,
 				       vfu_dev_type_t dev_type);
 
 /**
- * The same over a socket that is connected already.
+ * Makes a context as vfux_create_ctx_taking_over() does, over a socket that is connected
+ * already.
  *
  * @fd: a connected UNIX socket of type SOCK_SEQPACKET; the context's, or closed, from
  *      then on, unless this fails with EINVAL, EBADF, ENOTSOCK, ENOTSUP or ENOTCONN

@@ -751,7 +751,7 @@ size_t dma_sg_size(void);
  *
  * May be called from any thread while the device is not quiesced. An entry is
  * good until the unregister callback of its region has returned; used later, it
- * makes the functions below fail.
+ * makes the functions that are given it fail.
  *
  * ENOENT and EACCES are answers, which a guest brings about at will: they are not
  * logged.
@@ -1250,7 +1250,7 @@ int vfu_create_ioeventfd(vfu_ctx_t *vfu_ctx,
  *
  * vfu_setup_device_dma() once had no max_regions, and vfu_sgl_read() and
  * vfu_sgl_write() had no flags. Calls with these arguments still compile, and
- * mean LIBVFIO_USER_MAX_DMA_REGIONS and 0. The macros below count arguments: a
+ * mean LIBVFIO_USER_MAX_DMA_REGIONS and 0. Macros count the arguments: a
  * call with one less goes on with the missing one put in, any other call goes on
  * as it is, for the compiler to judge. The names alone are the functions.
  * Define LIBVFIO_USER_NO_COMPAT before including this header to do without.

@@ -101,7 +101,7 @@ pub extern "C-unwind" fn dma_sg_size() -> size_t {
 ///
 /// May be called from any thread while the device is not quiesced. An entry is
 /// good until the unregister callback of its region has returned; used later, it
-/// makes the functions below fail.
+/// makes the functions that are given it fail.
 ///
 /// ENOENT and EACCES are answers, which a guest brings about at will: they are not
 /// logged.

@@ -227,6 +227,8 @@ class PkgConfig(Consumer):
         self.check_shared_library(libdir)
         self.check_static_library(libdir)
         self.assertTrue((prefix / "headers/vfio-user/pci_caps/px.h").is_file())
+        pages = {page.name for page in (prefix / "share/man/man3").iterdir()}
+        self.assertEqual(pages, {f"{name}.3" for name in {*public_names(), "libvfio-user", "libvfio-user-ext"}})
         flags = self.pkg_config(libdir / "pkgconfig", "--cflags", "--libs")
         self.check_program(self.compile(HERE / "consumer.c", *flags), LD_LIBRARY_PATH=libdir)
 

@@ -181,7 +181,8 @@ pub unsafe extern "C-unwind" fn vfux_setup_hand_over(vfu_ctx: *mut vfu_ctx_t, pa
     }
 }
 
-/// The same over a socket that the process was given.
+/// Lets another process take the device over, as vfux_setup_hand_over() does, over a
+/// socket that the process was given.
 ///
 /// @vfu_ctx: the context
 /// @fd: a UNIX socket of type SOCK_SEQPACKET that listens, or one that is connected to

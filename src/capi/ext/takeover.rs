@@ -93,7 +93,8 @@ pub unsafe extern "C-unwind" fn vfux_create_ctx_taking_over(
     })
 }
 
-/// The same over a socket that is connected already.
+/// Makes a context as vfux_create_ctx_taking_over() does, over a socket that is connected
+/// already.
 ///
 /// @fd: a connected UNIX socket of type SOCK_SEQPACKET; the context's, or closed, from
 ///      then on, unless this fails with EINVAL, EBADF, ENOTSOCK, ENOTSUP or ENOTCONN
