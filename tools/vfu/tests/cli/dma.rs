@@ -19,7 +19,7 @@ const CHUNK: u64 = 64 << 10;
 
 /// How the engine misbehaves.
 #[derive(Clone, Copy, PartialEq)]
-enum Fault {
+pub enum Fault {
     None,
     /// It leaves the last byte out.
     LastByte,
@@ -40,7 +40,7 @@ struct Map {
     file: Option<File>,
 }
 
-struct Engine {
+pub struct Engine {
     device: Device,
     maps: Vec<Map>,
     /// Every range that was mapped: with its flags and whether a file came.
@@ -52,7 +52,7 @@ struct Engine {
 }
 
 impl Engine {
-    fn serve(fault: Fault, twin: bool) -> Peer<Engine> {
+    pub fn serve(fault: Fault, twin: bool) -> Peer<Engine> {
         Peer::new(move |mut conn| {
             let twin = if twin { Some(negotiate_with_twin(&mut conn)) } else { None };
             if twin.is_none() {

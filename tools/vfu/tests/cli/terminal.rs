@@ -87,6 +87,28 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// Asserts that a program which serves a new peer each time says on a narrow terminal all
+/// that it says without one, but for its times.
+#[track_caller]
+fn loses_nothing<T: Send + 'static>(serve: impl Fn() -> Peer<T>, arguments: impl Fn(&str) -> Vec<String>) {
+    let run = |narrow: bool| {
+        let peer = serve();
+        let arguments = arguments(path(&peer.socket()));
+        let command = program(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let said = if narrow {
+            let shown = on_terminal(40, command);
+            (shown.code, letters(&without_numbers(&shown.plain())))
+        } else {
+            let (code, out, err) = on_none(command);
+            (code, letters(&without_numbers(&(out + &err))))
+        };
+        peer.done();
+        said
+    };
+    let none = run(false);
+    assert!(run(true) == none, "{none:?}");
+}
+
 /// On a narrow terminal every command says all that it says without one.
 #[test]
 fn a_narrow_terminal_loses_nothing() {
@@ -102,22 +124,91 @@ fn a_narrow_terminal_loses_nothing() {
         &["reset"],
         &["state"],
     ] {
-        let run = |narrow: bool| {
-            let peer = Device::serve();
-            let socket = peer.socket();
-            let command = program(&[&arguments[..1], &[path(&socket)], &arguments[1..]].concat());
-            let said = if narrow {
-                let shown = on_terminal(40, command);
-                (shown.code, letters(&shown.plain()))
-            } else {
-                let (code, out, err) = on_none(command);
-                (code, letters(&(out + &err)))
-            };
-            peer.done();
-            said
+        loses_nothing(Device::serve, |socket| {
+            [&arguments[..1], &[socket], &arguments[1..]].concat().into_iter().map(str::to_string).collect()
+        });
+    }
+}
+
+/// Nor do those that move memory, states and files.
+#[test]
+fn a_narrow_terminal_loses_nothing_of_what_is_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, script) = (folder.path().join("state"), folder.path().join("script"));
+    std::fs::write(&script, "read BAR0 0 --count 64\nhelp\nread BAR0 0x100000\n").unwrap();
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_string()).collect::<Vec<_>>();
+    for fault in [crate::dma::Fault::None, crate::dma::Fault::LastByte] {
+        loses_nothing(
+            || crate::dma::Engine::serve(fault, false),
+            |socket| words(&["dma", socket, "copy", "--bytes", "5000", "--verify"]),
+        );
+    }
+    for fault in [Fault::None, Fault::Data(1)] {
+        loses_nothing(
+            || Migratable::serve_source(fault, 1 << 20),
+            |socket| words(&["save", socket, path(&state)]),
+        );
+        loses_nothing(|| Migratable::serve(fault, 1 << 20), |socket| words(&["load", socket, path(&state)]));
+    }
+    loses_nothing(Device::serve, |socket| words(&["script", socket, path(&script)]));
+}
+
+/// What is for shells and for readers of manuals is the same on a terminal.
+#[test]
+fn completions_and_manual_pages_have_no_colors() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["completions", "bash"][..], &["man", path(folder.path())]] {
+        let shown = on_terminal(40, program(arguments));
+        let (code, out, err) = on_none(program(arguments));
+        assert_eq!((shown.code, shown.text.replace("\r\n", "\n")), (code, out + &err), "{arguments:?}");
+    }
+    for page in std::fs::read_dir(folder.path()).unwrap() {
+        assert!(!std::fs::read_to_string(page.unwrap().path()).unwrap().contains('\x1b'));
+    }
+}
+
+/// A trace that is under way says on a terminal what it says without one.
+#[test]
+fn a_trace_that_is_under_way_on_a_terminal() {
+    let trace = |on_a_terminal: bool| {
+        let folder = tempfile::tempdir().unwrap();
+        let listen = folder.path().join("t");
+        let peer = Device::serve();
+        let socket = peer.socket();
+        let client = std::thread::spawn({
+            let listen = listen.clone();
+            // Until it listens.
+            move || loop {
+                match on_none(program(&["read", path(&listen), "BAR0", "0"])).0 {
+                    3 => std::thread::yield_now(),
+                    code => break code,
+                }
+            }
+        });
+        let command = program(&["trace", path(&listen), path(&socket), "--once"]);
+        let (code, text) = if on_a_terminal {
+            let shown = on_terminal(40, command);
+            (shown.code, shown.plain())
+        } else {
+            let (code, out, err) = on_none(command);
+            (code, err + &out)
         };
-        let none = run(false);
-        assert!(run(true) == none, "{arguments:?}");
+        assert_eq!((code, client.join().unwrap()), (0, 0), "{text}");
+        peer.done();
+        text
+    };
+    for text in [trace(true), trace(false)] {
+        // The messages, and the table.
+        for part in [
+            "> VERSION #",
+            "< VERSION #",
+            "> REGION_READ #",
+            "< REGION_READ #",
+            "=0x03020100",
+            "\n REGION_READ  ",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 }
 
