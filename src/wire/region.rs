@@ -130,8 +130,11 @@ impl RegionAccess {
 
 /// A whole `VFIO_USER_REGION_READ` or `VFIO_USER_REGION_WRITE` that is short, or its
 /// reply: as much of it as its header says.
+///
+/// Devices get the data where they are, and may take them for numbers of 8 bytes, which
+/// i686 by itself would align to 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct ShortAccess {
     /// Header of the message.
     pub header: Header,
