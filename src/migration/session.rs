@@ -12,12 +12,14 @@ const NO_WAY: &str = "no way leads there from the state that the device is in";
 #[derive(Debug)]
 pub struct Session {
     state: Cell<DeviceState>,
+    /// Data were read since PRE_COPY was entered.
+    has_said: Cell<bool>,
 }
 
 impl Default for Session {
     /// A device runs.
     fn default() -> Session {
-        Session { state: Cell::new(DeviceState::Running) }
+        Session { state: Cell::new(DeviceState::Running), has_said: Cell::new(false) }
     }
 }
 
@@ -27,14 +29,20 @@ impl Session {
         self.state.get()
     }
 
+    /// Whether the client has read data in PRE_COPY, which the device can count on.
+    pub fn has_said(&self) -> bool {
+        self.has_said.get()
+    }
+
     /// Migration was set up: the device runs.
     pub fn begin(&self) {
         self.state.set(DeviceState::Running);
     }
 
-    /// The device was in this state in another process.
+    /// The device was in this state in another process, and nothing was read in it.
     pub fn restore(&self, state: DeviceState) {
         self.state.set(state);
+        self.has_said.set(false);
     }
 
     /// The device was reset: it runs. In PRE_COPY it did so before, and goes on
@@ -65,7 +73,10 @@ impl Session {
         let path = fsm::path(self.state.get(), target).ok_or_else(|| Errno::EINVAL.because(NO_WAY))?;
         for state in path {
             match step(*state) {
-                Ok(()) => changed(self.state.replace(*state), *state),
+                Ok(()) => {
+                    self.has_said.set(self.has_said.get() && *state != DeviceState::PreCopy);
+                    changed(self.state.replace(*state), *state);
+                }
                 Err(errno) => {
                     if errno == Errno::ENOTRECOVERABLE {
                         changed(self.state.replace(DeviceState::Error), DeviceState::Error);
@@ -84,7 +95,10 @@ impl Session {
         let is_saving = fsm::is_saving(self.state.get());
         Errno::EINVAL.unless(is_saving, "the migration state is neither PRE_COPY nor STOP_COPY")?;
         match read(size)? {
-            count if count <= size => Ok(count),
+            count if count <= size => {
+                self.has_said.set(self.has_said.get() || count > 0);
+                Ok(count)
+            }
             _ => Err(Errno::EINVAL.because("the device has more than was asked for")),
         }
     }

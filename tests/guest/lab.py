@@ -245,6 +245,12 @@ class Server:
             folder = f"/proc/{self.process.pid}"
             return len(os.listdir(f"{folder}/fd")), len(open(f"{folder}/maps").readlines())
 
+    def replace(self, program, *options):
+        """By another process, which takes over from it; the status with which it has ended."""
+        with open(self.log, "ab") as log:
+            old, self.process = self.process, subprocess.Popen([str(program), *options], stderr=log)
+        return old.wait(PATIENCE)
+
     def end(self):
         if self.process.poll() is None:
             self.process.terminate()

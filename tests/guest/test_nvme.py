@@ -9,6 +9,8 @@ import pytest
 from lab import Guest, Server, Trace, initramfs, program
 
 SIZE = 96 << 20
+# 20 is what is promised.
+UPGRADES = min(20, int(os.environ.get("VFU_UPGRADES", 3)))
 MOUNT = "mount -t ext4 /dev/nvme0n1 /mnt"
 
 
@@ -240,6 +242,50 @@ def test_nothing_is_leaked_over_five_boots_of_one_server(root, image, serve, dis
         now = server.holds()
         before = before or now
         assert now == before, f"boot {boot}"
+
+
+# Writes files and their sums, drops what the kernel has in memory, and checks files; says in /progress how often.
+WORK = """
+i=0; mkdir /mnt/data /mnt/sums; echo 0 > /progress
+while test ! -e /stop; do
+  f=$((i % 40))
+  dd if=/dev/urandom of=/mnt/data/$f bs=16k count=$((1 + i % 9)) conv=fsync && sha256sum /mnt/data/$f > /mnt/sums/$f || break
+  echo 3 > /proc/sys/vm/drop_caches
+  sha256sum -c /mnt/sums/$((i * 7 % (f + 1))) || break
+  i=$((i + 1)); echo $i > /progress
+done
+test -e /stop && touch /stopped
+"""
+
+
+def works_on(guest):
+    """Waits until the guest has done some work more."""
+    guest.does("n=$(($(cat /progress) + 1)); for i in $(seq 9000); do test $(cat /progress) -ge $n && exit 0; usleep 20000; done; exit 1")
+
+
+@pytest.mark.parametrize("doorbells, iommu", [(["--poll-doorbells"], False), ([], True)], ids=["polled", "iommu"])
+def test_the_server_is_replaced_while_files_are_written(root, image, serve, disk, examples, doorbells, iommu, tmp_path):
+    control = f"--take-over={tmp_path}/upgrade"
+    server = serve(disk, *doorbells, f"--hand-over={tmp_path}/upgrade")
+    with Guest(root, image, [server.path], iommu=iommu) as guest:
+        guest.appears("/dev/nvme0n1")
+        guest.does(f"mkfs.ext4 -q /dev/nvme0n1 && {MOUNT}")
+        # What the kernel says by itself it has said then: that it has random numbers; and 4: that it drops something.
+        guest.does("dd if=/dev/random of=/dev/null bs=1 count=1; echo 4 > /proc/sys/vm/drop_caches")
+        said = guest.does("dmesg")
+        guest.does("{ " + "; ".join(WORK.strip().split("\n")).replace("do;", "do") + "; } < /dev/null > /output 2>&1 & true")
+        for _ in range(UPGRADES):
+            works_on(guest)
+            assert server.replace(examples / "nvme", control) == 0
+        works_on(guest)
+        guest.does("touch /stop; for i in $(seq 9000); do test -e /stopped && exit 0; usleep 20000; done; cat /output; exit 1")
+        guest.does("echo 3 > /proc/sys/vm/drop_caches; cat /mnt/sums/* > /all; sha256sum -c /all")
+        before = sums(guest.does("cat /all"))
+        assert len(before) > UPGRADES
+        assert guest.does("dmesg") == said
+        guest.does("umount /mnt")
+        power_off(guest)
+    inspect(root, disk, before, tmp_path)
 
 
 def what_the_guest_sees(root, image, path):

@@ -3,6 +3,7 @@
 The tool writes to it all the time, checks what its driver sees, and leaves a record of what must be on
 the disk; this file looks at the disk itself, without the tool and without the device.
 """
+import fcntl
 import json
 import os
 import struct
@@ -11,10 +12,12 @@ import zlib
 
 import pytest
 
-from peer import Client, Device
+from peer import EXAMPLES, Client, Device
 from test_vfu import TOOL, vfu
 
 DISK = 2 << 20
+# Times that a process is replaced; 20 are enough in the middle of one migration.
+UPGRADES = min(20, int(os.environ.get("VFU_UPGRADES", 3)))
 FACTOR = 0x9e3779b97f4a7c15
 
 
@@ -64,10 +67,10 @@ def migrate(source, destination, record, *options):
     return json.loads(done.stdout), json.loads(record.read_text())
 
 
-def migrating(source, destination, rounds):
+def migrating(source, destination, rounds, *options):
     """A migration that goes on for so many rounds; what it says comes line by line."""
     return subprocess.Popen([TOOL, "migrate", source.path, destination.path, "--load", "--verify", "--memory", "16M",
-                             "--max-downtime", "0", "--rounds", str(rounds)],
+                             "--max-downtime", "0", "--rounds", str(rounds), *options],
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -153,3 +156,26 @@ def test_the_destination_dies_and_no_write_is_lost_at_the_source(start):
             destination.kill()
     assert tool.wait(120) == 5
     assert "the source runs" in words
+
+
+@pytest.mark.parametrize("options", MODES, ids=["trapped", "polled"])
+def test_its_source_is_replaced_in_the_middle(start, tmp_path, options):
+    """By another process, again and again while it is at work and writes are logged; nothing differs afterwards."""
+    control = tmp_path / "upgrade"
+    source, destination = start.server(*options, f"--hand-over={control}"), start.server(*options)
+    record = tmp_path / "record"
+    tool = migrating(source, destination, 30 * UPGRADES, "--record", str(record))
+    # So that the tool does not get further ahead of who reads what it says than some 20 rounds.
+    fcntl.fcntl(tool.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    words = [next(line for line in tool.stderr if line.startswith("vfu: round 1:"))]
+    for _ in range(UPGRADES):
+        with open(source.log, "ab") as log:
+            old, source.process = source.process, subprocess.Popen(
+                [os.path.join(EXAMPLES, "nvme"), f"--take-over={control}"], stderr=log)
+        assert old.wait(60) == 0
+        # In the middle: rounds follow.
+        words += [tool.stderr.readline() for _ in range(4)]
+        assert words[-1].startswith("vfu: round "), words[-3:]
+    rest = tool.stderr.read()
+    assert tool.wait() == 0, rest
+    assert wrong_blocks(start.file, json.loads(record.read_text())) == []

@@ -404,11 +404,57 @@ def test_the_state_of_migration_is_the_devices_state():
     last.destroy()
 
 
-@pytest.mark.parametrize("state", [S_PRE_COPY, S_STOP_COPY, S_RESUMING])
-def test_while_it_is_migrated_it_stays(state):
+def read_data(client, count=100):
+    return client.request(MIG_DATA_READ, struct.pack("<II", 8 + count, count))[8:]
+
+
+def test_in_pre_copy_it_goes_as_long_as_it_has_said_nothing():
     old = Migrates().serve_upgrades()
     with old.connect() as client:
-        client.set_state(state)
+        client.write(BAR0, 0, b"state")
+        client.set_state(S_PRE_COPY)
+        assert read_data(client) == b""
+        new = upgraded(old, client, make=Migrates)
+        assert old.states == [CB_PRE_COPY, CB_STOP_COPY]
+        assert new.states == [CB_STOP, CB_RESUME, CB_STOP, CB_RUNNING, CB_PRE_COPY]
+        assert new.written == bytes(old.mem)
+        assert client.get_state() == S_PRE_COPY
+        client.set_state(S_STOP_COPY)
+        assert new.states[-1] == CB_STOP_COPY
+        assert len(read_data(client, PAGE)) == 1000
+        # What was read in a session before counts no more.
+        client.set_state(S_RUNNING)
+        client.set_state(S_PRE_COPY)
+        last = upgraded(new, client, make=Migrates)
+        assert client.get_state() == S_PRE_COPY
+    last.destroy()
+
+
+def test_in_pre_copy_it_is_there_again_after_a_hand_over_that_fails():
+    old = Migrates().serve_upgrades()
+    with old.connect() as client:
+        client.set_state(S_PRE_COPY)
+
+        def spoil(new):
+            new.write_data = lambda data: new._fail(errno.EILSEQ)
+        Upgrade(old, make=Migrates, before=spoil).failed(errno.EILSEQ)
+        assert old.states == [CB_PRE_COPY, CB_STOP_COPY, CB_STOP, CB_RUNNING, CB_PRE_COPY]
+        assert client.get_state() == S_PRE_COPY
+    old.destroy()
+
+
+def start_saying(client):
+    client.set_state(S_PRE_COPY)
+    client.ctx.pieces = [b"said"]
+    assert read_data(client) == b"said"
+
+
+@pytest.mark.parametrize("begin", [start_saying, lambda client: client.set_state(S_STOP_COPY),
+                                   lambda client: client.set_state(S_RESUMING)], ids=["pre-copy", "stop-copy", "resuming"])
+def test_while_it_is_migrated_it_stays(begin):
+    old = Migrates().serve_upgrades()
+    with old.connect() as client:
+        begin(client)
         before = old.states
         Upgrade(old, make=Migrates).failed(errno.EBUSY)
         assert old.states == before

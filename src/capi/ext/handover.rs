@@ -58,7 +58,9 @@ pub struct vfux_hand_over_callbacks_t {
 /// migration, or neither.
 ///
 /// A device with save_state and load_state can be taken over in the migration state
-/// PRE_COPY, too; they have to carry what was saved so far along.
+/// PRE_COPY at any time; they have to carry what was saved so far along. One without
+/// them can as long as its client has read no data there; then it goes from PRE_COPY to
+/// STOP_COPY in one process, and by RUNNING to PRE_COPY in the other.
 ///
 /// Threads: on the thread that uses the context, see the top of libvfio-user.h.
 ///
@@ -258,7 +260,8 @@ pub unsafe extern "C-unwind" fn vfux_get_hand_over_fd(vfu_ctx: *mut vfu_ctx_t) -
 ///
 ///   EBUSY        from inside a callback; something waits for the device to become
 ///                quiet; the client is lost; the device is in the migration state
-///                STOP_COPY or RESUMING, or in PRE_COPY or ERROR without save_state.
+///                STOP_COPY or RESUMING, or, without save_state, in ERROR, or in
+///                PRE_COPY when the client has read data.
 ///                Or its quiesce callback said so: then this is to be called again
 ///                when vfu_device_quiesced() has been, and vfu_run_ctx() fails
 ///                with EBUSY until then

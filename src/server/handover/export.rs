@@ -117,15 +117,21 @@ impl<D: Device> Context<D> {
         saving.ok_or_else(|| Errno::EINVAL.because("the device is not asked for its state"))?.append(bytes)
     }
 
+    /// Brings a device that is stopped for a hand-over back to where it was for its client.
+    pub(super) fn run_as_it_was(&self) -> Result<()> {
+        let steps: &[DeviceState] = match self.migration.state() {
+            DeviceState::Running => &[DeviceState::Running],
+            DeviceState::PreCopy => &[DeviceState::Running, DeviceState::PreCopy],
+            _ => &[],
+        };
+        steps.iter().try_for_each(|state| self.device.transition(self, *state))
+    }
+
     /// The device goes on in this process after all.
     pub(super) fn resume_device(&self) {
         use super::super::log::log;
         if !self.device.has_own_state() && self.device.can_migrate() {
-            let outcome =
-                self.device.transition(self, DeviceState::Stop).and_then(|()| match self.migration.state() {
-                    DeviceState::Running => self.device.transition(self, DeviceState::Running),
-                    _ => Ok(()),
-                });
+            let outcome = self.device.transition(self, DeviceState::Stop).and_then(|()| self.run_as_it_was());
             if let Err(errno) = outcome {
                 log!(self, LOG_ERR, "the device does not go on after a hand-over that failed: {errno}");
             }

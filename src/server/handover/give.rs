@@ -332,7 +332,9 @@ impl<D: Device> Context<D> {
         match self.migration.state() {
             DeviceState::Running | DeviceState::Stop => Ok(()),
             DeviceState::PreCopy | DeviceState::Error if self.device.has_own_state() => Ok(()),
-            DeviceState::PreCopy => Err(Errno::EBUSY.because("the device is being migrated (PRE_COPY)")),
+            DeviceState::PreCopy if !self.migration.has_said() => Ok(()),
+            DeviceState::PreCopy => Err(Errno::EBUSY
+                .because("the device is being migrated (PRE_COPY), and has said a part of its state")),
             DeviceState::Error => Err(Errno::EBUSY.because("the device has failed, and is not reset yet")),
             _ => Err(Errno::EBUSY.because("the device is being migrated (STOP_COPY or RESUMING)")),
         }

@@ -147,8 +147,7 @@ impl<D: Device> Context<D> {
         }
         if !self.device.has_own_state()
             && self.device.can_migrate()
-            && self.migration.state() == DeviceState::Running
-            && let Err(errno) = self.device.transition(self, DeviceState::Running)
+            && let Err(errno) = self.run_as_it_was()
         {
             log!(self, LOG_ERR, "the device that was taken over does not run: {errno}");
             self.migration.restore(DeviceState::Error);
