@@ -68,6 +68,10 @@ def exported(library):
     return {name.partition("@")[0] for name, kind, *_ in symbols if kind != "A"}
 
 
+# Of a build that is about the library alone.
+LIBRARY_ALONE = ["-Dtests=false", "-Dexamples=false", "-Dtools=disabled"]
+
+
 class Consumer(unittest.TestCase):
     def setUp(self):
         self.folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory(prefix="consumer-")))
@@ -166,11 +170,21 @@ class Subproject(Consumer):
 class PkgConfig(Consumer):
     def install(self, *options):
         prefix = self.folder / "prefix"
-        self.meson_install("--buildtype=release", f"--prefix={prefix}", "-Dlibdir=lib", *options)
+        self.meson_install("--buildtype=release", f"--prefix={prefix}", "-Dlibdir=lib", *LIBRARY_ALONE, *options)
         return prefix
+
+    def check_hardening(self, library):
+        """What the loader resolved cannot be written to, no stack is code, and the file is no program."""
+        dynamic = run(["readelf", "--dynamic", "--segments", "--wide", library])
+        self.assertRegex(dynamic, r"\(FLAGS_1\) .*\bNOW\b")
+        self.assertIn("GNU_RELRO", dynamic)
+        self.assertRegex(dynamic, r"GNU_STACK .* RW  ")
+        self.assertNotIn("TEXTREL", dynamic)
+        self.assertEqual(library.stat().st_mode & 0o777, 0o644)
 
     def test_shared(self):
         prefix = self.install()
+        self.check_hardening(prefix / "lib/libvfio-user.so")
         flags = self.pkg_config(prefix / "lib/pkgconfig", "--cflags", "--libs")
         program = self.compile("-DSHORT_INCLUDES", HERE / "consumer.c", *flags)
         self.assertIn("libvfio-user.so.0", run(["readelf", "--dynamic", program]))
@@ -179,7 +193,7 @@ class PkgConfig(Consumer):
     def test_tells_what_it_is(self):
         """Which version, and that it is not the C library, whose version is 0.0.1."""
         prefix = self.folder / "prefix"
-        run(["meson", "setup", f"--prefix={prefix}", "-Dlibdir=lib", self.build, PROJECT])
+        run(["meson", "setup", f"--prefix={prefix}", "-Dlibdir=lib", *LIBRARY_ALONE, self.build, PROJECT])
         for folder in (self.build / "meson-uninstalled", self.build / "meson-private"):
             with self.subTest(folder.name):
                 for question, answer in {
@@ -217,10 +231,20 @@ class PkgConfig(Consumer):
         program = self.compile("-DSHORT_INCLUDES", HERE / "consumer.c", *flags)
         self.check_program(program, LD_LIBRARY_PATH=self.build)
 
+    def test_cmake(self):
+        if shutil.which("cmake") is None:
+            self.skipTest("CMake is not installed")
+        prefix = self.install()
+        build = self.folder / "cmake"
+        run(["cmake", "-S", HERE / "cmake", "-B", build, f"-DCONSUMER={HERE / 'consumer.c'}", "-DCMAKE_BUILD_TYPE=Release"],
+            PKG_CONFIG_PATH=prefix / "lib/pkgconfig")
+        run(["cmake", "--build", build])
+        self.check_program(build / "consumer", LD_LIBRARY_PATH=prefix / "lib")
+
     def test_both_in_places_of_their_own(self):
         prefix = self.folder / "opt/vfio"
         self.meson_install(
-            "--buildtype=debugoptimized", "-Ddefault_library=both", f"--prefix={prefix}",
+            *LIBRARY_ALONE, "--buildtype=debugoptimized", "-Ddefault_library=both", f"--prefix={prefix}",
             "-Dlibdir=lib64/here", "-Dincludedir=headers",
         )  # fmt: skip
         libdir = prefix / "lib64/here"

@@ -1,0 +1,46 @@
+"""What packages say of the library, compared with what the sources say. Nothing is built."""
+import json
+import pathlib
+import re
+import subprocess
+import tomllib
+
+import pytest
+
+TOP = pathlib.Path(__file__).parents[2]
+
+
+def test_notices_are_of_the_crates_that_are_linked():
+    """After a change of Cargo.lock: scripts/third-party."""
+    subprocess.run([TOP / "scripts/third-party", "--check"], check=True)
+
+
+def allows(expression, allowed):
+    """Whether a licence expression (SPDX's, or the older one with a slash) can be met with the licences allowed."""
+    words = re.findall(r"[()]|[\w.+-]+(?: WITH [\w.-]+)?", expression.replace("/", " OR "))
+    logic = {"(": "(", ")": ")", "AND": "and", "OR": "or"}
+    return eval(" ".join(logic.get(word, str(word in allowed)) for word in words))  # noqa: S307 (of these words only)
+
+
+@pytest.mark.parametrize("expression, met", [
+    ("MIT", True), ("GPL-3.0", False), ("GPL-3.0 OR MIT", True), ("GPL-3.0/MIT", True), ("GPL-3.0 AND MIT", False),
+    ("(GPL-3.0 OR MIT) AND Zlib", True), ("(GPL-3.0 OR MIT) AND GPL-2.0", False), ("MIT WITH LLVM-exception", False),
+])
+def test_how_an_expression_is_read(expression, met):
+    assert allows(expression, {"MIT", "Zlib"}) == met
+
+
+def test_licenses_are_those_that_are_allowed():
+    """What cargo-deny asks with the texts, asked of what the crates say."""
+    rules = tomllib.loads((TOP / "deny.toml").read_text())["licenses"]
+    exceptions = {each["crate"]: each["allow"] for each in rules["exceptions"]}
+    command = ["cargo", "metadata", "--locked", "--offline", "--format-version=1"]
+    command += ["--filter-platform", "x86_64-unknown-linux-gnu"]
+    graph = json.loads(subprocess.run(command, cwd=TOP, stdout=subprocess.PIPE, check=True).stdout)
+    ids = {node["id"] for node in graph["resolve"]["nodes"]}
+    others = {
+        crate["name"]: crate["license"]
+        for crate in graph["packages"]
+        if crate["id"] in ids and not allows(crate["license"] or "none", {*rules["allow"], *exceptions.get(crate["name"], [])})
+    }
+    assert not others
