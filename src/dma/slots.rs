@@ -159,12 +159,13 @@ impl Slot {
 
     /// What an entry for these bytes (at least one) has to hold, if they all are in the region
     /// that is here now, which allows `prot`: tag, handle, region's start,
-    /// offset. (If the region is just being removed, the tag may be that of a
-    /// stale entry.)
+    /// offset.
     #[inline(always)]
     pub(super) fn covers(&self, iova: u64, length: u64, prot: Prot) -> Option<(u64, u32, u64, u64)> {
         let tag = self.tag.load(Acquire);
-        if self.denied.load(Relaxed) & prot.bits() != 0 {
+        // A slot that is filled is vacant to the last: its size may be the new region's
+        // and its start still the next vacant handle, at which another region may be.
+        if tag == Slot::VACANT || self.denied.load(Relaxed) & prot.bits() != 0 {
             return None;
         }
         let offset = iova.wrapping_sub(self.start.load(Relaxed));

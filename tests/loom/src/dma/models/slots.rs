@@ -119,15 +119,15 @@ fn beside(preemptions: usize, between: fn(&Slots), read: fn(&Slots, &AtomicBool)
     });
 }
 
-/// An entry is of one region, and once it is of the new one, the old one's are
-/// stale.
+/// An entry is of one region, never of none, and once it is of the new one, the old
+/// one's are stale.
 #[test]
 fn what_covers_belongs_together() {
     beside_replace(3, |slots, _| {
         let Some((tag, handle, start, offset)) = slot(slots).covers(IOVA, LENGTH, Prot::WRITE) else {
             return;
         };
-        let Some(region) = of(tag) else { return };
+        let region = of(tag).expect("a region's tag, or nothing");
         assert_eq!((handle, start, offset), (HANDLE, region.start, IOVA - region.start));
         let address = slot(slots).address(tag, offset, LENGTH);
         assert!(address.is_none_or(|address| address == region.vaddr + offset as usize));
@@ -201,14 +201,14 @@ fn a_file_is_of_the_region_asked_for() {
     });
 }
 
-/// An entry that is made while memory goes is of the new region or stale.
+/// The same while memory goes.
 #[test]
 fn what_covers_while_memory_goes() {
     beside_discard(2, |slots, _| {
         let Some((tag, handle, start, offset)) = slot(slots).covers(IOVA, LENGTH, Prot::WRITE) else {
             return;
         };
-        let Some(region) = of(tag) else { return };
+        let region = of(tag).expect("a region's tag, or nothing");
         assert_eq!((start, offset), (region.start, IOVA - region.start));
         assert!(handle == HANDLE || handle == 0 && tag == old().tag);
         if tag == new().tag {
