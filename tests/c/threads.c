@@ -405,8 +405,8 @@ run_cancelled(void *argument)
     return NULL;
 }
 
-static void
-run_and_be_cancelled(struct waiter *waiter, int expected)
+static int
+run_and_be_cancelled(struct waiter *waiter)
 {
     pthread_t thread;
     void *result;
@@ -415,7 +415,7 @@ run_and_be_cancelled(struct waiter *waiter, int expected)
     CHECK_EQ(pthread_create(&thread, NULL, run_cancelled, waiter), 0);
     CHECK_EQ(pthread_join(thread, &result), 0);
     CHECK(result == PTHREAD_CANCELED);
-    CHECK_EQ(waiter->result, expected);
+    return waiter->result;
 }
 
 /* With nothing to do neither: it does not wait. */
@@ -432,15 +432,19 @@ a_call_that_does_not_wait_returns_in_a_cancelled_thread(void)
     client_send_version(client);
     CHECK_EQ(vfu_attach_ctx(waiter.ctx), 0);
     client_recv_version(client);
-    run_and_be_cancelled(&waiter, 0);
+    CHECK_EQ(run_and_be_cancelled(&waiter), 0);
     client_send_region_read(client, 1, VFU_PCI_DEV_BAR1_REGION_IDX, 0, 4);
-    run_and_be_cancelled(&waiter, 1);
+    CHECK_EQ(run_and_be_cancelled(&waiter), 1);
     client_reply(client, 1, VFIO_USER_REGION_READ, &reply, sizeof(reply.access) + 4);
     for (int i = 0; i < 2; i++) {
         client_send_region_write(client, i, VFIO_USER_F_NO_REPLY, VFU_PCI_DEV_BAR1_REGION_IDX, 0, &value, 4);
     }
-    run_and_be_cancelled(&waiter, 2);
-    run_and_be_cancelled(&waiter, 0);
+    /* In one call, or in two if the first takes long (under valgrind, or emulated). */
+    for (int done = 0, more; done < 2; done += more) {
+        more = run_and_be_cancelled(&waiter);
+        CHECK(more == 1 || (more == 2 && done == 0));
+    }
+    CHECK_EQ(run_and_be_cancelled(&waiter), 0);
     vfu_destroy_ctx(waiter.ctx);
     close(client);
 }
