@@ -10,6 +10,21 @@ import pytest
 TOP = pathlib.Path(__file__).parents[2]
 
 
+def nodes_of_the_linker_script():
+    text = re.sub(r"/\*.*?\*/", "", (TOP / "libvfio-user.map").read_text(), flags=re.DOTALL)
+    for node, body in re.findall(r"^(LIBVFIO_USER_\d+) \{(.*?)\}", text, re.MULTILINE | re.DOTALL):
+        yield f"{node}@{node}"
+        yield from (f"{name}@{node}" for name in re.findall(r"^\s*(\w+);", body, re.MULTILINE))
+
+
+def test_debian_lists_the_symbols():
+    """A new function is a line in debian/libvfio-user0.symbols, with the version that brings it."""
+    head, *lines = (TOP / "debian/libvfio-user0.symbols").read_text().splitlines()
+    assert head == "libvfio-user.so.0 libvfio-user0 #MINVER#"
+    assert {line.split()[0] for line in lines} == set(nodes_of_the_linker_script())
+    assert all(re.fullmatch(r" \S+ \d+\.\d+\.\d+", line) for line in lines)
+
+
 def test_notices_are_of_the_crates_that_are_linked():
     """After a change of Cargo.lock: scripts/third-party."""
     subprocess.run([TOP / "scripts/third-party", "--check"], check=True)

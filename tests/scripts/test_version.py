@@ -46,6 +46,14 @@ def test_meson():
     assert only(r"^  version: '([\d.]+)',$", "meson.build") == VERSION
 
 
+def test_packages():
+    """Debian's revision, after the hyphen, is the package's own."""
+    assert re.match(r"libvfio-user \(([\d.]+)-\d+\)", (TOP / "debian/changelog").read_text())[1] == VERSION
+    assert only(r"^Version: +(\S+)$", "packages/libvfio-user.spec") == VERSION
+    assert only(r"^directory = libvfio-user-(\S+)$", "packages/libvfio-user.wrap") == VERSION
+    assert only(r"^source_filename = libvfio-user-(\S+)\.tar\.xz$", "packages/libvfio-user.wrap") == VERSION
+
+
 def test_api():
     numbers = [only(rf"^#define LIB_VFIO_USER_{part} (\d+)$", "include/libvfio-user.h") for part in ("MAJOR", "MINOR")]
     assert only(r"^api_version = '([\d.]+)'$", "meson.build") == ".".join(numbers)
@@ -64,4 +72,5 @@ def test_changelog_has_the_release_with_its_date():
     version, date = re.fullmatch(r"(\S+) - (\S+)", released[0]).groups()
     assert version == VERSION
     assert datetime.date.fromisoformat(date).isoformat() == date
+    assert only(r"^release_date = '([\d-]+)'$", "meson.build") == date
     assert headings.index(released[0]) == len(headings) - len(released), "what is unreleased stands above"
