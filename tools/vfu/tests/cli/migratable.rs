@@ -57,6 +57,8 @@ pub enum Fault {
     Begins(u32),
     /// It takes no DMA maps.
     NoMaps,
+    /// Its registers are read by so many bytes at the most.
+    Registers(u32),
     /// It takes no writes to the configuration space.
     NoConfig,
     /// It loads no data and cannot be reset either.
@@ -177,6 +179,10 @@ impl Migratable {
                 self.states.push(RESET_SEEN);
                 self.state = RUNNING;
                 conn.reply(&request, &[]);
+            }
+            REGION_READ if matches!(self.fault, Fault::Registers(most) if request.u32(8) == 0 && request.u32(12) > most) =>
+            {
+                conn.error(&request, EINVAL);
             }
             REGION_WRITE if request.u32(8) == 7 && self.fault == Fault::NoConfig => {
                 conn.error(&request, EINVAL)

@@ -55,6 +55,25 @@ fn a_device_moves_with_its_memory() {
     assert!(src.device.eventfds.iter().chain(&dst.device.eventfds).all(Option::is_some));
 }
 
+/// Registers of 8 and of 4 bytes are compared, by accesses of as many; where a device takes
+/// none that large, it is said.
+#[test]
+fn registers_are_compared_by_accesses_that_the_device_takes() {
+    for (most, others) in [(8, 3), (4, 3), (2, 4)] {
+        let device = Fault::Registers(most);
+        let (run, ..) = migrate_with(device, device, &["--verify"]);
+        let report = run.ok().json();
+        assert_eq!(report["verified"], json!(true));
+        let left_out = report["not_compared"].as_array().unwrap();
+        let of_bar0 = left_out.iter().find(|left| left["region"] == "BAR0");
+        assert_eq!((left_out.len(), of_bar0.is_some()), (others, most == 2), "{left_out:?}");
+        if let Some(left) = of_bar0 {
+            let why = left["why"].as_str().unwrap();
+            assert!(why.starts_with("read of 4 bytes of BAR0 at 0x0: the device answered: "), "{why}");
+        }
+    }
+}
+
 #[test]
 fn every_page_goes_once_and_then_only_dirty_ones() {
     let (run, ..) = migrate_with(Fault::None, Fault::None, &[]);
