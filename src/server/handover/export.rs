@@ -127,6 +127,13 @@ impl<D: Device> Context<D> {
         steps.iter().try_for_each(|state| self.device.transition(self, *state))
     }
 
+    /// The device is in no state that its client knows of: only a reset helps.
+    pub(super) fn fail_migration(&self) {
+        let before = self.migration.state();
+        self.migration.restore(DeviceState::Error);
+        self.probe_state_changed(before, DeviceState::Error);
+    }
+
     /// The device goes on in this process after all.
     pub(super) fn resume_device(&self) {
         use super::super::log::log;
@@ -134,6 +141,7 @@ impl<D: Device> Context<D> {
             let outcome = self.device.transition(self, DeviceState::Stop).and_then(|()| self.run_as_it_was());
             if let Err(errno) = outcome {
                 log!(self, LOG_ERR, "the device does not go on after a hand-over that failed: {errno}");
+                self.fail_migration();
             }
         }
         self.device.handed_over(self, true);

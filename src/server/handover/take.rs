@@ -11,7 +11,7 @@ use crate::memory;
 use crate::server::log::log;
 use crate::server::{Context, Device};
 use crate::transport::{Handed, Peer};
-use crate::wire::{DeviceState, Errno, Result};
+use crate::wire::{Errno, Result};
 
 impl<D: Device> Context<D> {
     /// Makes a context for a device that another process has, which is asked at the
@@ -150,8 +150,7 @@ impl<D: Device> Context<D> {
             && let Err(errno) = self.run_as_it_was()
         {
             log!(self, LOG_ERR, "the device that was taken over does not run: {errno}");
-            self.migration.restore(DeviceState::Error);
-            self.probe_state_changed(DeviceState::Running, DeviceState::Error);
+            self.fail_migration();
         }
         self.device.handed_over(self, true);
         self.irqs.deliver_all();
