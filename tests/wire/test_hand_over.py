@@ -443,6 +443,31 @@ def test_in_pre_copy_it_is_there_again_after_a_hand_over_that_fails():
     old.destroy()
 
 
+@pytest.mark.parametrize("is_old", [True, False], ids=["old", "new"])
+def test_a_device_that_does_not_go_on_is_in_error_until_it_is_reset(is_old):
+    def fails_to_run(ctx):
+        def begin(state):
+            ctx.begin(state)
+            ctx.transition_errno = errno.EIO if state == CB_RUNNING else 0
+        ctx.on_transition = begin
+
+    def spoil(new):
+        new.write_data = lambda data: new._fail(errno.EILSEQ)
+    old = Migrates().serve_upgrades()
+    with old.connect() as client:
+        client.set_state(S_PRE_COPY)
+        if is_old:
+            fails_to_run(old)
+            Upgrade(old, make=Migrates, before=spoil).failed(errno.EILSEQ)
+            now = old
+        else:
+            now = upgraded(old, client, make=Migrates, before=fails_to_run)
+        assert client.get_state() == S_ERROR
+        client.request(DEVICE_RESET)
+        assert client.get_state() == S_RUNNING
+    now.destroy()
+
+
 def start_saying(client):
     client.set_state(S_PRE_COPY)
     client.ctx.pieces = [b"said"]
