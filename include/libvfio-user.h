@@ -46,6 +46,11 @@
  * vfu_device_quiesced() or vfu_destroy_ctx(), nor leave by longjmp() or by a C++
  * exception. Threads are not cancelled in it.
  *
+ * Cancellation. A thread may be cancelled where it waits for the client, as the
+ * functions that wait say. If its cancellation type is asynchronous it may be in no
+ * others: they are vfu_attach_ctx(), vfu_sgl_read(), vfu_sgl_write(), and
+ * vfu_run_ctx() without LIBVFIO_USER_FLAG_ATTACH_NB.
+ *
  * Ownership. What is passed in is copied or only looked at during the call,
  * except for pvt, for callbacks and for descriptors, which the library keeps but
  * never frees or closes. What is passed out belongs to the library.

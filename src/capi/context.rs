@@ -168,12 +168,7 @@ pub unsafe extern "C-unwind" fn vfu_realize_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_in
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_attach_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe {
-        wait::drive(vfu_ctx, "vfu_attach_ctx", |ctx, event, hold| {
-            hold.hold();
-            ctx.attach_step(event)
-        })
-    }
+    unsafe { wait::drive(vfu_ctx, "vfu_attach_ctx", Event::Start, |ctx, event| ctx.attach_step(event)) }
 }
 
 /// Returns a descriptor that is readable when vfu_attach_ctx() (before a client
@@ -241,26 +236,48 @@ pub unsafe extern "C-unwind" fn vfu_get_poll_fd(vfu_ctx: *mut vfu_ctx_t) -> c_in
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_run_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { wait::drive(vfu_ctx, "vfu_run_ctx", run_step) }
+    match unsafe { cast::context(vfu_ctx) } {
+        // SAFETY: a live context.
+        Ok(context) if !context.is_nonblocking() => unsafe { run_for_ever(vfu_ctx) },
+        // SAFETY: as above.
+        _ => unsafe { run_what_is_there(vfu_ctx) },
+    }
 }
 
-// A call that finds nothing to do is over before the thread is kept from being
-// cancelled, which costs more than all else.
-#[inline(always)]
-fn run_step(ctx: &vfu_ctx_t, event: Event, hold: &mut Hold) -> Step {
-    let event = match event {
-        Event::Start => match ctx.poll() {
-            Polled::Nothing => return Step::Return { value: 0, errno: None },
-            Polled::Short(request) => {
-                hold.hold();
-                return ctx.run_short(request);
-            }
-            Polled::Go(event) => event,
-        },
-        event => event,
+/// `vfu_run_ctx` of a context that waits. Out of line so that of the other nothing is
+/// saved and restored for it.
+///
+/// # Safety
+///
+/// As for `vfu_run_ctx`.
+#[inline(never)]
+unsafe fn run_for_ever(handle: *mut vfu_ctx_t) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { wait::drive(handle, "vfu_run_ctx", Event::Start, |ctx, event| ctx.run_step(event)) }
+}
+
+/// `vfu_run_ctx` of a context that does not wait. A call that finds nothing to do is
+/// over before the thread is kept from being cancelled, which costs more than all else.
+///
+/// # Safety
+///
+/// `handle` is NULL or a live context.
+#[inline(never)]
+unsafe fn run_what_is_there(handle: *mut vfu_ctx_t) -> c_int {
+    let first = |ctx: &vfu_ctx_t, hold: &mut Hold| match ctx.poll() {
+        Polled::Nothing => Step::Return { value: 0, errno: None },
+        Polled::Short(request) => {
+            hold.hold();
+            ctx.run_short(request)
+        }
+        Polled::Go(event) => {
+            hold.hold();
+            ctx.run_step(event)
+        }
     };
-    hold.hold();
-    ctx.run_step(event)
+    // SAFETY: the caller's promise; only what waits may be called by a thread whose
+    // cancellation type is asynchronous.
+    unsafe { wait::drive_late(handle, "vfu_run_ctx", first, |ctx, event| ctx.run_step(event)) }
 }
 
 /// Tells that the device has quiesced, after its quiesce callback failed with

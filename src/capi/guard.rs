@@ -7,7 +7,9 @@
 //! `catch_unwind`, which would abort the process; the calls that are cheaper
 //! than that switch (`enter_lean`, `enter_silent`), and those that find nothing to
 //! do (`enter_late`), contain no cancellation point, unless they are refused and
-//! log that. `errno` is set as the last act, when nothing is left to disturb it.
+//! log that. A thread of asynchronous cancellation type may only be in the functions
+//! that wait: those hold cancellation off outside of the guard (`wait`), and the frames
+//! above it have no landing pads. `errno` is set as the last act, when nothing is left to disturb it.
 //!
 //! Whatever fails in here logs a line, whether it says why or not: so a new
 //! refusal cannot be one without.
@@ -102,6 +104,23 @@ pub(super) unsafe fn enter<R: Failure, A: Into<Answer<R>>>(
     let answer = unsafe { checked(handle, name, body) };
     restore_cancellation(cancellation);
     answer.give()
+}
+
+/// Like [`enter`], for a caller that keeps its thread from being cancelled.
+///
+/// # Safety
+///
+/// As for [`enter`].
+pub(super) unsafe fn enter_held<R: Failure, A: Into<Answer<R>>>(
+    handle: *mut vfu_ctx_t,
+    name: &'static str,
+    body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
+) -> R {
+    let body = |context: &vfu_ctx_t| {
+        body(context).inspect_err(|errno| context.log_failure(format_args!("{name}"), *errno))
+    };
+    // SAFETY: the caller's promise.
+    unsafe { checked(handle, name, body) }.give()
 }
 
 /// Like [`enter`], for a function whose refusals are logged with its arguments.

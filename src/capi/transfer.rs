@@ -5,8 +5,8 @@ use std::ffi::{c_int, c_void};
 use libc::size_t;
 
 use super::dma::Entries;
-use super::{cast, dma_sg_t, guard, vfu_ctx_t, wait};
-use crate::server::{SglAccess, Step};
+use super::{cast, dma_sg_t, vfu_ctx_t, wait};
+use crate::server::{Event, SglAccess, Step};
 use crate::transport::{Data, Place};
 use crate::wire::Errno;
 
@@ -99,8 +99,7 @@ unsafe fn move_bytes(
     flags: c_int,
 ) -> c_int {
     let mut transfer = None;
-    let step = |ctx: &vfu_ctx_t, event, hold: &mut guard::Hold| {
-        hold.hold();
+    let step = |ctx: &vfu_ctx_t, event| {
         // More than the first entry is never looked at.
         // SAFETY: the caller's promise.
         let sgl = unsafe { cast::array(sg, cnt.min(1)) }
@@ -125,5 +124,5 @@ unsafe fn move_bytes(
         }
     };
     // SAFETY: the caller's promise.
-    unsafe { wait::drive(vfu_ctx, name, step) }
+    unsafe { wait::drive(vfu_ctx, name, Event::Start, step) }
 }

@@ -141,6 +141,12 @@ impl<D: Device> Context<D> {
         Ok(Context::make(handed, nonblocking, device))
     }
 
+    /// Whether [`attach`](Context::attach) and [`run`](Context::run) do not wait for the client.
+    #[inline(always)]
+    pub(crate) fn is_nonblocking(&self) -> bool {
+        self.nonblocking
+    }
+
     fn make(handed: Handed, nonblocking: bool, device: D) -> Box<Context<D>> {
         let context = Context::bare(nonblocking, device);
         match handed {

@@ -13,7 +13,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 
 #define EXPECT(what) \
 	do { \
@@ -162,13 +164,14 @@ static void logging(vfu_ctx_t *ctx)
 static pthread_barrier_t started;
 static int cancel_type;
 static pid_t waiting;
+static int (*waits)(vfu_ctx_t *ctx);
 
-static void *attach(void *ctx)
+static void *wait_for_client(void *ctx)
 {
 	waiting = (pid_t)syscall(SYS_gettid);
 	pthread_barrier_wait(&started);
 	pthread_setcanceltype(cancel_type, NULL);
-	vfu_attach_ctx((vfu_ctx_t *)ctx);
+	waits((vfu_ctx_t *)ctx);
 	return NULL;
 }
 
@@ -186,29 +189,60 @@ static bool sleeps(pid_t thread)
 	return state == 'S';
 }
 
-/* A thread that waits for a client can be cancelled, on its way there and there. */
-static void cancellation(vfu_ctx_t *ctx, int type, bool asleep)
+/*
+ * A thread that waits for a client can be cancelled, on its way there and there:
+ * on its way after so many rounds of a loop.
+ */
+static void cancellation(vfu_ctx_t *ctx, int type, bool asleep, int later)
 {
+	volatile int round;
 	pthread_t thread;
 	void *result;
 
 	cancel_type = type;
 	EXPECT(pthread_barrier_init(&started, NULL, 2) == 0);
-	EXPECT(pthread_create(&thread, NULL, attach, ctx) == 0);
+	EXPECT(pthread_create(&thread, NULL, wait_for_client, ctx) == 0);
 	pthread_barrier_wait(&started);
 	/* Destroyed only when the other thread has left it, too. */
 	EXPECT(pthread_barrier_destroy(&started) == 0);
 	while (asleep && !sleeps(waiting))
 		sched_yield();
+	for (round = 0; round < later; round++)
+		;
 	EXPECT(pthread_cancel(thread) == 0);
 	EXPECT(pthread_join(thread, &result) == 0);
 	EXPECT(result == PTHREAD_CANCELED);
 }
 
+/* Asleep, and at many places on the way. */
+static void cancellations(vfu_ctx_t *ctx, int (*function)(vfu_ctx_t *ctx))
+{
+	int type, i;
+
+	waits = function;
+	for (i = 0; i < 2000; i++) {
+		type = i % 2 ? PTHREAD_CANCEL_DEFERRED : PTHREAD_CANCEL_ASYNCHRONOUS;
+		cancellation(ctx, type, i < 20, 5 * (i % 1000));
+	}
+}
+
+/* A client that has said its version, and nothing else. */
+static int connect_client(const char *path)
+{
+	static const uint32_t version[5] = { 1 << 16 | 1, sizeof(version), 0, 0, 1 << 16 };
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int client = socket(AF_UNIX, SOCK_STREAM, 0);
+
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+	EXPECT(connect(client, (struct sockaddr *)&address, sizeof(address)) == 0);
+	EXPECT(write(client, version, sizeof(version)) == sizeof(version));
+	return client;
+}
+
 int main(int argc, char **argv)
 {
 	vfu_ctx_t *ctx;
-	int device, i;
+	int device, client;
 
 	if (argc != 2)
 		return 2;
@@ -222,10 +256,12 @@ int main(int argc, char **argv)
 	without_pointers(ctx);
 	logging(ctx);
 	EXPECT(vfu_realize_ctx(ctx) == 0);
-	for (i = 0; i < 20; i++) {
-		cancellation(ctx, PTHREAD_CANCEL_DEFERRED, i % 2);
-		cancellation(ctx, PTHREAD_CANCEL_ASYNCHRONOUS, i % 2);
-	}
+	cancellations(ctx, vfu_attach_ctx);
+	client = connect_client(argv[1]);
+	EXPECT(vfu_attach_ctx(ctx) == 0);
+	cancellations(ctx, vfu_run_ctx);
+	close(client);
+	FAILS(vfu_run_ctx(ctx), -1, ENOTCONN);
 	vfu_destroy_ctx(ctx);
 	return 0;
 }

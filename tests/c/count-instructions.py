@@ -23,7 +23,7 @@ LIMITS = {
     "read": (RUN, 546),
     "write": (RUN, 546),
     "posted": (RUN, 486),
-    "idle": (RUN, 204),
+    "idle": (RUN, 200),
     "same": (SGL, 101),
     "logging": (SGL, 155),
     "random": (SGL, 260),
