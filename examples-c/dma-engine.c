@@ -15,16 +15,19 @@
  * time. Clients may well be unable to serve DMA messages while they wait for the
  * answer to a register access (QEMU is), and none should have to wait long.
  *
- *     dma-engine [--async-quiesce] [--hand-over=SOCKET] [--verbose] [--once] [--socket-path=]PATH
+ *     dma-engine [--async-quiesce] [--hand-over=SOCKET] [--verbose] [--once] [--socket-path=]PATH,
+ *                or --fd=FD
  *     dma-engine [--async-quiesce] --take-over=SOCKET [--verbose] [--once]
  *
  * SPDX-License-Identifier: BSD-3-Clause
  */
 
 #define _GNU_SOURCE /* memfd_create */
+#include <ctype.h>
 #include <err.h>
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -398,6 +401,33 @@ on_log(vfu_ctx_t *ctx, int level, const char *message)
     fprintf(stderr, "dma-engine[%d]: %s\n", level, message);
 }
 
+/* A context for a device that nobody has yet. */
+static vfu_ctx_t *
+create_context(struct engine *engine, const char *path, int fd)
+{
+    vfu_ctx_t *ctx = path != NULL
+                         ? vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB, engine,
+                                          VFU_DEV_TYPE_PCI)
+                         : vfux_create_ctx_over_fd(fd, LIBVFIO_USER_FLAG_ATTACH_NB, engine,
+                                                   VFU_DEV_TYPE_PCI);
+
+    if (ctx == NULL) {
+        err(EXIT_FAILURE, "cannot listen at %s", path != NULL ? path : "that descriptor");
+    }
+    return ctx;
+}
+
+/* The number of a descriptor, or -1. */
+static int
+parse_fd(const char *text)
+{
+    char *end;
+    errno = 0;
+    long fd = strtol(text, &end, 10);
+
+    return isdigit((unsigned char)*text) && errno == 0 && *end == '\0' && fd <= INT_MAX ? fd : -1;
+}
+
 static void
 usage(FILE *out)
 {
@@ -405,6 +435,8 @@ usage(FILE *out)
           "Serve a PCI device that copies and fills guest memory, at the UNIX socket PATH.\n"
           "\n"
           "      --socket-path=PATH  where to listen; must not exist\n"
+          "      --fd=FD             in place of PATH: a socket that is open already, and\n"
+          "                          listens (systemd: 3) or is connected to a client\n"
           "      --hand-over=SOCKET  let another process take over at SOCKET\n"
           "      --take-over=SOCKET  in place of PATH: take over there, with the client\n"
           "      --async-quiesce     never quiesce at once, even when idle\n"
@@ -418,6 +450,7 @@ main(int argc, char *argv[])
 {
     static const struct option options[] = {
         { "socket-path", required_argument, NULL, 's' },
+        { "fd", required_argument, NULL, 'd' },
         { "async-quiesce", no_argument, NULL, 'a' },
         { "hand-over", required_argument, NULL, 'H' },
         { "take-over", required_argument, NULL, 'T' },
@@ -430,6 +463,7 @@ main(int argc, char *argv[])
     const char *path = NULL;
     const char *from = NULL;
     const char *to = NULL;
+    int fd = -1;
     bool once = false;
     bool verbose = false;
     int option;
@@ -438,6 +472,12 @@ main(int argc, char *argv[])
         switch (option) {
         case 's':
             path = optarg;
+            break;
+        case 'd':
+            fd = parse_fd(optarg);
+            if (fd < 0) {
+                errx(EXIT_FAILURE, "not a descriptor: %s", optarg);
+            }
             break;
         case 'a':
             engine.async_quiesce = true;
@@ -465,7 +505,9 @@ main(int argc, char *argv[])
     if (path == NULL && optind < argc) {
         path = argv[optind++];
     }
-    if ((path == NULL) == (from == NULL) || (from != NULL && to != NULL) || optind != argc) {
+    /* One of the three. */
+    if ((path != NULL) + (fd != -1) + (from != NULL) != 1 || (from != NULL && to != NULL)
+        || optind != argc) {
         usage(stderr);
         return EXIT_FAILURE;
     }
@@ -473,12 +515,10 @@ main(int argc, char *argv[])
     int signal_fd = open_signal_fd();
 
     engine.sgl = calloc(MAX_SGS, dma_sg_size());
-    engine.ctx = from != NULL ? ask_for_device(&engine, from)
-                              : vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB,
-                                               &engine, VFU_DEV_TYPE_PCI);
-    if (engine.ctx == NULL || engine.sgl == NULL) {
-        err(EXIT_FAILURE, "vfu_create_ctx: %s", path);
+    if (engine.sgl == NULL) {
+        err(EXIT_FAILURE, "calloc");
     }
+    engine.ctx = from != NULL ? ask_for_device(&engine, from) : create_context(&engine, path, fd);
     vfu_setup_log(engine.ctx, on_log, verbose ? LOG_DEBUG : LOG_ERR);
 
     describe_device(&engine, from != NULL);

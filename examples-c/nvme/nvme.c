@@ -17,7 +17,7 @@
  * guest's memory is kept, and the device is quiesced whenever it is asked.
  *
  *     nvme [--file=FILE] [--size=SIZE] [--readonly] [--poll-doorbells] [--uuid=UUID]
- *          [--hand-over=SOCKET] [--verbose] [--once] [--socket-path=]PATH
+ *          [--hand-over=SOCKET] [--verbose] [--once] [--socket-path=]PATH, or --fd=FD
  *     nvme --take-over=SOCKET [--size=SIZE] [--uuid=UUID] [--verbose] [--once]
  *
  * This file sets the device up and has the main loop; the other parts have theirs,
@@ -30,6 +30,7 @@
 #include <err.h>
 #include <errno.h>
 #include <getopt.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -242,6 +243,17 @@ parse_size(const char *text)
     return size << shift;
 }
 
+/* The number of a descriptor, or -1. */
+static int
+parse_fd(const char *text)
+{
+    char *end;
+    errno = 0;
+    long fd = strtol(text, &end, 10);
+
+    return isdigit((unsigned char)*text) && errno == 0 && *end == '\0' && fd <= INT_MAX ? fd : -1;
+}
+
 static bool
 parse_uuid(const char *text, uint8_t uuid[16])
 {
@@ -257,14 +269,33 @@ parse_uuid(const char *text, uint8_t uuid[16])
     return *text == '\0';
 }
 
+/* A context for a disk that nobody has yet. */
+static vfu_ctx_t *
+create_context(struct controller *ctrl, const char *path, int fd)
+{
+    vfu_ctx_t *ctx = path != NULL
+                         ? vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB, ctrl,
+                                          VFU_DEV_TYPE_PCI)
+                         : vfux_create_ctx_over_fd(fd, LIBVFIO_USER_FLAG_ATTACH_NB, ctrl,
+                                                   VFU_DEV_TYPE_PCI);
+
+    if (ctx == NULL) {
+        err(EXIT_FAILURE, "cannot listen at %s", path != NULL ? path : "that descriptor");
+    }
+    return ctx;
+}
+
 static void
 usage(FILE *out)
 {
     fputs("Usage: nvme [OPTION]... [--socket-path=]PATH\n"
+          "       nvme [OPTION]... --fd=FD\n"
           "       nvme [OPTION]... --take-over=SOCKET\n"
           "Serve an NVMe disk at the UNIX socket PATH.\n"
           "\n"
           "      --socket-path=PATH  where to listen; must not exist\n"
+          "      --fd=FD             in place of PATH: a socket that is open already, and\n"
+          "                          listens (systemd: 3) or is connected to a client\n"
           "      --file=FILE         what the disk holds; without it, memory\n"
           "      --size=SIZE         its size, with K, M, G or T; a FILE is made, or made\n"
           "                          longer, for it. Without it, that of FILE\n"
@@ -284,6 +315,7 @@ main(int argc, char *argv[])
 {
     static const struct option options[] = {
         { "socket-path", required_argument, NULL, 's' },
+        { "fd", required_argument, NULL, 'd' },
         { "file", required_argument, NULL, 'f' },
         { "size", required_argument, NULL, 'z' },
         { "readonly", no_argument, NULL, 'r' },
@@ -303,6 +335,7 @@ main(int argc, char *argv[])
     const char *from = NULL;
     const char *to = NULL;
     uint64_t size = 0;
+    int fd = -1;
     bool has_uuid = false;
     bool once = false;
     bool verbose = false;
@@ -312,6 +345,12 @@ main(int argc, char *argv[])
         switch (option) {
         case 's':
             path = optarg;
+            break;
+        case 'd':
+            fd = parse_fd(optarg);
+            if (fd < 0) {
+                errx(EXIT_FAILURE, "not a descriptor: %s", optarg);
+            }
             break;
         case 'f':
             file = optarg;
@@ -357,8 +396,8 @@ main(int argc, char *argv[])
     if (path == NULL && optind < argc) {
         path = argv[optind++];
     }
-    bool is_complete = from != NULL ? path == NULL && file == NULL && to == NULL
-                                    : path != NULL && (file != NULL || size != 0);
+    bool is_complete = from != NULL ? path == NULL && fd == -1 && file == NULL && to == NULL
+                                    : (path == NULL) == (fd != -1) && (file != NULL || size != 0);
     if (!is_complete || optind != argc) {
         usage(stderr);
         return EXIT_FAILURE;
@@ -371,11 +410,7 @@ main(int argc, char *argv[])
         take_namespace(ctrl, size, has_uuid);
     } else {
         open_namespace(&ctrl->ns, file, size, has_uuid);
-        ctrl->ctx = vfu_create_ctx(VFU_TRANS_SOCK, path, LIBVFIO_USER_FLAG_ATTACH_NB, ctrl,
-                                   VFU_DEV_TYPE_PCI);
-        if (ctrl->ctx == NULL) {
-            err(EXIT_FAILURE, "vfu_create_ctx: %s", path);
-        }
+        ctrl->ctx = create_context(ctrl, path, fd);
     }
     vfu_setup_log(ctrl->ctx, on_log, verbose ? LOG_DEBUG : LOG_ERR);
 
