@@ -108,6 +108,15 @@ def peer(client, *answers):
     return Background(guarded)
 
 
+def interrupted(client, f, *args):
+    """What the server asked in a call that a signal ended while it waited for the answer."""
+    call_ = Background(f, *args)
+    asked = request_of(client)
+    call_.interrupt()
+    fails(errno.EINTR, call_.result)
+    return asked
+
+
 def answers_again(ctx, client):
     """Asserts that both ways of the connection are in step."""
     server = peer(client, good)

@@ -24,17 +24,29 @@ class Stranger:
     def say(self, *args, **kw):
         self.sock.send(text(*args, **kw))
 
-    def hear(self, keep=False):
-        """Kind, errno and image of the next message; its descriptors are closed, unless they are to be kept."""
+    def receive(self):
+        """The words of a message behind magic and version, and its descriptors; None at the end."""
         data, anc, _, _ = self.sock.recvmsg(100, socket.CMSG_SPACE(253 * 4))
         if not data:
             return None
         assert len(data) == 32 and data[:8] == b"vfuh" + struct.pack("<I", 1)
-        kind, error, size, count = struct.unpack("<IIQQ", data[8:])
         fds = []
         for _, _, cmsg in anc:
             fds += struct.unpack(f"{len(cmsg) // 4}i", cmsg)
+        return struct.unpack("<IIQQ", data[8:]), fds
+
+    def hear(self, keep=False, parts=1):
+        """Kind, errno and image of the next message; its descriptors are closed, unless they are to be kept. They come
+        with so many messages."""
+        received = self.receive()
+        if received is None:
+            return None
+        (kind, error, size, count), fds = received
         image = None
+        for _ in range(1, parts):
+            words, later = self.receive()
+            assert words == (MORE, 0, 0, 0) and later
+            fds += later
         if kind in (DEVICE, MEMORY, STATE):
             image = os.pread(fds[0], size, 0)
             assert len(fds) == 1 + count

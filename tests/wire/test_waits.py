@@ -8,15 +8,6 @@ CHUNK = 131072
 MOST_UNANSWERED = 64
 
 
-def interrupted(client, f, *args):
-    """What the server asked in a call that a signal ended while it waited for the answer."""
-    call_ = Background(f, *args)
-    asked = request_of(client)
-    call_.interrupt()
-    fails(errno.EINTR, call_.result)
-    return asked
-
-
 def in_pieces(client, data, sizes):
     at = 0
     for size in sizes:
