@@ -1,35 +1,16 @@
 """The packages for Debian and in RPM's form: built without a network from crates in a folder, looked at, and used.
+What takes no compiling is in test_sources.py.
 
 Skipped where a tool is missing. Nothing here depends on how well the code is optimized, so that is done without.
 """
 import os
-import pathlib
 import re
 import shutil
 import subprocess
-import tomllib
 
 import pytest
 
-HERE = pathlib.Path(__file__).resolve().parent
-TOP = HERE.parents[1]
-VERSION = tomllib.loads((TOP / "Cargo.toml").read_text())["workspace"]["package"]["version"]
-
-
-def run(*command, **options):
-    environment = os.environ | options.pop("environment", {})
-    result = subprocess.run(
-        [str(word) for word in command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL, text=True, check=False, **options,
-    )  # fmt: skip
-    assert result.returncode == 0, f"{command}: status {result.returncode}\n{result.stdout[-8000:]}"
-    return result.stdout
-
-
-def needs(*tools):
-    for tool in tools:
-        if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed")
+from sources import HERE, TOP, VERSION, needs, run
 
 
 @pytest.fixture(scope="module")
@@ -151,21 +132,3 @@ def test_rpm(sources, quick):
     assert {name for name in packages if "-debug" not in name} == names
     assert "libvfio-user.so.0" in run("rpm", "--query", "--provides", "--package", packages["libvfio-user"])
     assert "libvfio-user.so.0" in run("rpm", "--query", "--requires", "--package", packages["libvfio-user-devel"])
-
-
-# --- meson --------------------------------------------------------------------------------
-
-def test_wrap(sources, tmp_path):
-    """A project that has the wrap file and the archive, and nothing else of the library's, is set up with it."""
-    project = tmp_path / "project"
-    (project / "subprojects/packagefiles").mkdir(parents=True)
-    shutil.copy(TOP / "packages/libvfio-user.wrap", project / "subprojects")
-    shutil.copy(sources / f"libvfio-user-{VERSION}.tar.xz", project / "subprojects/packagefiles")
-    (project / "meson.build").write_text(
-        "project('project', 'c')\nlibrary = dependency('libvfio-user', version: '>= 1.0')\n"
-        "executable('consumer', 'consumer.c', dependencies: library)\n"
-    )
-    shutil.copy(HERE / "consumer.c", project)
-    # No installed library is found first.
-    shown = run("meson", "setup", tmp_path / "build", project, environment={"PKG_CONFIG_LIBDIR": str(tmp_path)})
-    assert f"Dependency libvfio-user found: YES {VERSION} (overridden)" in shown, shown

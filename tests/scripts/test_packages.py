@@ -2,6 +2,7 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import tomllib
 
@@ -59,3 +60,34 @@ def test_licenses_are_those_that_are_allowed():
         if crate["id"] in ids and not allows(crate["license"] or "none", {*rules["allow"], *exceptions.get(crate["name"], [])})
     }
     assert not others
+
+
+def test_what_cargo_deny_says():
+    """Of the texts of licences, too, and of where crates come from; without a network."""
+    if shutil.which("cargo-deny") is None:
+        pytest.skip("cargo-deny is not installed")
+    done = subprocess.run(["cargo", "deny", "--locked", "--offline", "check", "licenses", "bans", "sources"], cwd=TOP,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("package, notices", [("libvfio-user", "THIRD-PARTY.md"), ("vfu", "tools/vfu/THIRD-PARTY.md")])
+def test_bills_of_materials_list_what_is_linked(bills, package, notices):
+    bill = json.loads((bills / f"{package}.cdx.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    assert bill["metadata"]["component"]["name"] == package
+    listed = {(each["name"], each["version"]) for each in bill["components"]}
+    linked = set(re.findall(r"^- (\S+) (\S+)$", (TOP / notices).read_text(), re.MULTILINE))
+    assert linked and linked <= listed
+    assert all(each.get("licenses") for each in bill["components"])
+    # Of the tests alone.
+    assert not {"cbindgen", "proptest", "tempfile"} & {name for name, _ in listed}
+
+
+@pytest.fixture(scope="module")
+def bills(tmp_path_factory):
+    if shutil.which("cargo-cyclonedx") is None:
+        pytest.skip("cargo-cyclonedx is not installed")
+    folder = tmp_path_factory.mktemp("bills")
+    subprocess.run([TOP / "scripts/sbom", folder], check=True)
+    return folder
