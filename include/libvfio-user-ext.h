@@ -574,11 +574,15 @@ int vfux_setup_hand_over(vfu_ctx_t *vfu_ctx, const char *path);
  * @fd: a UNIX socket of type SOCK_SEQPACKET that listens, or one that is connected to
  *      the process that wants to take over; the context's from then on if this succeeds
  *
+ * A socket that listens goes over with the device; its path, if it has one, is left to
+ * who made it. One that is connected is for one attempt: if that fails, there can be
+ * another socket, and the descriptor of vfux_get_hand_over_fd() stays the same.
+ *
  * Threads: on the thread that uses the context, see the top of libvfio-user.h.
  *
  * Returns 0, or -1 and sets errno:
  *
- *   EEXIST     there is such a socket already
+ *   EEXIST     there is such a socket already, and somebody can still come by it
  *   EBADF, ENOTSOCK, ENOTSUP, ENOTCONN   as vfux_create_ctx_over_fd() sets it
  *   others     as epoll_create1() sets it
  */

@@ -146,10 +146,12 @@ impl AddressSpace {
         let region = self.region_around(iova).filter(|region| region.start == iova).ok_or_else(no_pages)?;
         let block = self.bitmap(&region).ok_or_else(no_pages)?;
         let pages = ((region.size - 1) >> shift) + 1;
-        for (word, at) in words.iter().zip((first..).step_by(64)) {
+        for (number, word) in (0_u64..).zip(words) {
+            let at = number.checked_mul(64).and_then(|more| first.checked_add(more));
             let mut bits = *word;
             while bits != 0 {
-                let page = at.checked_add(bits.trailing_zeros().into()).filter(|page| *page < pages);
+                let page = at.and_then(|at| at.checked_add(bits.trailing_zeros().into()));
+                let page = page.filter(|page| *page < pages);
                 let page = page.ok_or_else(no_pages)?;
                 self.dirty.set(block, page, page);
                 bits &= bits - 1;

@@ -63,15 +63,23 @@ impl<D: Device> Context<D> {
     }
 
     fn begin_negotiation(&self, socket: OwnedFd) -> Step {
-        match Connection::new(socket, wire::may_carry_fds).and_then(memory::boxed) {
-            Ok(connection) => {
-                *self.connection.borrow_mut() = Some(connection);
-                self.phase.set(Phase::Negotiating);
-                self.loss_unreported.set(false);
-                self.negotiate()
-            }
+        match self.begin_connection(socket) {
+            Ok(()) => self.negotiate(),
             Err(errno) => Step::Fail(errno),
         }
+    }
+
+    fn begin_connection(&self, socket: OwnedFd) -> Result<()> {
+        let connection = Connection::new(socket, wire::may_carry_fds).and_then(memory::boxed)?;
+        *self.connection.borrow_mut() = Some(connection);
+        self.phase.set(Phase::Negotiating);
+        self.loss_unreported.set(false);
+        Ok(())
+    }
+
+    /// A client that was handed in is one that negotiates, though nobody has attached it yet.
+    pub(super) fn begin_handed_connection(&self) -> Result<()> {
+        self.handed_client.take().map_or(Ok(()), |socket| self.begin_connection(socket))
     }
 
     /// Goes on where the call before ended.

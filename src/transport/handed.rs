@@ -70,8 +70,9 @@ impl Handed {
     }
 }
 
-/// A connected socket that is to be waited at is one that waits.
-fn set_nonblocking(fd: BorrowedFd<'_>, nonblocking: bool) -> Result<()> {
+/// Whether calls on a socket wait. A connected socket that is to be waited at is one that
+/// waits.
+pub(super) fn set_nonblocking(fd: BorrowedFd<'_>, nonblocking: bool) -> Result<()> {
     let before = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     if before.contains(OFlag::O_NONBLOCK) != nonblocking {
         let mut flags = before;

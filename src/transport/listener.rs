@@ -1,9 +1,10 @@
 //! The listening socket.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use super::address::{Address, Identity};
 use super::channel::close_gently;
+use super::handed::set_nonblocking;
 use super::replace::{Found, Turn};
 use super::wait::Wait;
 use crate::handover::{self, Descriptors, Outgoing};
@@ -130,11 +131,13 @@ impl Listener {
         out.put(handover::Listener { is_control, fd, path: path.0, bound })
     }
 
-    /// From now on it is this process's, which removes its path.
-    pub fn own(&mut self) {
+    /// From now on it is this process's, which removes its path, and wants accepting to
+    /// wait or not. The other process may have wanted it the other way.
+    pub fn own(&mut self, nonblocking: bool) -> Result<()> {
         if let Some(place) = &mut self.place {
             place.maker = Process::current();
         }
+        set_nonblocking(self.socket.as_fd(), nonblocking)
     }
 
     /// From now on another process has it, and its path.

@@ -4,7 +4,7 @@
 //! Nothing waits here but [`wait`](Peer::wait), which has an end.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
@@ -43,6 +43,22 @@ impl Peer {
     /// Over a connected socket.
     pub fn new(socket: OwnedFd) -> Result<Peer> {
         Ok(Peer { socket, header: SocketHeader::new()? })
+    }
+
+    /// Over one that was handed in, which stays open if this fails.
+    pub fn handed(socket: OwnedFd) -> Result<Peer> {
+        match SocketHeader::new() {
+            Ok(header) => Ok(Peer { socket, header }),
+            Err(errno) => {
+                let _ = socket.into_raw_fd();
+                Err(errno)
+            }
+        }
+    }
+
+    /// Gives the descriptor back to who handed it in.
+    pub fn leak(self) {
+        let _ = self.socket.into_raw_fd();
     }
 
     /// Connects to the one that listens at a path.

@@ -1,7 +1,8 @@
 /*
- * Every call that vfux_create_ctx_replacing() and vfux_create_ctx_over_fd() make is
- * made to fail. After each, there is a context that serves, or none, and then the
- * socket is there as it was, or the caller's; and nothing is left.
+ * Every call that vfux_create_ctx_replacing(), vfux_create_ctx_over_fd() and
+ * vfux_setup_hand_over_fd() make is made to fail. After each, there is a context that
+ * serves, or none, and then the socket is there as it was, or the caller's; and nothing
+ * is left.
  *
  * SPDX-License-Identifier: BSD-3-Clause
  */
@@ -26,6 +27,8 @@ static const int errors[SHIM_CALLS][8] = {
     [SHIM_BIND] = { EADDRINUSE, EACCES, ENOMEM, EROFS, ENOSPC },
     [SHIM_CLOSE] = { EINTR, EIO },
     [SHIM_CONNECT] = { EACCES, EAGAIN, EINTR, ENOENT, ENOMEM, EPERM },
+    [SHIM_EPOLL_CREATE1] = { EMFILE, ENOMEM },
+    [SHIM_EPOLL_CTL] = { ENOMEM, ENOSPC },
     [SHIM_FCNTL] = { EBADF, EINVAL },
     [SHIM_FLOCK] = { EINTR, ENOLCK, EWOULDBLOCK },
     [SHIM_FSTAT] = { ENOMEM, EOVERFLOW, EIO },
@@ -191,6 +194,53 @@ over_client(enum shim_call call)
     close(fds[1]);
 }
 
+/* A socket for processes that want to take over: one that is connected, or one that listens. */
+static void
+hand_over_at(int fd)
+{
+    vfu_ctx_t *ctx = vfu_create_ctx(VFU_TRANS_SOCK, address.sun_path, LIBVFIO_USER_FLAG_ATTACH_NB, NULL, VFU_DEV_TYPE_PCI);
+    bool is_set;
+
+    CHECK(ctx != NULL);
+    is_set = VFU(vfux_setup_hand_over_fd(ctx, fd)) == 0;
+    fired = shim_fired();
+    if (is_set) {
+        CHECK(vfux_get_hand_over_fd(ctx) >= 0);
+    } else {
+        CHECK(fired && errno != 0);
+        CHECK(vfux_get_hand_over_fd(ctx) == -1 && errno == ENOENT);
+    }
+    shim_arm(0, 0, 0);
+    vfu_destroy_ctx(ctx);
+    CHECK_EQ(fcntl(fd, F_GETFD), is_set ? -1 : FD_CLOEXEC);
+    if (!is_set) {
+        close(fd);
+    }
+}
+
+static void
+hand_over_to_one(enum shim_call call)
+{
+    int fds[2];
+
+    (void)call;
+    CHECK_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+    hand_over_at(fds[0]);
+    close(fds[1]);
+}
+
+static void
+hand_over_to_any(enum shim_call call)
+{
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+    (void)call;
+    /* At a name of the kernel's choice. */
+    CHECK_EQ(bind(fd, (struct sockaddr *)&address, sizeof(address.sun_family)), 0);
+    CHECK_EQ(listen(fd, 1), 0);
+    hand_over_at(fd);
+}
+
 /* Each call of a kind is made to fail, until there are no more. Returns how many
  * faults that were. */
 static int
@@ -224,7 +274,8 @@ main(void)
 {
     CHECK(mkdtemp(folder) != NULL);
     snprintf(address.sun_path, sizeof(address.sun_path), "%s/s", folder);
-    fprintf(stderr, "%d faults\n", every_fault(replace) + every_fault(over_listener) + every_fault(over_client));
+    fprintf(stderr, "%d faults\n", every_fault(replace) + every_fault(over_listener) + every_fault(over_client) +
+                                      every_fault(hand_over_to_one) + every_fault(hand_over_to_any));
     CHECK_EQ(rmdir(folder), 0);
     return EXIT_SUCCESS;
 }

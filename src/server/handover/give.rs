@@ -32,25 +32,50 @@ pub struct Control {
 }
 
 impl Control {
-    fn new(handed: Handed) -> Result<Control> {
+    /// One that nobody comes to yet.
+    fn new() -> Result<Control> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let mut control = Control { epoll, listener: None, peer: None, is_introduced: false, told: None };
-        match handed {
-            Handed::Listener(listener) => {
-                control.watch(listener.socket())?;
-                control.listener = Some(listener);
-            }
-            Handed::Client(socket) => {
-                control.watch(socket.as_raw_fd())?;
-                control.peer = Some(Peer::new(socket)?);
-            }
-        }
-        Ok(control)
+        Ok(Control { epoll, listener: None, peer: None, is_introduced: false, told: None })
     }
 
     /// Goes on with the listener of a predecessor.
     pub fn over(listener: Listener) -> Result<Control> {
-        Control::new(Handed::Listener(listener))
+        let mut control = Control::new()?;
+        control.listen(listener)?;
+        Ok(control)
+    }
+
+    fn listen(&mut self, listener: Listener) -> Result<()> {
+        self.watch(listener.socket())?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+
+    /// Takes a socket that was handed in, which stays open if this fails.
+    fn take(&mut self, handed: Handed) -> Result<()> {
+        match handed {
+            Handed::Listener(listener) => match self.watch(listener.socket()) {
+                Ok(()) => self.listener = Some(listener),
+                Err(errno) => {
+                    listener.leak();
+                    return Err(errno);
+                }
+            },
+            Handed::Client(socket) => {
+                let peer = Peer::handed(socket)?;
+                if let Err(errno) = self.watch(peer.socket()) {
+                    peer.leak();
+                    return Err(errno);
+                }
+                self.peer = Some(peer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nobody can come any more: the socket was connected to one process, which has gone.
+    fn is_spent(&self) -> bool {
+        self.listener.is_none() && self.peer.is_none()
     }
 
     fn watch(&self, fd: RawFd) -> Result<()> {
@@ -106,10 +131,8 @@ impl Control {
     }
 
     /// It is this process's from now on.
-    pub fn own(&mut self) {
-        if let Some(listener) = &mut self.listener {
-            listener.own();
-        }
+    pub fn own(&mut self) -> Result<()> {
+        self.listener.as_mut().map_or(Ok(()), |listener| listener.own(true))
     }
 }
 
@@ -129,10 +152,9 @@ impl<D: Device> Context<D> {
     /// `EEXIST`: there is such a socket already; others as for
     /// [`create_replacing`](Context::create_replacing).
     pub fn setup_hand_over(&self, path: &Path) -> Result<()> {
-        self.check_no_control()?;
-        let listener = Listener::bind_control(path.as_os_str().as_bytes()).map_err(with_path_rule)?;
-        self.handover.borrow_mut().control = Some(memory::boxed(Control::new(Handed::Listener(listener))?)?);
-        Ok(())
+        self.set_control(|control| {
+            control.listen(Listener::bind_control(path.as_os_str().as_bytes()).map_err(with_path_rule)?)
+        })
     }
 
     /// The same over a UNIX socket of type `SOCK_SEQPACKET` that was handed in: one that
@@ -143,18 +165,23 @@ impl<D: Device> Context<D> {
     ///
     /// # Safety
     ///
-    /// If this succeeds, nobody else closes the descriptor.
+    /// If this succeeds, nobody else closes the descriptor. (If it fails, it is open as before.)
     pub unsafe fn setup_hand_over_fd(&self, fd: RawFd) -> Result<()> {
-        self.check_no_control()?;
         // SAFETY: the caller's promise.
-        let handed = unsafe { Handed::control(fd) }.map_err(with_socket_rule)?;
-        self.handover.borrow_mut().control = Some(memory::boxed(Control::new(handed)?)?);
-        Ok(())
+        self.set_control(|control| control.take(unsafe { Handed::control(fd) }.map_err(with_socket_rule)?))
     }
 
-    fn check_no_control(&self) -> Result<()> {
-        let is_free = self.handover.borrow().control.is_none();
-        Errno::EEXIST.unless(is_free, "there is a socket for taking over already")
+    /// Has processes come by a socket; if there was one before, it is spent.
+    fn set_control(&self, set: impl FnOnce(&mut Control) -> Result<()>) -> Result<()> {
+        let mut handover = self.handover.borrow_mut();
+        if let Some(control) = &mut handover.control {
+            Errno::EEXIST.unless(control.is_spent(), "there is a socket for taking over already")?;
+            return set(control);
+        }
+        let mut control = memory::boxed(Control::new()?)?;
+        set(&mut control)?;
+        handover.control = Some(control);
+        Ok(())
     }
 
     /// A descriptor that is readable when [`hand_over`](Self::hand_over) has something
@@ -325,6 +352,7 @@ impl<D: Device> Context<D> {
     fn check_may_leave(&self) -> Result<()> {
         let is_pending = self.pending.borrow().is_some();
         Errno::EBUSY.unless(!is_pending, "something waits for the device to become quiet")?;
+        self.begin_handed_connection()?;
         self.tell_losses();
         let is_lost = self.flush() == Sent::Lost && self.connection.borrow().is_some();
         Errno::EBUSY

@@ -139,11 +139,10 @@ impl<D: Device> Context<D> {
     fn own(&self) {
         self.is_elsewhere.set(false);
         self.with_connection(|connection| connection.own());
-        if let Some(listener) = self.listener.borrow_mut().as_mut() {
-            listener.own();
-        }
-        if let Some(control) = &mut self.handover.borrow_mut().control {
-            control.own();
+        let listens = self.listener.borrow_mut().as_mut().map_or(Ok(()), |it| it.own(self.nonblocking));
+        let is_open = self.handover.borrow_mut().control.as_mut().map_or(Ok(()), |it| it.own());
+        if let Err(errno) = listens.and(is_open) {
+            log!(self, LOG_ERR, "whether accepting waits is as the other process had it: {errno}");
         }
         if !self.device.has_own_state()
             && self.device.can_migrate()
