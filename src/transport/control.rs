@@ -125,9 +125,12 @@ pub fn send(socket: RawFd, pieces: &[libc::iovec], fds: &[RawFd], flags: libc::c
             return Err(Errno::ETOOMANYREFS);
         }
         let bytes = size_of_val(fds);
-        header.msg_control = control.0.as_mut_ptr().cast();
         // SAFETY: only computes.
-        header.msg_controllen = unsafe { libc::CMSG_SPACE(bytes as u32) } as _;
+        let space = unsafe { libc::CMSG_SPACE(bytes as u32) };
+        // What is between and behind the descriptors, too, is passed to the kernel.
+        control.0.iter_mut().take(space as usize).for_each(|byte| *byte = MaybeUninit::new(0));
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = space as _;
         // SAFETY: the buffer holds CMSG_SPACE of the most descriptors, of which
         // there are no more than that, so a cmsghdr with the data fits.
         unsafe {
