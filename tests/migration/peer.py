@@ -13,8 +13,10 @@ import struct
 import subprocess
 import tempfile
 
-EXAMPLES = os.environ.get("VFU_EXAMPLES") or os.path.join(
-    os.path.dirname(__file__), "..", "..", "target", "meson", "examples-c")
+TARGET = os.path.join(os.path.dirname(__file__), "..", "..", "target")
+EXAMPLES = os.environ.get("VFU_EXAMPLES") or os.path.join(TARGET, "meson", "examples-c")
+# The library that the examples are linked with is optimized and linked by meson; this one is neither.
+OTHER_BUILD = os.path.realpath(os.environ.get("VFU_OTHER_BUILD") or os.path.join(TARGET, "debug", "libvfio_user.so"))
 
 VERSION, DMA_MAP, DMA_UNMAP, GET_REGION_INFO, SET_IRQS = 1, 2, 3, 5, 8
 REGION_READ, REGION_WRITE, DMA_READ, DMA_WRITE, DEVICE_RESET = 9, 10, 11, 12, 13
@@ -232,6 +234,29 @@ class Client:
             size = sizes()
             self.write_state(data[at:at + size])
             at += size
+
+
+class Builds:
+    """Which build of the library processes have that are started from now on: that of the examples, or another one."""
+
+    def __init__(self, monkeypatch):
+        self.patch = monkeypatch
+
+    def choose(self, is_other):
+        assert os.path.exists(OTHER_BUILD), "cargo build -p libvfio-user makes it"
+        # It has the name that programs ask for, so that they take it.
+        if is_other:
+            self.patch.setenv("LD_PRELOAD", OTHER_BUILD)
+        else:
+            self.patch.delenv("LD_PRELOAD", raising=False)
+
+    @staticmethod
+    def is_other(process):
+        with open(f"/proc/{process.pid}/maps") as maps:
+            loaded = {os.path.basename(line.split()[-1]) for line in maps if ".so" in line}
+        is_other = os.path.basename(OTHER_BUILD) in loaded
+        assert is_other != any(name.startswith("libvfio-user.so") for name in loaded), loaded
+        return is_other
 
 
 def refused(f, *args):

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from driver import *
-from peer import EXAMPLES
+from peer import EXAMPLES, Builds
 
 UPGRADES = int(os.environ.get("VFU_UPGRADES", 4))
 BLOCKS = 4096
@@ -92,6 +92,22 @@ def test_a_full_queue_goes_on_through_one_upgrade_after_the_other(attach, contro
     load.drain()
     load.verify()
     assert driver.get_log(1, 64)[:8] == bytes(8), "an entry in the error log"
+
+
+def test_the_processes_may_have_different_builds_of_the_library(attach, control, doorbells, monkeypatch):
+    builds = Builds(monkeypatch)
+    builds.choose(is_other=True)
+    driver = attach(*doorbells, f"--hand-over={control}")
+    device = driver.device
+    load = Load(driver, 2)
+    for is_other in (False, True, False):
+        assert builds.is_other(device.process) is not is_other
+        builds.choose(is_other)
+        old, device.process = device.process, successor(device, control)
+        load.go_on(lambda old=old: old.poll() is not None)
+        assert old.returncode == 0
+    load.drain()
+    load.verify()
 
 
 def test_a_controller_that_is_taken_over_is_what_it_was(attach, control):
