@@ -35,3 +35,20 @@ def test_it_is_skipped_by_the_name_of_what_is_missing(machine, prefix, qemu, mis
 def test_an_unknown_machine_is_told_of_those_that_there_are(tmp_path):
     done = cross(tmp_path, "vax")
     assert done.returncode == 2 and "aarch64, armhf, i686, loong64, ppc64le, riscv64; and musl" in done.stderr
+
+
+def test_a_rustc_that_is_too_old_is_not_taken(tmp_path):
+    """Debian 12 has one, and its source, in the main suite."""
+    source = tmp_path / "lib/rustlib/src/rust/library/std/Cargo.toml"
+    source.parent.mkdir(parents=True)
+    source.touch()
+    (tmp_path / "rustc").write_text(f"""#!/bin/sh
+case $1 in
+    --version) echo "rustc 1.85.0" ;;
+    --print) echo {tmp_path} ;;
+esac
+""")
+    (tmp_path / "rustc").chmod(0o755)
+    done = cross(tmp_path, "aarch64", programs=["aarch64-linux-gnu-gcc", "qemu-aarch64-static"])
+    assert done.returncode == 77, done.stderr
+    assert done.stdout.startswith("aarch64: skipped: no rustc 1."), done.stdout
