@@ -13,7 +13,7 @@ import zlib
 import pytest
 
 from peer import EXAMPLES, Client, Device
-from test_vfu import TOOL, vfu
+from test_vfu import PATIENT, vfu
 
 DISK = 2 << 20
 # Times that a process is replaced; 20 are enough in the middle of one migration.
@@ -69,7 +69,7 @@ def migrate(source, destination, record, *options):
 
 def migrating(source, destination, rounds, *options):
     """A migration that goes on for so many rounds; what it says comes line by line."""
-    return subprocess.Popen([TOOL, "migrate", source.path, destination.path, "--load", "--verify", "--memory", "16M",
+    return subprocess.Popen([*PATIENT, "migrate", source.path, destination.path, "--load", "--verify", "--memory", "16M",
                              "--max-downtime", "0", "--rounds", str(rounds), *options],
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 

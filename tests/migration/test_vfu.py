@@ -28,8 +28,12 @@ def devices():
             device.end()
 
 
+# A machine that is busy with other tests may take long to answer.
+PATIENT = [TOOL, "--timeout", "60"]
+
+
 def vfu(*arguments, check=0):
-    done = subprocess.run([TOOL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
+    done = subprocess.run([*PATIENT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == check, done.stderr
     return done
 
@@ -64,7 +68,7 @@ def test_rounds_end_at_their_limit_however_much_is_left(devices):
 
 def migrate_and_kill(source, destination, victim):
     """Kills one side once the first round is over; returns the tool's exit code and last words."""
-    tool = subprocess.Popen([TOOL, "migrate", source.path, destination.path, "--load", "--memory", "16M",
+    tool = subprocess.Popen([*PATIENT, "migrate", source.path, destination.path, "--load", "--memory", "16M",
                              "--max-downtime", "0", "--rounds", "1000"],
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     words = []

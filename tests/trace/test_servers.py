@@ -33,8 +33,12 @@ def device(devices):
     return devices()
 
 
+# A machine that is busy with other tests may take long to answer.
+PATIENT = [TOOL, "--timeout", "60"]
+
+
 def vfu(*arguments):
-    done = subprocess.run([TOOL, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
+    done = subprocess.run([*PATIENT, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
