@@ -327,3 +327,28 @@ def test_regions_that_cannot_be_there_still(tmp_path, regions):
 def test_what_became_of_the_regions_is_said_once(tmp_path, records):
     line = refused(tmp_path, image(region(0, PAGE)), image(record(17, *[1] * 13), record(28, 2), *records))
     assert "of its state does not go together" in line
+
+
+def report(more, iova, length, page_size):
+    return record(22, more, iova, length, page_size)
+
+
+def dirty(iova, first, *words):
+    return record(26, iova, first, len(words), *words)
+
+
+@pytest.mark.parametrize("record_, line", [
+    (report(8, 0, PAGE, 0), "of its state does not go together"),
+    (report(8, 0, 0, PAGE), "of its state does not go together"),
+    (report(8, 0, PAGE, 3), "of its state does not go together"),
+    (report(16, 0, 64 * PAGE, PAGE), "of its state does not go together"),
+    (report((1 << 64) - 1, 0, (1 << 64) - 1, 1), "of its state does not go together"),
+    (dirty(PAGE, 0, 1), "pages that nobody can have written to"),
+    (dirty(0, 0, 2), "pages that nobody can have written to"),
+    (dirty(0, (1 << 64) - 64, 1, 1), "pages that nobody can have written to"),
+    (dirty(0, (1 << 64) - 1, 0, 0, 1), "pages that nobody can have written to"),
+], ids=["pages of no size", "no pages", "pages of an odd size", "more than there is", "far more", "no region", "beyond", "far beyond", "at the end"])
+def test_a_report_and_pages_that_cannot_be(tmp_path, record_, line):
+    # All the rest is right: there is no client.
+    rest = [record(17, 0, 0, 0, *[1] * 10), record(28, 2), logging(PAGE), kept(0, 1)]
+    assert line in refused(tmp_path, image(logging(PAGE), region(0, PAGE)), image(*rest, record_))

@@ -73,9 +73,12 @@ impl<D: Device> Context<D> {
                 gathered.client = Some(record);
                 Ok(())
             }
-            Record::Report(handover::Report { iova, length, page_size, .. }) => {
+            Record::Report(handover::Report { more, iova, length, page_size }) => {
                 self.report_rest.set(LoggingReport { iova, length, page_size });
-                Ok(())
+                // What is still to be made is the bitmap of that, however small it is.
+                let is_rest = page_size.is_power_of_two()
+                    && length.div_ceil(page_size).div_ceil(64).checked_mul(8) == Some(more);
+                Errno::EPROTO.unless(more == 0 || is_rest, NO_CONTEXT)
             }
             Record::Kept(record) => {
                 let ahead = gathered.ahead.take().ok_or_else(|| Errno::EPROTO.because(NO_CONTEXT))?;
