@@ -61,7 +61,7 @@ impl Words {
     /// `count` words that are zero. Many take no memory before they are written to,
     /// and give it back to the system when they go.
     pub fn zeroed(count: usize) -> Result<Words> {
-        let layout = Layout::array::<u64>(count).map_err(|_| Errno::ENOMEM)?;
+        let layout = layout_of(count).ok_or(Errno::ENOMEM)?;
         let first = match layout.size() {
             0 => NonNull::dangling(),
             1..LARGE => {
@@ -73,6 +73,11 @@ impl Words {
         };
         Ok(Words { first, count })
     }
+}
+
+/// That of so many words, which start at a multiple of 8 on i686, too.
+fn layout_of(count: usize) -> Option<Layout> {
+    Layout::array::<u64>(count).and_then(|layout| layout.align_to(8)).ok()
 }
 
 /// Zeroed pages of an address of the system's choice.
@@ -91,7 +96,8 @@ impl Default for Words {
 
 impl Drop for Words {
     fn drop(&mut self) {
-        let layout = Layout::for_value(&**self);
+        // There is one: it was allocated with that.
+        let Some(layout) = layout_of(self.count) else { return };
         match layout.size() {
             0 => {}
             // SAFETY: allocated with this layout, and nobody's from here on.

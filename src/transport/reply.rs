@@ -8,7 +8,7 @@ use super::buffer::Buffer;
 use super::pool::Pool;
 use crate::memory;
 use crate::wire::limits::HEADER_SIZE;
-use crate::wire::{Errno, Header, Result};
+use crate::wire::{Errno, Header, Result, ShortAccess};
 
 /// A reply with a payload up to this size holds it itself: nearly all do.
 const INLINE: usize = 32;
@@ -28,10 +28,18 @@ pub struct Reply {
 /// Where the payload is.
 #[derive(Debug)]
 enum Body {
-    Inline([u64; INLINE / size_of::<u64>()]),
+    Inline(Inline),
     /// Behind room for the header.
     Buffer(Buffer),
 }
+
+/// i686 by itself would align these to 4.
+#[derive(Debug)]
+#[repr(align(8))]
+struct Inline([u64; INLINE / size_of::<u64>()]);
+
+// What devices read goes there, and they are promised it.
+const _: () = assert!(align_of::<Inline>() == 8 && align_of::<ShortAccess>() == 8);
 
 /// Descriptors that go with a reply.
 #[derive(Debug, Default)]
@@ -44,7 +52,7 @@ impl Reply {
     /// A reply without payload, and with room for a small one.
     #[inline(always)]
     pub fn empty() -> Reply {
-        Reply { body: Body::Inline([0; INLINE / size_of::<u64>()]), len: 0, more: 0, fds: None }
+        Reply { body: Body::Inline(Inline([0; INLINE / size_of::<u64>()])), len: 0, more: 0, fds: None }
     }
 
     /// Whether a payload of this size needs no buffer.
@@ -147,7 +155,7 @@ impl Reply {
     /// The payload, if it needs no buffer.
     pub(super) fn small_payload(&self) -> Option<&[u8]> {
         match &self.body {
-            Body::Inline(words) => words.as_bytes().get(..self.len),
+            Body::Inline(Inline(words)) => words.as_bytes().get(..self.len),
             Body::Buffer(_) => None,
         }
     }
@@ -155,7 +163,7 @@ impl Reply {
     /// Writes the header before the payload, wherever that is: the whole
     /// message, now in a buffer. `ENOMEM` if there is none for it.
     pub(super) fn seal(&mut self, header: &Header, pool: &mut Pool) -> Result<&[u8]> {
-        if let Body::Inline(words) = self.body {
+        if let Body::Inline(Inline(words)) = self.body {
             let mut buffer = pool.take(HEADER_SIZE + INLINE)?;
             buffer.range_mut(HEADER_SIZE, HEADER_SIZE + INLINE).copy_from_slice(words.as_bytes());
             self.body = Body::Buffer(buffer);
@@ -200,7 +208,7 @@ impl Body {
     /// Room for the payload.
     fn bytes_mut(&mut self) -> &mut [u8] {
         match self {
-            Body::Inline(words) => words.as_mut_bytes(),
+            Body::Inline(Inline(words)) => words.as_mut_bytes(),
             Body::Buffer(buffer) => buffer.range_mut(HEADER_SIZE, usize::MAX),
         }
     }
