@@ -64,7 +64,9 @@ def drive(system):
 
 
 def test_without_a_rust_it_is_said_where_there_is_one(system):
-    """debootstrap's system has the main suite alone, whose Rust is too old."""
+    """debootstrap's system has the main suite alone, whose Rust is too old in Debian 12."""
+    if system.root.name != "bookworm":
+        pytest.skip(f"the main suite of {system.root.name} has a Rust that is new enough")
     told = system.try_out("scripts/install-deps build")
     assert told.returncode == 1, told.stdout
     assert f"{system.root.name}-security" in told.stdout and "Nothing has been installed" in told.stdout, told.stdout
