@@ -13,11 +13,14 @@
 //! * [`context`]: a client that sends anything to a device that uses everything,
 //!   beside a neighbour that must not notice, within budgets of memory,
 //!   descriptors and processor time.
+//! * [`hand_over`]: a process that hands its device over and says anything; what a
+//!   context says that has taken it, another one takes, and says again.
 
 pub mod capabilities;
 pub mod config_space;
 pub mod context;
 pub mod dma;
+pub mod hand_over;
 mod ledger;
 pub mod migration;
 mod peer;

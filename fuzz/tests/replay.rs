@@ -24,4 +24,5 @@ fn corpora() {
     replay("dma", vfio_user_fuzz::dma::run);
     replay("migration", vfio_user_fuzz::migration::run);
     replay("context", vfio_user_fuzz::context::run);
+    replay("hand_over", vfio_user_fuzz::hand_over::run);
 }

@@ -7,12 +7,12 @@
 //! whose client is served at any time.
 
 mod blocking;
-mod budget;
+pub(crate) mod budget;
 mod client;
 mod device;
-mod messages;
+pub(crate) mod messages;
 mod neighbour;
-mod pool;
+pub(crate) mod pool;
 
 use std::ffi::{c_char, c_int};
 use std::net::Shutdown;
