@@ -335,7 +335,7 @@ fn channel(u: &mut Unstructured, socket: u8, draft: &mut Draft) -> Result<()> {
         let owner = used.wrapping_add(small(u)?);
         let (fds, missing) = (draft.any_names(u)?, missing(u)?);
         let open = match u8::arbitrary(u)? {
-            0..=31 => vec![used, used.wrapping_add(small(u)? * 16), owner],
+            0..=31 => vec![used, used.wrapping_add(small(u)?.wrapping_mul(16)), owner],
             32 => vec![rare(u, 0)?; usize::from(u8::arbitrary(u)? % 5)],
             _ => Vec::new(),
         };
