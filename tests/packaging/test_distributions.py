@@ -131,4 +131,6 @@ def test_rpm(sources, quick):
     names = {"libvfio-user", "libvfio-user-devel", "libvfio-user-static", "libvfio-user-doc", "vfu"}
     assert {name for name in packages if "-debug" not in name} == names
     assert "libvfio-user.so.0" in run("rpm", "--query", "--provides", "--package", packages["libvfio-user"])
-    assert "libvfio-user.so.0" in run("rpm", "--query", "--requires", "--package", packages["libvfio-user-devel"])
+    # By the name that the spec file gives; whether rpm looks behind the link to the library is the distribution's.
+    needed = run("rpm", "--query", "--requires", "--package", packages["libvfio-user-devel"])
+    assert re.search(rf"^libvfio-user(\(.*\))? = {VERSION}-", needed, re.MULTILINE), needed
