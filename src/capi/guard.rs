@@ -288,10 +288,12 @@ unsafe extern "C-unwind" {
     /// Unwinds the stack if it enables cancellation for a thread of asynchronous
     /// type that has been cancelled in the meantime.
     fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
+    /// The same, if it makes the type asynchronous.
+    fn pthread_setcanceltype(kind: c_int, old: *mut c_int) -> c_int;
 }
 
 /// Keeps the calling thread from being cancelled; returns what to restore.
-pub(super) fn disable_cancellation() -> c_int {
+fn disable_cancellation() -> c_int {
     let mut old = 0;
     // SAFETY: old is good for writes; the state is one of the two there are.
     unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &mut old) };
@@ -300,10 +302,43 @@ pub(super) fn disable_cancellation() -> c_int {
 
 /// Called outside of every guard and with nothing left to drop: the thread may
 /// end here.
-pub(super) fn restore_cancellation(state: c_int) {
+fn restore_cancellation(state: c_int) {
     // SAFETY: state came from disable_cancellation; NULL for a state that is not
     // wanted is fine.
     unsafe { pthread_setcancelstate(state, ptr::null_mut()) };
+}
+
+const PTHREAD_CANCEL_DEFERRED: c_int = 0;
+
+/// How a thread can be cancelled: state and type.
+pub(super) struct Cancellation {
+    state: c_int,
+    kind: c_int,
+}
+
+impl Cancellation {
+    /// Keeps the calling thread from being cancelled, whatever its type; returns what to
+    /// restore.
+    ///
+    /// The type, too, since glibc's handler (2.36) looks at nothing else: a request of
+    /// asynchronous type that is on its way when cancellation is disabled would take
+    /// effect in the middle of what must not be cut short.
+    pub(super) fn hold_off() -> Cancellation {
+        let mut kind = 0;
+        // SAFETY: kind is good for writes; the type is one of the two there are.
+        unsafe { pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &mut kind) };
+        Cancellation { state: disable_cancellation(), kind }
+    }
+
+    /// As [`restore_cancellation`].
+    pub(super) fn restore(self) {
+        restore_cancellation(self.state);
+        if self.kind != PTHREAD_CANCEL_DEFERRED {
+            // SAFETY: the type came from hold_off; NULL for a type that is not wanted
+            // is fine.
+            unsafe { pthread_setcanceltype(self.kind, ptr::null_mut()) };
+        }
+    }
 }
 
 /// What a function returns that fails where no guard is needed.

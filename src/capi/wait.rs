@@ -10,7 +10,7 @@
 use std::ffi::c_int;
 use std::mem::needs_drop;
 
-use super::guard::{self, Answer, Failure, Hold};
+use super::guard::{self, Answer, Cancellation, Failure, Hold};
 use super::vfu_ctx_t;
 use crate::server::{Event, Step};
 use crate::transport::Wait;
@@ -46,10 +46,10 @@ pub(super) unsafe fn drive<F: FnMut(&vfu_ctx_t, Event) -> Step>(
 ) -> c_int {
     const { assert!(!needs_drop::<F>()) };
     loop {
-        let cancellation = guard::disable_cancellation();
+        let cancellation = Cancellation::hold_off();
         // SAFETY: the caller's promise.
         let next = unsafe { guarded(handle, name, event, &mut step) };
-        guard::restore_cancellation(cancellation);
+        cancellation.restore();
         event = match next {
             Next::Return(value) => return value,
             // SAFETY: the context's own step asked for it just now, and it stays as it is.
