@@ -168,7 +168,7 @@ pub unsafe extern "C-unwind" fn vfu_realize_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_in
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn vfu_attach_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
     // SAFETY: C's promise for every handle: NULL or a live context.
-    unsafe { wait::drive(vfu_ctx, "vfu_attach_ctx", Event::Start, |ctx, event| ctx.attach_step(event)) }
+    unsafe { wait::drive(vfu_ctx, "vfu_attach_ctx", Event::Start, &mut |ctx, event| ctx.attach_step(event)) }
 }
 
 /// Returns a descriptor that is readable when vfu_attach_ctx() (before a client
@@ -253,7 +253,7 @@ pub unsafe extern "C-unwind" fn vfu_run_ctx(vfu_ctx: *mut vfu_ctx_t) -> c_int {
 #[inline(never)]
 unsafe fn run_for_ever(handle: *mut vfu_ctx_t) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { wait::drive(handle, "vfu_run_ctx", Event::Start, |ctx, event| ctx.run_step(event)) }
+    unsafe { wait::drive(handle, "vfu_run_ctx", Event::Start, &mut |ctx, event| ctx.run_step(event)) }
 }
 
 /// `vfu_run_ctx` of a context that does not wait. A call that finds nothing to do is
@@ -277,7 +277,7 @@ unsafe fn run_what_is_there(handle: *mut vfu_ctx_t) -> c_int {
     };
     // SAFETY: the caller's promise; only what waits may be called by a thread whose
     // cancellation type is asynchronous.
-    unsafe { wait::drive_late(handle, "vfu_run_ctx", first, |ctx, event| ctx.run_step(event)) }
+    unsafe { wait::drive_late(handle, "vfu_run_ctx", first, &mut |ctx, event| ctx.run_step(event)) }
 }
 
 /// Tells that the device has quiesced, after its quiesce callback failed with

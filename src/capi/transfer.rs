@@ -99,7 +99,7 @@ unsafe fn move_bytes(
     flags: c_int,
 ) -> c_int {
     let mut transfer = None;
-    let step = |ctx: &vfu_ctx_t, event| {
+    let mut step = |ctx: &vfu_ctx_t, event| {
         // More than the first entry is never looked at.
         // SAFETY: the caller's promise.
         let sgl = unsafe { cast::array(sg, cnt.min(1)) }
@@ -124,5 +124,5 @@ unsafe fn move_bytes(
         }
     };
     // SAFETY: the caller's promise.
-    unsafe { wait::drive(vfu_ctx, name, Event::Start, step) }
+    unsafe { wait::drive(vfu_ctx, name, Event::Start, &mut step) }
 }

@@ -33,7 +33,8 @@ impl Failure for Next {
 ///
 /// Nor does a thread of asynchronous cancellation type, for which any instruction of
 /// this frame may be the last, meet a landing pad here: the guard has some, and is
-/// never inlined.
+/// never inlined; `step` is borrowed since a generic value would have one to be dropped
+/// by, in a debug build, though there is nothing to drop.
 ///
 /// # Safety
 ///
@@ -42,13 +43,13 @@ pub(super) unsafe fn drive<F: FnMut(&vfu_ctx_t, Event) -> Step>(
     handle: *mut vfu_ctx_t,
     name: &'static str,
     mut event: Event,
-    mut step: F,
+    step: &mut F,
 ) -> c_int {
     const { assert!(!needs_drop::<F>()) };
     loop {
         let cancellation = Cancellation::hold_off();
         // SAFETY: the caller's promise.
-        let next = unsafe { guarded(handle, name, event, &mut step) };
+        let next = unsafe { guarded(handle, name, event, step) };
         cancellation.restore();
         event = match next {
             Next::Return(value) => return value,
@@ -86,7 +87,7 @@ pub(super) unsafe fn drive_late<F: FnMut(&vfu_ctx_t, Event) -> Step>(
     handle: *mut vfu_ctx_t,
     name: &'static str,
     first: impl FnOnce(&vfu_ctx_t, &mut Hold) -> Step,
-    step: F,
+    step: &mut F,
 ) -> c_int {
     // SAFETY: the caller's promise.
     match unsafe { guard::enter_late(handle, name, |context, hold| answer(first(context, hold))) } {
