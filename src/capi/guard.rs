@@ -9,7 +9,9 @@
 //! do (`enter_late`), contain no cancellation point, unless they are refused and
 //! log that. A thread of asynchronous cancellation type may only be in the functions
 //! that wait: those hold cancellation off outside of the guard (`wait`), and the frames
-//! above it have no landing pads. `errno` is set as the last act, when nothing is left to disturb it.
+//! above it have no landing pads.
+//!
+//! A failure's `errno` is set as the last act, when nothing is left to disturb it.
 //!
 //! Whatever fails in here logs a line, whether it says why or not: so a new
 //! refusal cannot be one without.
@@ -96,12 +98,9 @@ pub(super) unsafe fn enter<R: Failure, A: Into<Answer<R>>>(
     name: &'static str,
     body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
 ) -> R {
-    let body = |context: &vfu_ctx_t| {
-        body(context).inspect_err(|errno| context.log_failure(format_args!("{name}"), *errno))
-    };
     let cancellation = disable_cancellation();
     // SAFETY: the caller's promise.
-    let answer = unsafe { checked(handle, name, body) };
+    let answer = unsafe { checked(handle, name, logged(name, body)) };
     restore_cancellation(cancellation);
     answer.give()
 }
@@ -116,11 +115,16 @@ pub(super) unsafe fn enter_held<R: Failure, A: Into<Answer<R>>>(
     name: &'static str,
     body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
 ) -> R {
-    let body = |context: &vfu_ctx_t| {
-        body(context).inspect_err(|errno| context.log_failure(format_args!("{name}"), *errno))
-    };
     // SAFETY: the caller's promise.
-    unsafe { checked(handle, name, body) }.give()
+    unsafe { checked(handle, name, logged(name, body)) }.give()
+}
+
+/// `body`, whose refusals are logged.
+fn logged<A>(
+    name: &'static str,
+    body: impl FnOnce(&vfu_ctx_t) -> Result<A>,
+) -> impl FnOnce(&vfu_ctx_t) -> Result<A> {
+    move |context| body(context).inspect_err(|errno| context.log_failure(format_args!("{name}"), *errno))
 }
 
 /// Like [`enter`], for a function whose refusals are logged with its arguments.
