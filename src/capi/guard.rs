@@ -22,6 +22,8 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
+use libc::{nfds_t, pollfd};
+
 use super::{cast, vfu_ctx_t};
 use crate::wire::{Errno, Result};
 
@@ -294,6 +296,8 @@ unsafe extern "C-unwind" {
     fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
     /// The same, if it makes the type asynchronous.
     fn pthread_setcanceltype(kind: c_int, old: *mut c_int) -> c_int;
+    /// A cancellation point.
+    fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int;
 }
 
 /// Keeps the calling thread from being cancelled; returns what to restore.
@@ -326,12 +330,20 @@ impl Cancellation {
     ///
     /// The type, too, since glibc's handler (2.36) looks at nothing else: a request of
     /// asynchronous type that is on its way when cancellation is disabled would take
-    /// effect in the middle of what must not be cut short.
+    /// effect in the middle of what must not be cut short. And for its time every
+    /// cancellation point makes the type asynchronous again, but one of a thread of
+    /// deferred type does not return before what is on its way has arrived: so a thread
+    /// of asynchronous type goes through one here, where it may end.
     pub(super) fn hold_off() -> Cancellation {
         let mut kind = 0;
         // SAFETY: kind is good for writes; the type is one of the two there are.
         unsafe { pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &mut kind) };
-        Cancellation { state: disable_cancellation(), kind }
+        let state = disable_cancellation();
+        if kind != PTHREAD_CANCEL_DEFERRED {
+            // SAFETY: there is no entry, and nothing to wait for.
+            unsafe { poll(ptr::null_mut(), 0, 0) };
+        }
+        Cancellation { state, kind }
     }
 
     /// As [`restore_cancellation`].

@@ -10,12 +10,15 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <ucontext.h>
 
 #define EXPECT(what) \
 	do { \
@@ -175,7 +178,7 @@ static void *wait_for_client(void *ctx)
 	return NULL;
 }
 
-/* Whether a thread of this process sleeps in the kernel. */
+/* Whether a thread of this process sleeps in the kernel; one that has ended does not. */
 static bool sleeps(pid_t thread)
 {
 	char path[64], state = 0;
@@ -183,7 +186,8 @@ static bool sleeps(pid_t thread)
 
 	snprintf(path, sizeof(path), "/proc/self/task/%d/stat", (int)thread);
 	file = fopen(path, "r");
-	EXPECT(file != NULL);
+	if (file == NULL)
+		return false;
 	EXPECT(fscanf(file, "%*d %*s %c", &state) == 1);
 	fclose(file);
 	return state == 'S';
@@ -226,6 +230,94 @@ static void cancellations(vfu_ctx_t *ctx, int (*function)(vfu_ctx_t *ctx))
 	}
 }
 
+/* The signal of pthread_cancel() in glibc, whose functions do not block it. */
+#define SIGCANCEL 32
+
+static volatile bool in_library, came_back;
+
+/* Where the thread sleeps: the request arrives when this returns. */
+static void let_it_arrive(int number, siginfo_t *info, void *context)
+{
+	(void)number;
+	(void)info;
+	sigemptyset(&((ucontext_t *)context)->uc_sigmask);
+}
+
+/* And if it has not until now, it does in this cancellation point. */
+static void on_refusal(vfu_ctx_t *ctx, int level, const char *text)
+{
+	const struct timespec now = { 0, 0 };
+	sigset_t nothing;
+
+	(void)ctx;
+	(void)level;
+	(void)text;
+	sigemptyset(&nothing);
+	pselect(0, NULL, NULL, NULL, &now, &nothing);
+	came_back = true;
+}
+
+static int read_nothing(vfu_ctx_t *ctx)
+{
+	char sg[64] = { 0 }, byte;
+
+	return vfu_sgl_read(ctx, (dma_sg_t *)sg, 2, &byte, 0);
+}
+
+static int write_nothing(vfu_ctx_t *ctx)
+{
+	char sg[64] = { 0 }, byte = 0;
+
+	return vfu_sgl_write(ctx, (dma_sg_t *)sg, 2, &byte, 0);
+}
+
+static void *go_on_until_it_arrives(void *ctx)
+{
+	uint64_t set = 1ULL << (SIGCANCEL - 1);
+
+	waiting = (pid_t)syscall(SYS_gettid);
+	EXPECT(syscall(SYS_rt_sigprocmask, SIG_BLOCK, &set, NULL, sizeof(set)) == 0);
+	EXPECT(pthread_setcanceltype(PTHREAD_CANCEL_ASYNCHRONOUS, NULL) == 0);
+	pthread_barrier_wait(&started);
+	/* The request is made here. */
+	pthread_barrier_wait(&started);
+	in_library = true;
+	waits((vfu_ctx_t *)ctx);
+	return NULL;
+}
+
+/*
+ * A request of asynchronous type that was made before a function was called, and whose
+ * signal is still on its way: what the function calls back is not cut short, nor is the
+ * function where that would end the process; then the thread ends. With glibc 2.36 the
+ * library has to wait for the signal before it calls anything back.
+ */
+static void cancellation_that_is_on_its_way(vfu_ctx_t *ctx, int (*function)(vfu_ctx_t *ctx))
+{
+	struct sigaction action;
+	pthread_t thread;
+	void *result;
+
+	memset(&action, 0, sizeof(action));
+	action.sa_sigaction = let_it_arrive;
+	action.sa_flags = SA_SIGINFO | SA_RESTART;
+	EXPECT(sigaction(SIGUSR1, &action, NULL) == 0);
+	waits = function;
+	in_library = came_back = false;
+	EXPECT(pthread_barrier_init(&started, NULL, 2) == 0);
+	EXPECT(pthread_create(&thread, NULL, go_on_until_it_arrives, ctx) == 0);
+	pthread_barrier_wait(&started);
+	EXPECT(pthread_cancel(thread) == 0);
+	pthread_barrier_wait(&started);
+	EXPECT(pthread_barrier_destroy(&started) == 0);
+	while (!came_back && !(in_library && sleeps(waiting)))
+		sched_yield();
+	pthread_kill(thread, SIGUSR1);
+	EXPECT(pthread_join(thread, &result) == 0);
+	EXPECT(came_back);
+	EXPECT(result == PTHREAD_CANCELED);
+}
+
 /* A client that has said its version, and nothing else. */
 static int connect_client(const char *path)
 {
@@ -255,6 +347,10 @@ int main(int argc, char **argv)
 	EXPECT(vfu_get_private(ctx) == &device);
 	without_pointers(ctx);
 	logging(ctx);
+	EXPECT(vfu_setup_log(ctx, on_refusal, LOG_ERR) == 0);
+	cancellation_that_is_on_its_way(ctx, read_nothing);
+	cancellation_that_is_on_its_way(ctx, write_nothing);
+	EXPECT(vfu_setup_log(ctx, NULL, LOG_ERR) == 0);
 	EXPECT(vfu_realize_ctx(ctx) == 0);
 	cancellations(ctx, vfu_attach_ctx);
 	client = connect_client(argv[1]);
