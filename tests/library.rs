@@ -153,6 +153,70 @@ fn every_call_that_can_fail_is_made_to_by_the_fault_tests() {
     assert!(untested.is_empty(), "calls that the shim of tests/faults does not know: {untested:?}");
 }
 
+/// Frames between C and a wait: what C calls, and what may be a function of its own, as it is in
+/// the name of a symbol.
+const CANCELLED_IN: ([&str; 4], [&str; 8]) = (
+    ["vfu_attach_ctx", "vfu_run_ctx", "vfu_sgl_read", "vfu_sgl_write"],
+    [
+        "4capi7context12run_for_ever",
+        "4capi8transfer10move_bytes",
+        "4capi4wait5drive",
+        "4capi5guard12Cancellation8hold_off",
+        "4capi5guard12Cancellation7restore",
+        "4capi5guard20disable_cancellation",
+        "4capi5guard20restore_cancellation",
+        "4Wait7perform",
+    ],
+);
+
+/// First addresses of functions in the unwind tables, and whether they have landing pads.
+fn landing_pads(library: &Path) -> BTreeMap<u64, bool> {
+    let tables = Command::new("readelf").arg("--debug-dump=frames").arg(library).output().unwrap();
+    assert!(tables.status.success(), "{}", String::from_utf8_lossy(&tables.stderr));
+    let tables = String::from_utf8_lossy(&tables.stdout);
+    let (_, tables) = tables.split_once(".eh_frame section").unwrap();
+    let mut of_kind = BTreeMap::new();
+    let (mut kind, mut found) = ("", BTreeMap::new());
+    for line in tables.lines().take_while(|line| !line.starts_with("Contents of ")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            [offset, _, _, "CIE"] => kind = offset,
+            // With an L, functions have a table of what is theirs alone: that is where their landing pads are.
+            ["Augmentation:", text] => _ = of_kind.insert(kind, text.contains('L')),
+            [_, _, _, "FDE", cie, pc] => {
+                let first = pc.strip_prefix("pc=").unwrap().split("..").next().unwrap();
+                let has_any = of_kind[cie.strip_prefix("cie=").unwrap()];
+                found.insert(u64::from_str_radix(first, 16).unwrap(), has_any);
+            }
+            _ => (),
+        }
+    }
+    found
+}
+
+/// A thread of asynchronous type ends at any instruction of these frames, also at one that its
+/// landing pads are not for: to run them would end the process.
+#[test]
+fn what_a_thread_may_be_cancelled_in_has_no_landing_pads() {
+    let path = library();
+    let landing_pads = landing_pads(&path);
+    assert!(landing_pads.values().any(|has_any| *has_any), "the guard has some");
+    let data = fs::read(path).unwrap();
+    let file = ElfFile::<FileHeader64<Endianness>>::parse(&*data).unwrap();
+    let (exported, inner) = CANCELLED_IN;
+    let mut seen = BTreeSet::new();
+    for symbol in file.dynamic_symbols().chain(file.symbols()).filter(|symbol| symbol.is_definition()) {
+        let name = symbol.name().unwrap();
+        // What is in the guard, a closure, may have some.
+        let is_inner = !name.contains("closure") && inner.iter().any(|part| name.contains(part));
+        if exported.contains(&name) || is_inner {
+            assert_eq!(landing_pads.get(&symbol.address()), Some(&false), "landing pads of {name}");
+            seen.insert(name);
+        }
+    }
+    assert!(exported.iter().all(|name| seen.contains(name)), "{seen:?}");
+}
+
 /// Compiles a C file, links it with the library and runs it.
 fn run(name: &str, options: &[&str]) {
     let folder = tempfile::tempdir().unwrap();

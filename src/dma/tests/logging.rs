@@ -108,6 +108,47 @@ fn reports_fail_in_order() {
     assert_eq!(space.report(0, p, p, &mut [0; 16]), Err(Errno::EINVAL));
 }
 
+/// A report takes what it tells of, and nothing else: what is marked after its part was made comes in
+/// the next one, what a report does not reach stays, and one that fails takes none.
+#[test]
+fn pages_that_are_told_of_do_not_come_round_again() {
+    let (space, p) = (AddressSpace::new(), page());
+    map_memory(&space, 0, 192 * p);
+    space.logging_start(p, ALL).unwrap();
+    let mark_pages = |pages: &[u64]| pages.iter().for_each(|number| mark(&space, number * p, 1));
+    let all = || report(&space, 0, 192 * p, p).unwrap();
+    let part = |number: u64| {
+        let mut bitmap = [0xa5; 8];
+        space.report_part(number * 64 * p, 64 * p, p, &mut bitmap).unwrap();
+        u64::from_le_bytes(bitmap)
+    };
+
+    // A report that is made in parts.
+    mark_pages(&[1, 63, 64, 130]);
+    assert_eq!(part(0), 1 << 1 | 1 << 63);
+    mark_pages(&[2, 65]);
+    assert_eq!(part(1), 0b11);
+    mark_pages(&[1, 65]);
+    assert_eq!(part(2), 1 << 2);
+    assert_eq!(all(), [0b110, 0b10, 0], "marked after it was told of");
+    assert_eq!(all(), [0; 3]);
+
+    // One that ends before all pages, and tells of those that its last word has.
+    mark_pages(&[5, 20, 70]);
+    assert_eq!(report(&space, 0, 10 * p, p), Ok(vec![1 << 5 | 1 << 20]));
+    assert_eq!(all(), [0, 1 << 6, 0]);
+
+    // Reports that fail.
+    mark_pages(&[0, 7, 191]);
+    assert_eq!(space.report(0, 192 * p, p, &mut [0; 16]), Err(Errno::EINVAL));
+    assert_eq!(report(&space, 0, 3000 * 64, 3000), Err(Errno::EINVAL));
+    assert_eq!(report(&space, 0, 193 * p, p), Err(Errno::ENOENT));
+    assert_eq!(report(&space, 1, 64 * p, p), Err(Errno::ENOTSUP));
+    assert_eq!(space.report_part(128 * p, 65 * p, p, &mut [0; 16]), Err(Errno::ENOENT));
+    assert_eq!(all(), [0b1000_0001, 0, 1 << 63]);
+    assert_eq!(all(), [0; 3]);
+}
+
 #[test]
 fn page_sizes_of_start() {
     let space = AddressSpace::new();

@@ -153,6 +153,14 @@ fn an_entry_of_one_look_while_memory_goes() {
     });
 }
 
+/// With both: six minutes, so only where it is asked for, in `tests/loom`, by
+/// `cargo test a_region_comes -- --ignored`.
+#[test]
+#[ignore = "takes six minutes"]
+fn an_entry_of_one_look_while_memory_goes_and_a_region_comes() {
+    an_entry_is_of_one_region(1, at_once, AddressSpace::give_back);
+}
+
 /// A thread translates a range over two regions that touch, with one look: what it finds if
 /// nothing changes meanwhile.
 fn across(space: &AddressSpace, entries: &mut [SgEntry; 2]) -> Option<Result<Translation, Errno>> {
