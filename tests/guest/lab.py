@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 
-from parts import CACHE, TOP, Unavailable, emulator, fetch, initramfs, kernel, program
+from parts import CACHE, TOP, emulator, initramfs, kernel, program
 
 # Bounds only what would otherwise hang; a guest under TCG on a busy machine is slow.
 PATIENCE = 180

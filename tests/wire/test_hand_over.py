@@ -3,11 +3,10 @@ import ctypes as c
 import errno
 import os
 import random
-import socket
 import struct
 
 import pytest
-from hand_over import Device, Upgrade, device, taking_over, upgraded
+from hand_over import Device, Upgrade, device, upgraded
 from libvfu import *
 
 import ext

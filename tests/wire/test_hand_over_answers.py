@@ -3,7 +3,7 @@ reply that is made while it is sent."""
 import pytest
 from dma_peer import *
 from guest import put
-from hand_over import Device, device
+from hand_over import device
 from test_long_reports import PART, report_request, runs
 
 LENGTH = 4096

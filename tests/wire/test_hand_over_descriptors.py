@@ -2,11 +2,10 @@
 import errno
 import os
 import struct
-import time
 
 import pytest
 from dma_peer import BASE, attach, contents, good, peer, read
-from hand_over import Device, device, taking_over, upgraded
+from hand_over import device, taking_over
 from libvfu import *
 from stranger import *
 

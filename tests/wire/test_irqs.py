@@ -2,7 +2,6 @@
 import ctypes as c
 import fcntl
 import os
-import select
 import socket
 import struct
 import tempfile

@@ -1,7 +1,5 @@
 """A context from creation to destruction, its setters, and what it logs."""
 import fcntl
-import json
-import select
 import stat
 
 import pytest

@@ -8,7 +8,7 @@ import pytest
 from ext import *
 from guest import *
 from libvfu import *
-from pci_device import msix, peek, peek16, peek32, poke, vendor
+from pci_device import msix, poke, vendor
 
 ALL = 0xffffffff
 ASSIGN = DATA_EVENTFD | ACTION_TRIGGER
