@@ -395,7 +395,15 @@ impl<D: Device> Context<D> {
     }
 
     /// Sends what waits, and goes on with a reply that is made as it is sent.
+    #[inline(always)]
     pub(super) fn flush_connection(&self, connection: &mut Connection) -> Sent {
+        match connection.has_unsent() || connection.lost() {
+            false => Sent::All,
+            true => self.flush_what_waits(connection),
+        }
+    }
+
+    fn flush_what_waits(&self, connection: &mut Connection) -> Sent {
         for _ in 0..MAX_PARTS {
             match connection.flush() {
                 Sent::More if self.report_more(connection).is_err() => {

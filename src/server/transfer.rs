@@ -307,7 +307,9 @@ impl<'a> Transfer<'a> {
             return Ok(());
         };
         let command = self.awaited.get(at).copied();
-        self.awaited.copy_within(at.saturating_add(1)..self.count, at);
+        if at.saturating_add(1) < self.count {
+            self.awaited.copy_within(at.saturating_add(1)..self.count, at);
+        }
         self.count = self.count.saturating_sub(1);
         if let (Answer::Message(message), Some(command)) = (answer, command) {
             let good = !command.data.is_read()

@@ -12,6 +12,7 @@
 //! its body is received with its head, and moved if it is none.
 
 use std::os::fd::RawFd;
+use std::ptr::NonNull;
 
 use zerocopy::IntoBytes;
 
@@ -47,9 +48,9 @@ pub enum Awaited {
 /// What a `recvmsg` by the caller is prepared for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expecting {
-    /// The rest of a body, or an answer without one.
+    /// The rest of a body.
     Bytes,
-    /// The whole of an answer with data.
+    /// The whole of an answer, or its start.
     Answer,
 }
 
@@ -69,12 +70,17 @@ pub struct Outstanding<'a> {
 impl Outstanding<'_> {
     /// Whether a header is that of an answer with all the data.
     fn is_answered_by(&self, header: &Header) -> bool {
-        self.data.is_read()
-            && header.msg_id == self.msg_id
+        self.data.is_read() && self.is_completed_by(header)
+    }
+
+    /// The same, or of the answer that a write is done.
+    fn is_completed_by(&self, header: &Header) -> bool {
+        let body = if self.data.is_read() { self.data.len() } else { 0 };
+        header.msg_id == self.msg_id
             && header.cmd == self.cmd
             && header.message_type() == Some(MessageType::Reply)
             && !header.flags().contains(HeaderFlags::ERROR)
-            && header.msg_size as usize == HEADER_SIZE.saturating_add(HEAD).saturating_add(self.data.len())
+            && header.msg_size as usize == HEADER_SIZE.saturating_add(HEAD).saturating_add(body)
     }
 }
 
@@ -122,7 +128,15 @@ impl Connection {
     /// Sends the rest of a command that was begun on the twin socket, as far as
     /// that goes without waiting. It, and all replies, which the client may want
     /// before it answers, must be sent before a command is.
+    #[inline(always)]
     pub fn flush_twin(&mut self) -> Sent {
+        match self.twin_sender.is_empty() {
+            true => Sent::All,
+            false => self.send_rest_to_twin(),
+        }
+    }
+
+    fn send_rest_to_twin(&mut self) -> Sent {
         let Some(twin) = &self.twin else { return Sent::All };
         match self.twin_sender.flush(twin.socket(), &mut self.pool) {
             Flushed::All | Flushed::More => Sent::All,
@@ -226,7 +240,9 @@ impl Connection {
             }
             _ if self.body.is_some() || !receiver.can_split() => return None,
             (_, Place::Read(to)) => (Expecting::Answer, receiver.prepare_split::<HEAD>(to, data.len())),
-            (_, Place::Write(_)) => (Expecting::Bytes, receiver.prepare()),
+            (_, Place::Write(_)) => {
+                (Expecting::Answer, receiver.prepare_split::<HEAD>(NonNull::dangling().as_ptr(), 0))
+            }
         };
         self.expecting = Some(expecting);
         Some(Wait::receive(twin.socket(), message))
@@ -247,7 +263,10 @@ impl Connection {
         };
         let Some(twin) = &mut self.twin else { return Ok(true) };
         let expected = match (expecting, awaited) {
-            (Some(Expecting::Answer), [one]) => one.data.rest_to_read(usize::MAX).map(|to| (one, to)),
+            (Some(Expecting::Answer), [one]) => {
+                let nowhere = (NonNull::dangling().as_ptr(), 0);
+                Some((one, one.data.rest_to_read(usize::MAX).unwrap_or(nowhere)))
+            }
             _ => None,
         };
         let Some((one, (to, room))) = expected else {
@@ -257,7 +276,7 @@ impl Connection {
         if count > room.saturating_add(HEADER_SIZE + HEAD) {
             return Err(self.lose_connection(Errno::ENOTCONN));
         }
-        let is_answer = |header: &Header, head: &_| one.is_answered_by(header) && *head == one.head;
+        let is_answer = |header: &Header, head: &_| one.is_completed_by(header) && *head == one.head;
         // SAFETY: it is what `wait_answer` was told, and the kernel wrote no more there
         // than there is room for.
         match unsafe { twin.receiver.finish_split::<HEAD>(count, to, is_answer, &mut self.pool) } {
@@ -273,7 +292,16 @@ impl Connection {
 
     /// The next answer to one of the commands, if it has come. On the main
     /// socket, commands that come between are queued.
+    #[inline(always)]
     pub fn take_answer(&mut self, awaited: &[Outstanding<'_>]) -> Result<Option<Answer>, Awaited> {
+        // As nearly always when a command has just been sent.
+        if self.body.is_none() && self.twin.as_ref().unwrap_or(&self.main).receiver.is_at_rest() {
+            return Ok(None);
+        }
+        self.take_answer_of_some(awaited)
+    }
+
+    fn take_answer_of_some(&mut self, awaited: &[Outstanding<'_>]) -> Result<Option<Answer>, Awaited> {
         let taken = self.try_take_answer(awaited);
         if let Err(Awaited::Lost(_)) = taken {
             self.set_lost();

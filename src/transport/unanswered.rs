@@ -4,7 +4,7 @@
 /// one is sent before the client has answered one.
 const MAX_UNANSWERED: usize = 64;
 
-/// Ids of messages.
+/// Ids of messages, in no order.
 #[derive(Debug)]
 pub struct MessageIds {
     ids: [u16; MAX_UNANSWERED],
@@ -61,8 +61,10 @@ impl MessageIds {
         let Some(at) = self.ids.iter().take(self.len).position(|id| *id == msg_id) else {
             return false;
         };
-        self.ids.copy_within(at.saturating_add(1)..self.len, at);
         self.len = self.len.saturating_sub(1);
+        if let (Some(last), Some(place)) = (self.ids.get(self.len).copied(), self.ids.get_mut(at)) {
+            *place = last;
+        }
         true
     }
 }

@@ -27,6 +27,10 @@ LIMITS = {
     "same": (SGL, 101),
     "logging": (SGL, 155),
     "random": (SGL, 260),
+    # A request that is not among the frequent ones; and a page by a message.
+    "info": (RUN, 1240),
+    "dma-read": (["vfu_sgl_read"], 1540),
+    "dma-write": (["vfu_sgl_write"], 1480),
     "trigger": (["vfu_irq_trigger"], 60),
 }
 FEW, MANY = 20, 120

@@ -17,7 +17,7 @@ enum { BAR_SIZE = 0x1000, REGIONS = 1000, REGION_SIZE = 0x100000, PAGE = 4096 };
 #include "bar.h"
 
 static vfu_ctx_t *ctx;
-static int client;
+static int client, twin;
 
 static void
 no_need_to_know(vfu_ctx_t *c, vfu_dma_info_t *info)
@@ -54,9 +54,9 @@ start(void)
         .write_data = no_data }), 0);
     CHECK_EQ(vfu_realize_ctx(ctx), 0);
     client = client_connect();
-    client_send_version(client);
+    client_send_twin_version(client);
     CHECK_EQ(vfu_attach_ctx(ctx), 0);
-    client_recv_version(client);
+    twin = client_recv_twin_version(client);
 }
 
 static void
@@ -113,6 +113,7 @@ assign_interrupt(void)
 }
 
 static dma_sg_t *entry;
+static char page[PAGE];
 
 static void
 translate_get_put(uint64_t region)
@@ -123,6 +124,29 @@ translate_get_put(uint64_t region)
     CHECK_EQ(vfu_addr_to_sgl(ctx, address, PAGE, entry, 1, PROT_READ | PROT_WRITE), 1);
     CHECK_EQ(vfu_sgl_get(ctx, entry, &iov, 1, 0), 0);
     vfu_sgl_put(ctx, entry, &iov, 1);
+}
+
+/* Over the twin socket, where the answer is there before it is asked for. */
+static void
+move_by_message(int round, bool is_write)
+{
+    static struct {
+        struct vfio_user_header header;
+        struct vfio_user_dma_region_access access;
+        char data[PAGE];
+    } message;
+    uint16_t id = round + 1;
+    size_t fixed = sizeof(message) - PAGE;
+
+    message.header = (struct vfio_user_header) {
+        .msg_id = id, .cmd = is_write ? VFIO_USER_DMA_WRITE : VFIO_USER_DMA_READ,
+        .msg_size = is_write ? fixed : sizeof(message), .flags = VFIO_USER_F_TYPE_REPLY };
+    message.access = (struct vfio_user_dma_region_access) { .addr = 0, .count = PAGE };
+    CHECK_EQ(write(twin, &message, message.header.msg_size), message.header.msg_size);
+    CHECK_EQ(vfu_addr_to_sgl(ctx, NULL, PAGE, entry, 1, PROT_READ | PROT_WRITE), 1);
+    CHECK_EQ((is_write ? vfu_sgl_write : vfu_sgl_read)(ctx, entry, 1, page, 0), 0);
+    client_read(twin, &message, is_write ? sizeof(message) : fixed);
+    CHECK_EQ(message.header.msg_id, id);
 }
 
 static void
@@ -143,6 +167,14 @@ once(const char *what, int round)
         CHECK_EQ(vfu_run_ctx(ctx), 1);
     } else if (strcmp(what, "idle") == 0) {
         CHECK_EQ(vfu_run_ctx(ctx), 0);
+    } else if (strcmp(what, "info") == 0) {
+        struct vfio_user_device_info info = { .argsz = sizeof(info) };
+
+        client_send(client, 7, VFIO_USER_DEVICE_GET_INFO, &info, sizeof(info));
+        CHECK_EQ(vfu_run_ctx(ctx), 1);
+        client_reply(client, 7, VFIO_USER_DEVICE_GET_INFO, &info, sizeof(info));
+    } else if (strcmp(what, "dma-read") == 0 || strcmp(what, "dma-write") == 0) {
+        move_by_message(round, strcmp(what, "dma-write") == 0);
     } else if (strcmp(what, "trigger") == 0) {
         CHECK_EQ(vfu_irq_trigger(ctx, 0), 0);
     } else {
@@ -167,6 +199,7 @@ main(int argc, char **argv)
         once(argv[1], i);
     }
     close(client);
+    close(twin);
     CHECK_FAILS(vfu_run_ctx(ctx), ENOTCONN);
     vfu_destroy_ctx(ctx);
     free(entry);
