@@ -34,6 +34,13 @@ struct Progress {
 /// Room of two cache lines, which processors fetch together.
 type Apart = [u64; 16];
 
+/// Which of the first and the last bit of a harvest are looked at, and stay set.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Kept {
+    pub(super) first: bool,
+    pub(super) last: bool,
+}
+
 /// The page shift of an address space that is not to be used any more.
 pub(super) const CLOSED: u32 = u32::MAX;
 
@@ -133,13 +140,12 @@ impl Dirty {
 
     /// Takes the bits `first` to `last` (both included) out of a block and
     /// hands those groups that have some to `sink`, by way of `buffer`, with the
-    /// number of the first word. `keep_last` leaves the last bit set. One
-    /// harvester at a time: the caller sees to it.
+    /// number of the first word. One harvester at a time: the caller sees to it.
     pub(super) fn harvest(
         &self,
         block: Block<'_>,
         (first, last): (u64, u64),
-        keep_last: bool,
+        kept: Kept,
         buffer: &mut [u64; GROUP_WORDS],
         mut sink: impl FnMut(u64, &mut [u64]),
     ) {
@@ -151,15 +157,17 @@ impl Dirty {
                 let group = notes * 64 + u64::from(dirty.trailing_zeros());
                 dirty &= dirty - 1;
                 let bits = first.max(group * GROUP_BITS)..=last.min(group * GROUP_BITS + (GROUP_BITS - 1));
-                let keep = if keep_last && group == last_group { mask(last, last) } else { 0 };
+                let keep = |is_kept, bit| if is_kept { mask(bit, bit) } else { 0 };
+                let keep_head = keep(kept.first && group == first_group, first);
+                let keep_tail = keep(kept.last && group == last_group, last);
                 let (word, end) = (*bits.start() / 64, *bits.end() / 64);
                 let Some(found) = buffer.get_mut(..(end - word + 1) as usize) else { continue };
                 let Some(words) = block.words().get(word as usize..=end as usize) else { continue };
                 let progress = self.progress.begin_harvest(block.name_of_group(group));
                 let (head, tail) = (mask(*bits.start(), 63), mask(0, *bits.end()));
-                let any = take_bits(words, found, head, tail, keep);
+                let any = take_bits(words, found, (head, keep_head), (tail, keep_tail));
                 drop(progress);
-                if end - word < GROUP_WORDS as u64 - 1 || keep != 0 {
+                if end - word < GROUP_WORDS as u64 - 1 || keep_head | keep_tail != 0 {
                     block.note_if_dirty(group as usize);
                 }
                 if any {
@@ -245,18 +253,17 @@ fn set_in_word(word: &AtomicU64, bits: u64) {
     }
 }
 
-/// Moves the bits of `words` to `found`, only those of `first` of the first
-/// word and of `last` of the last. Those of `keep` stay set in the last, too.
-/// Returns whether there were any.
-fn take_bits(words: &[AtomicU64], found: &mut [u64], first: u64, last: u64, keep: u64) -> bool {
+/// Moves the bits of `words` to `found`, of the first word and of the last only
+/// those wanted, of which those kept stay set, too. Returns whether there were any.
+fn take_bits(words: &[AtomicU64], found: &mut [u64], first: (u64, u64), last: (u64, u64)) -> bool {
     match (words, found) {
         ([word], [found]) => {
-            *found = take_word(word, first & last, keep);
+            *found = take_word(word, first.0 & last.0, first.1 | last.1);
             *found != 0
         }
         ([head, words @ .., tail], [found_head, found @ .., found_tail]) => {
-            *found_head = take_word(head, first, 0);
-            *found_tail = take_word(tail, last, keep);
+            *found_head = take_word(head, first.0, first.1);
+            *found_tail = take_word(tail, last.0, last.1);
             let mut any = *found_head | *found_tail;
             let (lines, rest) = words.as_chunks::<LINE_WORDS>();
             let (found_lines, found_rest) = found.as_chunks_mut::<LINE_WORDS>();

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::bitmap::{Block, Name};
-use super::dirty::mask;
+use super::dirty::{Kept, mask};
 use super::region::{Access, Snapshot};
 use super::report::{Part, Reply};
 use super::sizes::GROUP_WORDS;
@@ -181,7 +181,7 @@ impl AddressSpace {
             return Err(Errno::EINVAL);
         }
         self.check_report(iova, length, page_size)?;
-        self.report_part(iova, length, page_size, bitmap)
+        self.report_part(iova, length, page_size, bitmap, false).map(drop)
     }
 
     /// Whether [`report`](Self::report) would succeed, with a bitmap of the right
@@ -202,7 +202,18 @@ impl AddressSpace {
     /// Moves the dirty bits of a part of what was checked: it starts a multiple of
     /// 64 reported pages after the start, and is as long, or goes to the end. The
     /// parts make up the whole, bit by bit.
-    pub fn report_part(&self, iova: u64, length: u64, page_size: u64, bitmap: &mut [u8]) -> Result<()> {
+    ///
+    /// Returns whether the page that it ends in the middle of was dirty: `told` of the
+    /// part that begins there. If it was not, and is when that part is made, the first
+    /// part has not told of what was written: its bit stays set, for the next report.
+    pub fn report_part(
+        &self,
+        iova: u64,
+        length: u64,
+        page_size: u64,
+        bitmap: &mut [u8],
+        told: bool,
+    ) -> Result<bool> {
         let state = self.state.lock();
         let last = iova.checked_add(length.saturating_sub(1)).ok_or(Errno::ENOENT)?;
         let end_region = self.check_mapped(iova, last)?;
@@ -214,15 +225,18 @@ impl AddressSpace {
         let mut reply = Reply::new(bitmap, iova, page_shift);
         let mut buffer = [0; GROUP_WORDS];
         let mut from = iova;
+        let mut is_told = told;
         while let Some(region) = self.region_around(from) {
-            self.report_region(logging, &region, from, covered_last, &mut reply, &mut buffer);
+            let is_new = from > region.start && !is_told;
+            is_told =
+                self.report_region(logging, &region, (from, covered_last), is_new, &mut reply, &mut buffer);
             if region.last() >= covered_last {
                 break;
             }
             from = region.last() + 1;
         }
         reply.finish();
-        Ok(())
+        Ok(is_told)
     }
 
     /// The region that the addresses end in; `ENOENT` if one is in none.
@@ -235,16 +249,17 @@ impl AddressSpace {
     }
 
     /// Moves the bits of a region from the address `from` on to the reply, as
-    /// far as this goes.
+    /// far as this goes. `is_new`: what is before it of its page was not told of.
+    /// Returns whether the page that it ends in the middle of was.
     fn report_region(
         &self,
         logging: &Logging,
         region: &Snapshot,
-        from: u64,
-        covered_last: u64,
+        (from, covered_last): (u64, u64),
+        is_new: bool,
         reply: &mut Reply<'_>,
         buffer: &mut [u64; GROUP_WORDS],
-    ) {
+    ) -> bool {
         let page_shift = logging.page_shift;
         let (start, last) = (region.start, region.last());
         let covered_last = covered_last.min(last);
@@ -255,16 +270,23 @@ impl AddressSpace {
         let page_end = u128::from(start) + (u128::from(last_page + 1) << page_shift);
         let is_last_whole = covered_last == last || page_end - 1 <= covered_last.into();
         let ranges = logging.ranges(from, covered_last);
-        let (Some(lowest), Some(highest)) = (ranges.first(), ranges.last()) else { return };
-        let Some(bitmap) = self.bitmap(region) else { return };
+        let (Some(lowest), Some(highest)) = (ranges.first(), ranges.last()) else { return false };
+        let Some(bitmap) = self.bitmap(region) else { return false };
         // Pages are counted from the region's start, and belong to a range that
         // has any of their bytes.
         let page = |address: u64| (address.clamp(from, covered_last) - start) >> page_shift;
         let (first, end) = (page(lowest[0]), page(highest[1]));
-        let keep_last = end == last_page && !is_last_whole;
+        let is_cut_before = (from - start) & ((1 << page_shift) - 1) != 0;
+        let kept = Kept {
+            first: is_new && is_cut_before && first == page(from),
+            last: end == last_page && !is_last_whole,
+        };
+        let mut is_told = false;
         // Each group of words is taken once, however many ranges it has. What
         // was set between them is of no interest to anybody.
-        self.dirty.harvest(bitmap, (first, end), keep_last, buffer, |word, words| {
+        self.dirty.harvest(bitmap, (first, end), kept, buffer, |word, words| {
+            let last_word = (end / 64).checked_sub(word).and_then(|at| words.get(at as usize));
+            is_told |= kept.last && last_word.is_some_and(|word| word & mask(end, end) != 0);
             if let [_, _, ..] = ranges {
                 let of_group = |page: u64| start + (page.clamp(first, end) << page_shift);
                 let pages = word * 64..(word + words.len() as u64) * 64;
@@ -274,6 +296,7 @@ impl AddressSpace {
             }
             reply.add(&part, word, words);
         });
+        is_told
     }
 }
 

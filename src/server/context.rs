@@ -45,6 +45,15 @@ pub enum Phase {
     Attached,
 }
 
+/// What is still to be reported of a report.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ReportRest {
+    /// Where it begins, and how long it is.
+    pub report: LoggingReport,
+    /// The page that it begins in the middle of, if it does, was told of.
+    pub told: bool,
+}
+
 /// One emulated device. C knows it as `vfu_ctx_t`.
 pub struct Context<D> {
     // For any thread.
@@ -93,7 +102,7 @@ pub struct Context<D> {
     /// The client was lost, and no call has said so yet.
     pub(super) loss_unreported: Cell<bool>,
     /// What is still to be reported of a report whose reply is being sent.
-    pub(super) report_rest: Cell<LoggingReport>,
+    pub(super) report_rest: Cell<ReportRest>,
     /// The errno sent last by the call in progress.
     pub(super) last_errno: Cell<Option<Errno>>,
 }
@@ -187,7 +196,7 @@ impl<D: Device> Context<D> {
             pending: RefCell::new(None),
             busy: Cell::new(false),
             loss_unreported: Cell::new(false),
-            report_rest: Cell::new(LoggingReport { iova: 0, length: 0, page_size: 0 }),
+            report_rest: Cell::default(),
             last_errno: Cell::new(None),
         })
     }

@@ -202,7 +202,7 @@ impl LoggingRange {
 }
 
 /// Data of [`Feature::DmaLoggingReport`]; in the reply the bitmap follows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct LoggingReport {
     /// First address.

@@ -78,6 +78,8 @@ class Chroot:
         home = os.environ.get("CARGO_HOME") or pathlib.Path.home() / ".cargo"
         self.folders += [sysroot, pathlib.Path(home), target]
         self.environment |= {"CARGO_HOME": str(home), "CARGO_TARGET_DIR": str(target)}
+        # What of cargo's profiles is another there would be compiled again.
+        self.environment |= {name: value for name, value in os.environ.items() if name.startswith("CARGO_PROFILE_")}
         self.path = f"{sysroot}/bin:{self.path}"
 
     def try_out(self, command):

@@ -119,7 +119,7 @@ fn pages_that_are_told_of_do_not_come_round_again() {
     let all = || report(&space, 0, 192 * p, p).unwrap();
     let part = |number: u64| {
         let mut bitmap = [0xa5; 8];
-        space.report_part(number * 64 * p, 64 * p, p, &mut bitmap).unwrap();
+        space.report_part(number * 64 * p, 64 * p, p, &mut bitmap, false).unwrap();
         u64::from_le_bytes(bitmap)
     };
 
@@ -144,9 +144,41 @@ fn pages_that_are_told_of_do_not_come_round_again() {
     assert_eq!(report(&space, 0, 3000 * 64, 3000), Err(Errno::EINVAL));
     assert_eq!(report(&space, 0, 193 * p, p), Err(Errno::ENOENT));
     assert_eq!(report(&space, 1, 64 * p, p), Err(Errno::ENOTSUP));
-    assert_eq!(space.report_part(128 * p, 65 * p, p, &mut [0; 16]), Err(Errno::ENOENT));
+    assert_eq!(space.report_part(128 * p, 65 * p, p, &mut [0; 16], false), Err(Errno::ENOENT));
     assert_eq!(all(), [0b1000_0001, 0, 1 << 63]);
     assert_eq!(all(), [0; 3]);
+}
+
+/// What is written where a part has been made is told of by the next report, though the part that follows tells
+/// of the same page.
+#[test]
+fn a_page_that_two_parts_have_is_told_of_whenever_it_is_marked() {
+    let (space, p) = (AddressSpace::new(), page());
+    // So that pages of 128 reported ones begin in the middle of a part.
+    map_memory(&space, 0, 64 * p);
+    map_memory(&space, 64 * p, 256 * p);
+    space.logging_start(128 * p, ALL).unwrap();
+    let all = || report(&space, 0, 320 * p, p).unwrap();
+    for marked_before in 0..5 {
+        let mut told = false;
+        let mut found = Vec::new();
+        for part in 0..5 {
+            if part == marked_before {
+                mark(&space, 70 * p, 1);
+            }
+            let mut bitmap = [0xa5; 8];
+            told = space.report_part(part * 64 * p, 64 * p, p, &mut bitmap, told).unwrap();
+            found.push(u64::from_le_bytes(bitmap));
+        }
+        let again = all();
+        let whole = [0, !0, !0, 0, 0];
+        match marked_before {
+            0 | 1 => assert_eq!((&found[..], &again[..]), (&whole[..], &[0; 5][..]), "{marked_before}"),
+            2 => assert_eq!((&found[..], &again[..]), (&[0, 0, !0, 0, 0][..], &whole[..])),
+            _ => assert_eq!((&found[..], &again[..]), (&[0; 5][..], &whole[..]), "{marked_before}"),
+        }
+        assert_eq!(all(), [0; 5]);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::memory::Words;
+use crate::server::context::ReportRest;
 use crate::server::{Context, Device};
 use crate::transport::{Connection, Message, Reply};
 use crate::wire::{
@@ -105,27 +106,28 @@ impl<D: Device> Context<D> {
         reply.put(&DeviceFeature { argsz: u32::try_from(size).map_err(|_| Errno::EINVAL)?, ..*request })?;
         reply.put(&report)?;
         reply.announce(bitmap.saturating_sub(first));
-        let mut report = report;
-        let outcome = self.report_next(&mut report, reply.space(first)?);
-        self.report_rest.set(report);
+        let mut rest = ReportRest { report, told: false };
+        let outcome = self.report_next(&mut rest, reply.space(first)?);
+        self.report_rest.set(rest);
         outcome
     }
 
     /// Makes the next part of a long report, when what is before it is sent: so one
     /// that is not read does not fill the memory.
     pub(in crate::server) fn report_more(&self, connection: &mut Connection) -> Result<()> {
-        let mut report = self.report_rest.get();
+        let mut rest = self.report_rest.get();
         let len = connection.more().min(REPORT_PART);
-        connection.push_more(len, |bitmap| self.report_next(&mut report, bitmap))?;
-        self.report_rest.set(report);
+        connection.push_more(len, |bitmap| self.report_next(&mut rest, bitmap))?;
+        self.report_rest.set(rest);
         Ok(())
     }
 
     /// Makes a part of a report, and leaves what is behind it.
-    fn report_next(&self, report: &mut LoggingReport, bitmap: &mut [u8]) -> Result<()> {
+    fn report_next(&self, rest: &mut ReportRest, bitmap: &mut [u8]) -> Result<()> {
+        let report = &mut rest.report;
         let covered = (bitmap.len() as u64).saturating_mul(8).saturating_mul(report.page_size);
         let length = covered.min(report.length);
-        self.dma.report_part(report.iova, length, report.page_size, bitmap)?;
+        rest.told = self.dma.report_part(report.iova, length, report.page_size, bitmap, rest.told)?;
         report.iova = report.iova.saturating_add(length);
         report.length = report.length.saturating_sub(length);
         Ok(())

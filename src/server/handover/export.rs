@@ -67,7 +67,7 @@ impl<D: Device> Context<D> {
         let mut connection = self.connection.borrow_mut();
         let Some(connection) = connection.as_mut() else { return Ok(()) };
         connection.export(out)?;
-        let rest = self.report_rest.get();
+        let rest = self.report_rest.get().report;
         out.put(handover::Report {
             more: connection.more() as u64,
             iova: rest.iova,

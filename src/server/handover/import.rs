@@ -5,7 +5,7 @@ use crate::dma::{KnownFile, RegionId};
 use crate::handover::{self, Descriptors, Incoming, Record};
 use crate::irq::IrqType;
 use crate::memory;
-use crate::server::context::Phase;
+use crate::server::context::{Phase, ReportRest};
 use crate::server::{Context, Device};
 use crate::transport::{Connection, ConnectionRecords, Listener};
 use crate::wire::capabilities::ClientCapabilities;
@@ -74,7 +74,9 @@ impl<D: Device> Context<D> {
                 Ok(())
             }
             Record::Report(handover::Report { more, iova, length, page_size }) => {
-                self.report_rest.set(LoggingReport { iova, length, page_size });
+                // What the page that it begins in was told as, if any, is not handed over: it may be told of again.
+                self.report_rest
+                    .set(ReportRest { report: LoggingReport { iova, length, page_size }, told: false });
                 // What is still to be made is the bitmap of that, however small it is.
                 let is_rest = page_size.is_power_of_two()
                     && length.div_ceil(page_size).div_ceil(64).checked_mul(8) == Some(more);

@@ -11,7 +11,7 @@ use loom::sync::atomic::{AtomicU64, AtomicUsize};
 
 use super::{explore, spawn};
 use crate::dma::bitmap::{Block, Name, all_words};
-use crate::dma::dirty::Dirty;
+use crate::dma::dirty::{Dirty, Kept};
 use crate::dma::sizes::GROUP_WORDS;
 
 const GROUP_BITS: u64 = GROUP_WORDS as u64 * 64;
@@ -49,9 +49,9 @@ impl Logged {
     }
 
     /// What is found, by words.
-    fn harvest(&self, bits: Bits, keep_last: bool) -> Vec<u64> {
+    fn harvest(&self, bits: Bits, last: bool) -> Vec<u64> {
         let mut all = vec![0; self.words.len()];
-        self.dirty.harvest(self.block(), bits, keep_last, &mut [0; GROUP_WORDS], |first, words| {
+        self.dirty.harvest(self.block(), bits, Kept { first: false, last }, &mut [0; GROUP_WORDS], |first, words| {
             for (number, word) in (first as usize..).zip(words) {
                 all[number] |= *word;
             }
