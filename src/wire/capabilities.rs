@@ -289,10 +289,11 @@ impl Capabilities {
             caps.max_io_fds = caps.max_msg_fds;
         }
         if let Some(n) = self.max_data_xfer_size.integer()? {
-            let n = usize::try_from(n).map_err(|_| Errno::EINVAL)?;
-            if n == 0 {
+            if n <= 0 {
                 return Err(Errno::EINVAL);
             }
+            // More than a 32-bit machine has numbers for is still only more than is used.
+            let n = usize::try_from(n).unwrap_or(usize::MAX);
             caps.max_data_xfer_size = n.min(limits::MAX_DATA_XFER_SIZE);
         }
         Ok(caps)

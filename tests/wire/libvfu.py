@@ -64,10 +64,10 @@ class dma_info(c.Structure):
 
 class dma_sg(c.Structure):
     _fields_ = [("dma_addr", c.c_uint64), ("region", c.c_uint64), ("length", c.c_uint64),
-                ("offset", c.c_uint64), ("writeable", c.c_bool)]
+                ("offset", c.c_uint64), ("writeable", c.c_bool), ("others", c.c_ubyte * 7)]
 
 
-REGION_CB = c.CFUNCTYPE(c.c_ssize_t, c.c_void_p, c.POINTER(c.c_char), c.c_size_t, c.c_long, c.c_bool,
+REGION_CB = c.CFUNCTYPE(c.c_ssize_t, c.c_void_p, c.POINTER(c.c_char), c.c_size_t, c.c_int64, c.c_bool,
                         use_errno=True)
 INT_CB = c.CFUNCTYPE(c.c_int, c.c_void_p, use_errno=True)
 RESET_CB = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_uint, use_errno=True)
@@ -119,7 +119,7 @@ _declare("vfu_pci_get_config_space", P, P)
 _declare("vfu_pci_add_capability", c.c_ssize_t, P, c.c_size_t, c.c_int, P)
 _declare("vfu_pci_find_capability", c.c_size_t, P, c.c_bool, c.c_int)
 _declare("vfu_pci_find_next_capability", c.c_size_t, P, c.c_bool, c.c_size_t, c.c_int)
-_declare("vfu_addr_to_sgl", c.c_int, P, c.c_uint64, c.c_size_t, P, c.c_size_t, c.c_int)
+_declare("vfu_addr_to_sgl", c.c_int, P, c.c_size_t, c.c_size_t, P, c.c_size_t, c.c_int)
 _declare("vfu_sgl_get", c.c_int, P, P, P, c.c_size_t, c.c_int)
 _declare("vfu_sgl_put", None, P, P, P, c.c_size_t)
 _declare("vfu_sgl_mark_dirty", None, P, P, c.c_size_t)
