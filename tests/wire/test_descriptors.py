@@ -64,7 +64,7 @@ def signals():
 # Kind, how to make one, whether it is memory for FILE_IO.
 KINDS = [
     ("memfd", lambda: named_memfd("kinds", 4 * PAGE), True), ("file", a_file, True), ("block device", a_block_device, True),
-    ("path", lambda: os.open("/etc/passwd", os.O_PATH), True),
+    ("path", lambda: os.open(__file__, os.O_PATH), True),
     ("pipe, read end", lambda: one_of(os.pipe()), False), ("pipe, write end", lambda: one_of(os.pipe()[::-1]), False),
     ("socket", a_socket, False), ("directory", lambda: read_only("/"), False), ("/dev/zero", lambda: read_only("/dev/zero"), False),
     ("/dev/null", lambda: read_only("/dev/null"), False), ("terminal", lambda: one_of(pty.openpty()), False),

@@ -51,11 +51,17 @@ impl Logged {
     /// What is found, by words.
     fn harvest(&self, bits: Bits, last: bool) -> Vec<u64> {
         let mut all = vec![0; self.words.len()];
-        self.dirty.harvest(self.block(), bits, Kept { first: false, last }, &mut [0; GROUP_WORDS], |first, words| {
-            for (number, word) in (first as usize..).zip(words) {
-                all[number] |= *word;
-            }
-        });
+        self.dirty.harvest(
+            self.block(),
+            bits,
+            Kept { first: false, last },
+            &mut [0; GROUP_WORDS],
+            |first, words| {
+                for (number, word) in (first as usize..).zip(words) {
+                    all[number] |= *word;
+                }
+            },
+        );
         all
     }
 
