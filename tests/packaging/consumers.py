@@ -217,6 +217,15 @@ class PkgConfig(Consumer):
         self.check_program(self.compile("-static", HERE / "consumer.c", *flags, output="all-static"))
         self.check_beside_another_rust_library(flags)
 
+    def test_static_and_not_optimized(self):
+        """More of Rust's standard library is in what the object is made of, and dropped again."""
+        prefix = self.folder / "prefix"
+        kind = ["--buildtype=debug", "-Ddefault_library=static"]
+        self.meson_install(*kind, f"--prefix={prefix}", "-Dlibdir=lib", *LIBRARY_ALONE)
+        self.check_beside_another_rust_library(
+            self.pkg_config(prefix / "lib/pkgconfig", "--static", "--cflags", "--libs")
+        )
+
     def check_beside_another_rust_library(self, flags):
         other = self.folder / "libother.a"
         run(["rustc", "--edition=2024", "--crate-type=staticlib", "-o", other, HERE / "other_library.rs"])

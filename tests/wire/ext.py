@@ -14,7 +14,7 @@ class credentials(c.Structure):
 _declare("vfux_create_ctx_replacing", P, c.c_char_p, c.c_int, P, c.c_uint)
 _declare("vfux_create_ctx_over_fd", P, c.c_int, c.c_int, P, c.c_uint)
 _declare("vfux_get_client_credentials", c.c_int, P, P)
-_declare("vfux_get_dma_access", c.c_int, P, c.c_uint64)
+_declare("vfux_get_dma_access", c.c_int, P, c.c_size_t)
 _declare("vfux_refuse_dma_region", c.c_int, P, c.c_int)
 _declare("vfux_setup_pending_irqs", c.c_int, P)
 _declare("vfux_irq_trigger", c.c_int, P, c.c_uint, c.c_uint32)

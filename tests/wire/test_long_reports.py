@@ -76,6 +76,20 @@ def runs(bitmap):
     return joined
 
 
+def leave_unread(ctx, client, request):
+    """Asks for a long report, of which the first part is made, and does not read it."""
+    client.send(DEVICE_FEATURE, request)
+    if ctx.nonblocking:
+        assert ctx.run() == 1
+        for _ in range(20):
+            assert ctx.run() == 0
+    else:
+        run = Background(ctx.run)
+        until("it waits for room", lambda: unread(client.sock) > 65536 and sleeps(run) is not None)
+        run.interrupt()
+        fails(errno.EINTR, run.result)
+
+
 def test_a_report_that_nobody_reads_does_not_fill_the_memory(ctx):
     size = 2 * GIB
     f = named_memfd("unread", size)
@@ -87,16 +101,7 @@ def test_a_report_that_nobody_reads_does_not_fill_the_memory(ctx):
         request, length = report_request(0, size, 1)
         assert length == 32 + 256 * MIB
         before = resident()
-        client.send(DEVICE_FEATURE, request)
-        if ctx.nonblocking:
-            assert ctx.run() == 1
-            for _ in range(20):
-                assert ctx.run() == 0
-        else:
-            run = Background(ctx.run)
-            until("it waits for room", lambda: unread(client.sock) > 65536 and sleeps(run) is not None)
-            run.interrupt()
-            fails(errno.EINTR, run.result)
+        leave_unread(ctx, client, request)
         assert resident() - before < 8 * MIB
         reply = serving(ctx, lambda: Reply(recv_exactly(client.sock, 16 + length), []))
         assert (reply.size, reply.flags) == (16 + length, F_REPLY)
@@ -126,6 +131,25 @@ def test_a_logged_page_that_lies_in_two_parts(ctx):
         assert runs(reply[32:]) == [(first // q, (first + p) // q), (second // q, (second + p) // q)]
         reply = serving(ctx, lambda: ask(client, request))
         assert runs(reply[32:]) == []
+    os.close(f)
+
+
+def test_what_is_written_between_two_parts_that_have_the_same_page(ctx):
+    """The second part tells of its half; of the other, the next report does."""
+    q, p, small = 64, 2 * MIB, 3 * PAGE
+    boundary = PART * 8 * q
+    size = 3 * boundary
+    f = named_memfd("between", size)
+    with ctx.connect() as client:
+        serving(ctx, lambda: (mapped(client, 0, small, f), mapped(client, small, size, f), log_start(client, p)))
+        request, length = report_request(0, small + size, q)
+        leave_unread(ctx, client, request)
+        put(ctx, boundary - 1, 1)
+        first, end = small + boundary - p, small + boundary
+        reply = serving(ctx, lambda: Reply(recv_exactly(client.sock, 16 + length), []))
+        assert runs(reply.payload[32:]) == [(boundary // q, end // q)]
+        assert runs(serving(ctx, lambda: ask(client, request))[32:]) == [(first // q, end // q)]
+        assert runs(serving(ctx, lambda: ask(client, request))[32:]) == []
     os.close(f)
 
 
