@@ -32,6 +32,14 @@ def test_it_is_skipped_by_the_name_of_what_is_missing(machine, prefix, qemu, mis
     assert done.stdout.startswith(f"{machine}: skipped: no {needed[missing]}"), done.stdout
 
 
+@pytest.mark.parametrize("emulator", ["qemu-aarch64-static", "qemu-aarch64"])
+def test_the_emulator_has_either_name(emulator, tmp_path):
+    """Debian 14 has no program whose name ends in -static."""
+    done = cross(tmp_path, "aarch64", programs=["aarch64-linux-gnu-gcc", emulator])
+    assert done.returncode == 77, done.stderr
+    assert done.stdout.startswith("aarch64: skipped: no rustc"), done.stdout
+
+
 def test_an_unknown_machine_is_told_of_those_that_there_are(tmp_path):
     done = cross(tmp_path, "vax")
     assert done.returncode == 2 and "aarch64, armhf, i686, loong64, ppc64le, riscv64; and musl" in done.stderr

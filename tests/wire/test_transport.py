@@ -203,10 +203,20 @@ def test_a_failing_feature_set_is_answered_by_a_header_alone(ctx, client):
     assert client.get_state() == S_RUNNING
 
 
+def errno_after_each(ctx, count):
+    """Runs until so many requests are executed: errno after the call that executed each. It is one call, but for a
+    machine that is so slow that its time is over before."""
+    errnos = []
+    while len(errnos) < count:
+        executed = ctx.run()
+        assert executed > 0, errnos
+        errnos += [ctx.errno] * executed
+    return errnos
+
+
 def test_when_one_call_executes_several_requests_the_errno_sent_last_counts(ctx, client):
     client.send_raw(message(1, DMA_UNMAP, struct.pack("<IIQQ", 24, 0, 0, PAGE)) + message(2, 99, b"x") + info(3))
-    ctx.executes(3)
-    assert ctx.errno == errno.EINVAL
+    assert errno_after_each(ctx, 3)[1] == errno.EINVAL
     assert is_error(client.recv(), 1, DMA_UNMAP, errno.ENOENT)
     assert is_error(client.recv(), 2, 99, errno.EINVAL)
     assert is_info(client.recv(), 3)
@@ -586,8 +596,7 @@ def test_a_reply_with_a_descriptor_that_the_device_has_closed_becomes_an_error_r
         os.close(fd)
         ask = message(9, GET_REGION_IO_FDS, struct.pack("<IIII", 64, 0, BAR0, 0))
         client.send_raw(message(1, 99, b"x") + ask + info(2) if around else ask)
-        assert ctx.run_to(3 if around else 1)
-        assert ctx.errno == errno.EBADF, "the errno sent last"
+        assert errno_after_each(ctx, 3 if around else 1)[int(around)] == errno.EBADF
         assert not around or is_error(client.recv(), 1, 99, errno.EINVAL)
         assert is_error(client.recv(), 9, GET_REGION_IO_FDS, errno.EBADF)
         assert not around or is_info(client.recv(), 2)
