@@ -325,8 +325,9 @@ int vfu_get_poll_fd(vfu_ctx_t *vfu_ctx);
  * ends the wait, too; the wait for a request only if the handler was set without
  * SA_RESTART, as sigaction() does and signal() does not. What was received or is
  * unsent then is kept, and the next call goes on with it. (Of a reply that is
- * longer than a socket takes at once, a cancellation leaves unknown what the client
- * got: the next call finds the connection lost.)
+ * longer than a socket takes at once, a cancellation may leave unknown what the
+ * client got, as with a glibc older than 2.41: the next call finds the connection
+ * lost then.)
  *
  * Callbacks have to return: one that calls pthread_exit(), throws, or leaves by
  * longjmp() ends the process, or leaves the context unusable.

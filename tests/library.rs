@@ -127,7 +127,8 @@ const CANNOT_FAIL: &str = "
     __cxa_finalize __cxa_thread_atexit_impl __errno_location __gmon_start__ __tls_get_addr __xpg_strerror_r
     _ITM_deregisterTMCloneTable _ITM_registerTMCloneTable abort bcmp clock_gettime dl_iterate_phdr free getcwd
     getenv geteuid getpid getrlimit gettid lseek64 memcmp memcpy memmove memset open64 pthread_key_create
-    pthread_key_delete pthread_setcancelstate pthread_setcanceltype pthread_setspecific pthread_sigmask realpath
+    pthread_key_delete pthread_setcancelstate pthread_setcanceltype pthread_setspecific pthread_sigmask pthread_testcancel
+    realpath
     sched_yield sigaction stat64 strlen sysconf vsnprintf writev";
 
 /// What the library calls and `tests/faults` does not make fail would go untested.

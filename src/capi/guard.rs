@@ -298,6 +298,8 @@ unsafe extern "C-unwind" {
     fn pthread_setcanceltype(kind: c_int, old: *mut c_int) -> c_int;
     /// A cancellation point.
     fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int;
+    /// Nothing else than that.
+    fn pthread_testcancel();
 }
 
 /// Keeps the calling thread from being cancelled; returns what to restore.
@@ -354,6 +356,17 @@ impl Cancellation {
             // is fine.
             unsafe { pthread_setcanceltype(self.kind, ptr::null_mut()) };
         }
+    }
+}
+
+/// Ends the thread, where it has been cancelled, if what it waited in was interrupted. glibc
+/// (2.41 and later) lets a call that has moved something come back first, so that
+/// it is known how much. Called as [`restore_cancellation`] is.
+pub(super) fn end_if_cancelled_and_interrupted() {
+    // SAFETY: the pointer is the calling thread's errno, always good for reads.
+    if unsafe { *libc::__errno_location() } == libc::EINTR {
+        // SAFETY: it takes nothing.
+        unsafe { pthread_testcancel() };
     }
 }
 

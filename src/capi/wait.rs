@@ -25,7 +25,7 @@ enum Next {
 }
 
 impl Failure for Next {
-    const FAILED: Next = Next::Return(-1);
+    const FAILED: Next = Next::Return(<c_int as Failure>::FAILED);
 }
 
 /// Drives `step`, which has nothing to drop, from an event on until it returns. The
@@ -52,7 +52,12 @@ pub(super) unsafe fn drive<F: FnMut(&vfu_ctx_t, Event) -> Step>(
         let next = unsafe { guarded(handle, name, event, step) };
         cancellation.restore();
         event = match next {
-            Next::Return(value) => return value,
+            Next::Return(value) => {
+                if value == c_int::FAILED {
+                    guard::end_if_cancelled_and_interrupted();
+                }
+                return value;
+            }
             // SAFETY: the context's own step asked for it just now, and it stays as it is.
             Next::Wait(wait) => Event::Waited(unsafe { wait.perform() }),
         };

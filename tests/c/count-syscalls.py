@@ -9,6 +9,7 @@ trace.
 import collections
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,9 @@ def thread_of(line):
 
 def main():
     program = sys.argv[1]
+    if shutil.which("strace") is None:
+        print("no strace")
+        return 77
     if subprocess.run(["strace", "-o", "/dev/null", "true"], check=False).returncode != 0:
         print("strace cannot trace here")
         return 77

@@ -286,6 +286,38 @@ a_thread_cancelled_with_a_message_loses_the_client(void)
 /* The calls in which a blocking context waits. */
 enum wait { FOR_A_CLIENT, FOR_ITS_VERSION, FOR_A_REQUEST, FOR_ROOM, WAITS };
 
+/*
+ * After a thread was cancelled in the middle of a reply: a glibc that lets what has moved something come
+ * back first (2.41 and later) leaves it known how far that got, and the client gets the rest; otherwise
+ * nobody knows, and the connection is lost.
+ */
+static void
+the_rest_arrives_or_the_connection_ends(struct waiter *waiter, int client)
+{
+    const size_t whole = sizeof(struct vfio_user_header) + sizeof(struct vfio_user_region_access) + BAR_SIZE;
+    static char bytes[BAR_SIZE];
+    struct waiter next = { .ctx = waiter->ctx };
+    struct vfio_user_header head;
+    pthread_t thread;
+    size_t count = 0;
+    ssize_t got;
+
+    CHECK_EQ(pthread_create(&thread, NULL, run_in_thread, &next), 0);
+    while (count < whole && (got = recv(client, bytes, sizeof(bytes), 0)) > 0) {
+        if (count == 0) {
+            CHECK(got >= (ssize_t)sizeof(head));
+            memcpy(&head, bytes, sizeof(head));
+            CHECK_EQ(head.msg_id, 1);
+            CHECK_EQ(head.msg_size, whole);
+        }
+        count += got;
+    }
+    CHECK(count <= whole);
+    shutdown(client, SHUT_WR);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK(next.result == -1 && next.error == ENOTCONN);
+}
+
 /* Cancels a thread that waits; the context can be destroyed then. */
 static void
 cancel(enum wait wait, bool asynchronous)
@@ -309,9 +341,7 @@ cancel(enum wait wait, bool asynchronous)
     CHECK_EQ(pthread_join(thread, &result), 0);
     CHECK(result == PTHREAD_CANCELED);
     if (wait == FOR_ROOM) {
-        /* Nobody knows what the client got. */
-        CHECK_EQ(vfu_run_ctx(waiter.ctx), -1);
-        CHECK_EQ(errno, ENOTCONN);
+        the_rest_arrives_or_the_connection_ends(&waiter, client);
     }
     vfu_destroy_ctx(waiter.ctx); /* nothing is locked */
     if (client != -1) {
