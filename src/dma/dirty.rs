@@ -156,7 +156,8 @@ impl Dirty {
             while dirty != 0 {
                 let group = notes * 64 + u64::from(dirty.trailing_zeros());
                 dirty &= dirty - 1;
-                let bits = first.max(group * GROUP_BITS)..=last.min(group * GROUP_BITS + (GROUP_BITS - 1));
+                let all_bits = group * GROUP_BITS..=group * GROUP_BITS + (GROUP_BITS - 1);
+                let bits = first.max(*all_bits.start())..=last.min(*all_bits.end());
                 let keep = |is_kept, bit| if is_kept { mask(bit, bit) } else { 0 };
                 let keep_head = keep(kept.first && group == first_group, first);
                 let keep_tail = keep(kept.last && group == last_group, last);
@@ -167,7 +168,7 @@ impl Dirty {
                 let (head, tail) = (mask(*bits.start(), 63), mask(0, *bits.end()));
                 let any = take_bits(words, found, (head, keep_head), (tail, keep_tail));
                 drop(progress);
-                if end - word < GROUP_WORDS as u64 - 1 || keep_head | keep_tail != 0 {
+                if bits != all_bits || keep_head | keep_tail != 0 {
                     block.note_if_dirty(group as usize);
                 }
                 if any {

@@ -396,6 +396,26 @@ def test_logging_starts_many_times_and_leaves_nothing_behind(device):
     os.close(f)
 
 
+@pytest.mark.parametrize("first, count", [(5, 32768 - 64), (0, 32768 - 64), (5, 32768), (32768 + 63, 32768 - 64), (7, 64)])
+def test_what_is_beside_a_report_is_in_the_next_one(device, first, count):
+    """However large the region is, and wherever in it the report begins and ends."""
+    ctx, client = device
+    pages = 3 * 32768
+    fd = named_memfd("beside", pages * PAGE)
+    client.map(BASE, pages * PAGE, fd)
+    os.close(fd)
+    client.log_start()
+    edges = {0, first - 1, first, first + count - 1, first + count, first + count + 1} - {-1}
+    for page in edges:
+        write_pages(ctx, page)
+    assert client.report(BASE + first * PAGE, count * PAGE) == 1 | 1 << count - 1
+    beside = sum(1 << page for page in edges if not first <= page < first + count)
+    # Not compared in the assertion itself: as decimals they would be too long.
+    is_beside = client.report(BASE, pages * PAGE) == beside
+    assert is_beside
+    assert client.report(BASE, pages * PAGE) == 0
+
+
 # --- ranges of start -------------------------------------------------------------------------
 @pytest.mark.parametrize("n, ranges", [
     (1, []), (2, [(BASE, PAGE)]), (0xffffffff, [(BASE, PAGE)]), (0x10000000, []),
