@@ -203,9 +203,10 @@ impl AddressSpace {
     /// 64 reported pages after the start, and is as long, or goes to the end. The
     /// parts make up the whole, bit by bit.
     ///
-    /// Returns whether the page that it ends in the middle of was dirty: `told` of the
-    /// part that begins there. If it was not, and is when that part is made, the first
-    /// part has not told of what was written: its bit stays set, for the next report.
+    /// Returns whether the page that it ends in the middle of was dirty, and told of by all
+    /// parts that have some of it so far: `told` of the part that begins there. If it was
+    /// not, and is dirty when that part is made, a part before has not told of what was
+    /// written: its bit stays set, for the next report.
     pub fn report_part(
         &self,
         iova: u64,
@@ -264,33 +265,34 @@ impl AddressSpace {
         let (start, last) = (region.start, region.last());
         let covered_last = covered_last.min(last);
         let part = Part { start, covered_last, page_shift };
-        // All that the last page stands for is at least one byte, so this is
-        // true for a region that is covered to its end.
+        // Pages are counted from the region's start, and belong to a range that has any
+        // of their bytes, whichever of these are in this part.
+        let first_page = (from - start) >> page_shift;
         let last_page = (covered_last - start) >> page_shift;
         let page_end = u128::from(start) + (u128::from(last_page + 1) << page_shift);
-        let is_last_whole = covered_last == last || page_end - 1 <= covered_last.into();
-        let ranges = logging.ranges(from, covered_last);
+        let whole_first = start + (first_page << page_shift);
+        let whole_last = u64::try_from(page_end - 1).unwrap_or(u64::MAX).min(last);
+        let ranges = logging.ranges(whole_first, whole_last);
         let (Some(lowest), Some(highest)) = (ranges.first(), ranges.last()) else { return false };
         let Some(bitmap) = self.bitmap(region) else { return false };
-        // Pages are counted from the region's start, and belong to a range that
-        // has any of their bytes.
-        let page = |address: u64| (address.clamp(from, covered_last) - start) >> page_shift;
+        let page = |address: u64| (address.clamp(whole_first, whole_last) - start) >> page_shift;
         let (first, end) = (page(lowest[0]), page(highest[1]));
-        let is_cut_before = (from - start) & ((1 << page_shift) - 1) != 0;
         let kept = Kept {
-            first: is_new && is_cut_before && first == page(from),
-            last: end == last_page && !is_last_whole,
+            first: is_new && from > whole_first && first == first_page,
+            last: covered_last < whole_last && end == last_page,
         };
+        // What no part before this one has told of, this one does not tell of whole.
+        let may_tell = kept.last && !(kept.first && first == end);
         let mut is_told = false;
         // Each group of words is taken once, however many ranges it has. What
         // was set between them is of no interest to anybody.
         self.dirty.harvest(bitmap, (first, end), kept, buffer, |word, words| {
             let last_word = (end / 64).checked_sub(word).and_then(|at| words.get(at as usize));
-            is_told |= kept.last && last_word.is_some_and(|word| word & mask(end, end) != 0);
+            is_told |= may_tell && last_word.is_some_and(|word| word & mask(end, end) != 0);
             if let [_, _, ..] = ranges {
                 let of_group = |page: u64| start + (page.clamp(first, end) << page_shift);
                 let pages = word * 64..(word + words.len() as u64) * 64;
-                let last = if pages.end > end { covered_last } else { of_group(pages.end) - 1 };
+                let last = if pages.end > end { whole_last } else { of_group(pages.end) - 1 };
                 let ranges = logging.ranges(of_group(pages.start), last);
                 keep_pages(words, &pages, ranges.iter().map(|range| (page(range[0]), page(range[1]))));
             }

@@ -153,6 +153,43 @@ def test_what_is_written_between_two_parts_that_have_the_same_page(ctx):
     os.close(f)
 
 
+def test_what_is_written_between_two_parts_of_a_page_that_many_have(ctx):
+    """Those after the write tell of their parts of the page; of what is before, the next report does."""
+    q, p = 1, 64 * MIB
+    part = PART * 8 * q
+    f = named_memfd("many", 2 * p)
+    with ctx.connect() as client:
+        serving(ctx, lambda: (mapped(client, 0, 2 * p, f), log_start(client, p)))
+        request, length = report_request(0, 2 * p, q)
+        leave_unread(ctx, client, request)
+        put(ctx, 0, 1)
+        reply = serving(ctx, lambda: Reply(recv_exactly(client.sock, 16 + length), []))
+        [(first, end)] = runs(reply.payload[32:])
+        assert first in range(part, p, part) and end == p
+        assert runs(serving(ctx, lambda: ask(client, request))[32:]) == [(0, p)]
+        assert runs(serving(ctx, lambda: ask(client, request))[32:]) == []
+    os.close(f)
+
+
+@pytest.mark.parametrize("at", [1, -1], ids=["behind", "before"])
+def test_a_range_in_one_half_of_a_page_that_two_parts_have(ctx, at):
+    """The page is in the range, as it is where one part has all of it; and clean when it was reported."""
+    q, p, small = 64, 2 * MIB, 3 * PAGE
+    boundary = PART * 8 * q
+    size = 3 * boundary
+    f = named_memfd("range", size)
+    with ctx.connect() as client:
+        serving(ctx, lambda: (mapped(client, 0, small, f), mapped(client, small, size, f)))
+        start = struct.pack("<IIQIIQQ", 40, F_LOG_START | FEATURE_SET, p, 1, 0, min(boundary, boundary + at), 1)
+        serving(ctx, lambda: ask(client, start))
+        put(ctx, boundary, 1)
+        request, length = report_request(0, small + size, q)
+        first = small + boundary - p
+        assert runs(serving(ctx, lambda: ask(client, request))[32:]) == [(first // q, (first + p) // q)]
+        assert runs(serving(ctx, lambda: ask(client, request))[32:]) == []
+    os.close(f)
+
+
 @pytest.mark.parametrize("error, iova, length, page", [
     (errno.ENOENT, 0, 3 * GIB, 64), (errno.EINVAL, 0, 2 * GIB, 96), (errno.ENOTSUP, 1, 2 * GIB - 1, 64)])
 def test_what_is_wrong_far_behind_is_found_at_once(ctx, error, iova, length, page):

@@ -204,7 +204,7 @@ impl Model {
                 let last = u128::from(first) + u128::from(logged) - 1;
                 let last = u64::try_from(last).unwrap_or(u64::MAX).min(last_of_region);
                 let (from, to) = (first.max(iova), last.min(end));
-                let is_logged = ranges.is_empty() || ranges.iter().any(|r| r.0 <= to && from <= r.1);
+                let is_logged = ranges.is_empty() || ranges.iter().any(|r| r.0 <= last && first <= r.1);
                 if from > to || !is_logged {
                     return true;
                 }

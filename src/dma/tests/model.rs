@@ -137,14 +137,7 @@ impl Model {
             let number = (address - start) / logged;
             let (first, last) = Self::extent(start, region, number, logged);
             let is_in = |r: &LoggingRange| r.iova <= last && first < r.iova + r.length;
-            // Whether a range has to be within what is covered is not said;
-            // this is for pages at the edges.
-            let (first, last) = (first.max(iova), last.min(end - 1));
-            let is_seen = |r: &LoggingRange| r.iova <= last && first < r.iova + r.length;
             if region.dirty.contains(&number) && (ranges.is_empty() || ranges.iter().any(is_in)) {
-                if !ranges.is_empty() && !ranges.iter().any(is_seen) {
-                    continue;
-                }
                 for bit in (address - iova) / page_size..=(address + UNIT - 1 - iova) / page_size {
                     bits[(bit / 64) as usize] |= 1 << (bit % 64);
                 }
