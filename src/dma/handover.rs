@@ -1,9 +1,11 @@
 //! The address space of a device that goes on in another process: what is to be
 //! known of it there, and making it anew here.
 
+use std::cmp::Ordering;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::dirty::mask;
 use super::facts::Facts;
 use super::file::SharedFile;
 use super::logging::Logging;
@@ -117,19 +119,30 @@ impl AddressSpace {
     /// first address of their region, the number of the first page from there, and a
     /// bit for each page from that on. Until `visit` fails.
     pub fn visit_dirty(&self, mut visit: impl FnMut(u64, u64, &[u64]) -> Result<()>) -> Result<()> {
-        let _state = self.state.lock();
+        let state = self.state.lock();
+        let Some(shift) = state.logging.as_ref().map(|logging| logging.page_shift) else { return Ok(()) };
         let mut outcome = Ok(());
         self.for_each_region(|region, _| {
             let Some(block) = self.bitmap(&region) else { return };
+            let last_page = (region.size - 1) >> shift;
             for (group, words) in block.words().chunks(GROUP_WORDS).enumerate() {
                 if outcome.is_err() || !block.is_noted(group as u64) {
                     continue;
                 }
                 let mut found = [0; GROUP_WORDS];
                 found.iter_mut().zip(words).for_each(|(to, from)| *to = from.load(Relaxed));
+                let first = (group * GROUP_WORDS) as u64 * 64;
+                // A thread may have been about to set a bit for a larger region that had
+                // the bitmap before.
+                for (number, word) in (first / 64..).zip(&mut found) {
+                    match number.cmp(&(last_page / 64)) {
+                        Ordering::Less => {}
+                        Ordering::Equal => *word &= mask(0, last_page),
+                        Ordering::Greater => *word = 0,
+                    }
+                }
                 let len = found.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
                 if len > 0 {
-                    let first = (group * GROUP_WORDS) as u64 * 64;
                     outcome = visit(region.start, first, found.get(..len).unwrap_or_default());
                 }
             }

@@ -540,3 +540,27 @@ fn a_group_is_harvested_once_however_many_ranges_it_has() {
     mark(&space, p, p);
     assert!(reported(0) <= 1);
 }
+
+/// A thread may be about to mark a page of a region that goes meanwhile, and whose bitmap a smaller one gets.
+#[test]
+fn a_bit_that_is_set_too_late_keeps_nobody_from_taking_over() {
+    let (p, file) = (page(), memory(page()));
+    let space = AddressSpace::new();
+    let pages = GROUP_WORDS as u64 * 64 + 70;
+    space.map(request(0, pages * p, Access::FileIo, Some(&file))).unwrap();
+    space.logging_start(p, ALL).unwrap();
+    mark(&space, (pages - 1) * p, 1);
+    let block = space.bitmap(&space.region_around(0).unwrap()).unwrap();
+    for late in [pages, pages + 64, 2 * GROUP_WORDS as u64 * 64 - 1] {
+        space.dirty.set(block, late, late);
+    }
+    let successor = AddressSpace::new();
+    successor.map(request(0, pages * p, Access::FileIo, Some(&file))).unwrap();
+    successor.resume_logging(p, Vec::new()).unwrap();
+    space.visit_dirty(|iova, first, words| successor.mark_pages(iova, first, words)).unwrap();
+    let found = report(&successor, 0, pages * p, p).unwrap();
+    let expected = pages - 1;
+    for (number, word) in (0..).zip(found) {
+        assert_eq!(word, if number == expected / 64 { 1 << (expected % 64) } else { 0 }, "{number}");
+    }
+}
