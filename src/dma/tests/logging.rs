@@ -564,3 +564,81 @@ fn a_bit_that_is_set_too_late_keeps_nobody_from_taking_over() {
         assert_eq!(word, if number == expected / 64 { 1 << (expected % 64) } else { 0 }, "{number}");
     }
 }
+
+/// Reports of any part of regions with several groups of words, page by page: what each tells of, and what it leaves.
+#[test]
+fn any_part_of_large_regions() {
+    let (p, fd) = (page(), memory(page()));
+    let mut random = 7_u64;
+    let mut below = |most: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % most
+    };
+    for round in 0..1000 {
+        let (space, mut at) = (AddressSpace::new(), 0);
+        let mut regions = Vec::new();
+        for _ in 0..=below(3) {
+            let size = (1 + below(140_000)) * p + below(2) * 512;
+            space.map(request(at, size, Access::FileIo, Some(&fd))).unwrap();
+            regions.push((at, size));
+            at += size;
+        }
+        let logged = p << below(3);
+        let n = below(4);
+        let ranges: Vec<_> =
+            (0..n).map(|_| LoggingRange { iova: below(at), length: 1 + below(100_000) * 512 }).collect();
+        space.logging_start(logged, &ranges).unwrap();
+        let mut dirty = std::collections::BTreeMap::new();
+        for step in 0..12 {
+            for _ in 0..below(16) {
+                let (start, size) = regions[below(regions.len() as u64) as usize];
+                let offset = match below(4) {
+                    0 => below(size),
+                    1 => (below(size / p + 1) / 32768 * 32768 * logged + below(130) * logged) % size,
+                    2 => (size - 1 - below(70) * logged % size) % size,
+                    _ => ((1 + below(4)) * 32768 * logged - 1 - below(130) * logged) % size,
+                };
+                mark(&space, start + offset, 1);
+                let first = start + offset / logged * logged;
+                let last = (first + logged).min(start + size) - 1;
+                if ranges.is_empty() || ranges.iter().any(|r| r.iova <= last && first < r.iova + r.length) {
+                    dirty.insert(first, last);
+                }
+            }
+            let (start, size) = regions[below(regions.len() as u64) as usize];
+            let pages = size.div_ceil(logged);
+            let from = match below(3) {
+                0 => below(pages.min(70)),
+                1 => below(pages),
+                _ => (below(pages) / 32768 * 32768 + below(66)) % pages,
+            };
+            let iova = start + from * logged;
+            let most = at - iova;
+            let length = match below(3) {
+                0 => most,
+                1 => 1 + below(most),
+                _ => (((1 + below(4)) * 32768).saturating_sub(from % 32768 + below(66)) * logged)
+                    .clamp(1, most),
+            };
+            let q = (p / 2) << below(9);
+            if q > length {
+                continue;
+            }
+            let found = report(&space, iova, length, q).unwrap();
+            let end_region = regions.iter().find(|(s, z)| iova + length - 1 < s + z).unwrap();
+            let covered = (iova + found.len() as u64 * 64 * q - 1).min(end_region.0 + end_region.1 - 1);
+            let mut bits = vec![0_u64; found.len()];
+            dirty.retain(|first, last| {
+                if *last < iova || *first > covered {
+                    return true;
+                }
+                let (a, b) = ((*first).max(iova), (*last).min(covered));
+                for bit in (a - iova) / q..=(b - iova) / q {
+                    bits[(bit / 64) as usize] |= 1 << (bit % 64);
+                }
+                *last > covered
+            });
+            assert!(found == bits, "{round} {step} {iova:#x} {length:#x} {q:#x} {logged:#x}");
+        }
+    }
+}
