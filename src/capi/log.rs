@@ -188,7 +188,8 @@ mod tests {
 
     #[test]
     fn a_text_without_end_is_none() {
-        assert!(make_utf8(&mut [b'a', b'b'], false).is_none());
+        let mut text = *b"ab";
+        assert!(make_utf8(&mut text, false).is_none());
     }
 
     proptest! {

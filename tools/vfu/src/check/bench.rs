@@ -275,7 +275,7 @@ impl Bench {
         }
         let trouble = match self.connect() {
             Ok(link) => {
-                self.link = Some(link).filter(|_| on != On::Own);
+                self.link = (on != On::Own).then_some(link);
                 return Ok(None);
             }
             Err(Stop::Local(e)) => return Err(e),
