@@ -75,6 +75,8 @@ impl<D: Device> Context<D> {
             log!(self, LOG_WARNING, "reset for a lost connection failed: {errno}");
         }
         self.irqs.close_all();
+        // Configuration space outlives the client, and so does what it masks.
+        self.update_irqs();
         self.dma.give_back();
     }
 

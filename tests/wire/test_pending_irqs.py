@@ -1,7 +1,7 @@
 """Interrupts that are kept until they can be delivered, and those of a named type: libvfio-user-ext.h."""
 import os
 import struct
-from errno import EINVAL, ENOENT
+from errno import EINVAL, ENOENT, ENOTCONN
 
 import pytest
 from libvfu import *
@@ -201,6 +201,20 @@ def test_reset_and_loss_forget(dev, how):
     assert dev.pba() == 0
     dev.assign(MSIX, 5, fd)
     assert value(fd) == 0
+
+
+def test_a_function_mask_stays_with_configuration_space_when_the_client_goes(dev):
+    dev.control(0xc000)
+    dev.client.close()
+    fails(ENOTCONN, dev.ctx.run)
+    dev.client = dev.ctx.connect()
+    assert dev.client.read(CFG, dev.cap + 2, 2) == struct.pack("<H", 0xc000 | VECTORS - 1)
+    fd = dev.eventfd()
+    dev.assign(MSIX, 5, fd)
+    dev.trigger(5)
+    assert (value(fd), dev.pba()) == (0, 1 << 5)
+    dev.control(0x8000)
+    assert (value(fd), dev.pba()) == (1, 0)
 
 
 def test_the_array_ends_with_a_quadword(dev):
