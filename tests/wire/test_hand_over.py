@@ -442,6 +442,65 @@ def test_in_pre_copy_it_is_there_again_after_a_hand_over_that_fails():
     old.destroy()
 
 
+@pytest.mark.parametrize("begin, refused, steps", [
+    (S_RUNNING, CB_STOP, [CB_STOP]),
+    (S_RUNNING, CB_STOP_COPY, [CB_STOP, CB_STOP_COPY, CB_RUNNING]),
+    (S_STOP, CB_STOP_COPY, [CB_STOP_COPY]),
+    (S_PRE_COPY, CB_STOP_COPY, [CB_STOP_COPY]),
+], ids=["stop", "stop-copy", "stopped", "pre-copy"])
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOTRECOVERABLE])
+def test_a_device_that_does_not_stop_is_where_it_was(begin, refused, steps, number):
+    """A step that fails is none; the way back begins where the last one led. (But for what the device cannot get out of.)"""
+    old = Migrates().serve_upgrades()
+    with old.connect() as client:
+        client.set_state(begin)
+        before = len(old.states)
+
+        def refuse(state):
+            old.begin(state)
+            old.transition_errno = number if state == refused else 0
+        old.on_transition = refuse
+        Upgrade(old, make=Migrates).failed(number)
+        if number == errno.ENOTRECOVERABLE:
+            assert old.states[before:] == steps[:steps.index(refused) + 1]
+            assert client.get_state() == S_ERROR
+            client.request(DEVICE_RESET)
+        else:
+            assert old.states[before:] == steps
+            assert client.get_state() == begin
+        client.read(BAR0, 0, 4)
+        old.on_transition, old.transition_errno = old.begin, 0
+        new = upgraded(old, client, make=Migrates)
+        client.read(BAR0, 0, 4)
+    new.destroy()
+
+
+def test_a_device_that_was_not_stopped_is_not_started():
+    """The client is lost while the device becomes quiet."""
+    bar = 1 << 20
+    old = Migrates(quiesce=True, bar=bar).serve_upgrades()
+    client = old.connect()
+    client.set_state(S_PRE_COPY)
+    for _ in range(5):
+        client.send(REGION_READ, struct.pack("<QII", 0, BAR0, bar))
+    old.run()
+    assert not old.readable(), "it is not stuck"
+    before = old.states
+    old.quiesce_errno = errno.EBUSY
+    upgrade = Upgrade(old, make=Migrates, quiesce=True, bar=bar, pump=False)
+    while old.hand_over() != -errno.EBUSY:
+        pass
+    client.close()
+    old.quiesced()
+    upgrade.answers.append(old.hand_over())
+    upgrade.pump(old)
+    upgrade.failed(errno.EBUSY)
+    assert old.states == before
+    old.quiesce_errno = 0
+    fails(errno.ENOTCONN, old.run)
+    old.destroy()
+
+
 @pytest.mark.parametrize("is_old", [True, False], ids=["old", "new"])
 def test_a_device_that_does_not_go_on_is_in_error_until_it_is_reset(is_old):
     def fails_to_run(ctx):

@@ -5,11 +5,13 @@ use std::os::fd::RawFd;
 use super::ahead::Told;
 use crate::handover::{self, NO_FD, Outgoing};
 use crate::memory::{self, Bytes};
+use crate::migration::fsm;
 use crate::server::context::Phase;
+use crate::server::log::log;
 use crate::server::{Context, Device};
 use crate::transport::Listener;
 use crate::wire::limits::MAX_DATA_XFER_SIZE;
-use crate::wire::{DeviceState, Result};
+use crate::wire::{DeviceState, Errno, Result};
 
 /// Bytes that a device is asked for at first when it says its state: more for each time
 /// that it has as many. Memory that is not needed takes time, too.
@@ -91,9 +93,9 @@ impl<D: Device> Context<D> {
             return Ok(data);
         }
         if self.migration.state() == DeviceState::Running {
-            self.device.transition(self, DeviceState::Stop)?;
+            self.take_device_to(DeviceState::Stop)?;
         }
-        self.device.transition(self, DeviceState::StopCopy)?;
+        self.take_device_to(DeviceState::StopCopy)?;
         loop {
             let start = data.len();
             memory::reserve(&mut data, room)?;
@@ -109,26 +111,48 @@ impl<D: Device> Context<D> {
         }
     }
 
+    /// Brings the device to a state that its client does not know of, and remembers it.
+    pub(super) fn take_device_to(&self, state: DeviceState) -> Result<()> {
+        let outcome = self.device.transition(self, state);
+        match outcome {
+            Ok(()) => self.handover.borrow_mut().taken_to = Some(state),
+            Err(Errno::ENOTRECOVERABLE) => self.handover.borrow_mut().taken_to = Some(DeviceState::Error),
+            // It is where it was.
+            Err(_) => {}
+        }
+        outcome
+    }
+
     /// The device adds to what it says of its state. `EINVAL` unless it is asked to.
     pub fn put_state(&self, bytes: &[u8]) -> Result<()> {
-        use crate::wire::Errno;
         let mut handover = self.handover.borrow_mut();
         let saving = handover.saving.as_mut();
         saving.ok_or_else(|| Errno::EINVAL.because("the device is not asked for its state"))?.append(bytes)
     }
 
-    /// Brings a device that is stopped for a hand-over back to where it was for its client.
+    /// Brings the device back from where a hand-over has taken it to where it was for its
+    /// client, if it has. If that fails, it is in no state that its client knows of.
     pub(super) fn run_as_it_was(&self) -> Result<()> {
-        let steps: &[DeviceState] = match self.migration.state() {
-            DeviceState::Running => &[DeviceState::Running],
-            DeviceState::PreCopy => &[DeviceState::Running, DeviceState::PreCopy],
-            _ => &[],
-        };
-        steps.iter().try_for_each(|state| self.device.transition(self, *state))
+        let Some(taken_to) = self.handover.borrow_mut().taken_to.take() else { return Ok(()) };
+        let outcome = self.go_back(taken_to);
+        if outcome.is_err() {
+            self.fail_migration();
+        }
+        outcome
+    }
+
+    fn go_back(&self, from: DeviceState) -> Result<()> {
+        if from == DeviceState::Error {
+            return Err(Errno::ENOTRECOVERABLE);
+        }
+        // No way leads from STOP_COPY to PRE_COPY, but by STOP.
+        let arcs = [(from, DeviceState::Stop), (DeviceState::Stop, self.migration.state())];
+        let steps = arcs.into_iter().flat_map(|(from, to)| fsm::path(from, to).unwrap_or_default());
+        steps.copied().try_for_each(|state| self.device.transition(self, state))
     }
 
     /// The device is in no state that its client knows of: only a reset helps.
-    pub(super) fn fail_migration(&self) {
+    fn fail_migration(&self) {
         let before = self.migration.state();
         self.migration.restore(DeviceState::Error);
         self.probe_state_changed(before, DeviceState::Error);
@@ -136,13 +160,8 @@ impl<D: Device> Context<D> {
 
     /// The device goes on in this process after all.
     pub(super) fn resume_device(&self) {
-        use super::super::log::log;
-        if !self.device.has_own_state() && self.device.can_migrate() {
-            let outcome = self.device.transition(self, DeviceState::Stop).and_then(|()| self.run_as_it_was());
-            if let Err(errno) = outcome {
-                log!(self, LOG_ERR, "the device does not go on after a hand-over that failed: {errno}");
-                self.fail_migration();
-            }
+        if let Err(errno) = self.run_as_it_was() {
+            log!(self, LOG_ERR, "the device does not go on after a hand-over that failed: {errno}");
         }
         self.device.handed_over(self, true);
     }

@@ -168,13 +168,13 @@ impl<D: Device> Context<D> {
         if !self.device.can_migrate() {
             return Ok(());
         }
-        self.device.transition(self, DeviceState::Stop)?;
-        self.device.transition(self, DeviceState::Resuming)?;
+        self.take_device_to(DeviceState::Stop)?;
+        self.take_device_to(DeviceState::Resuming)?;
         for piece in data.chunks_mut(wire::limits::MAX_DATA_XFER_SIZE) {
             let size = piece.len();
             let taken = self.device.migration_write(self, piece)?;
             Errno::EINVAL.unless(taken == size, "the device does not take all of its state")?;
         }
-        self.device.transition(self, DeviceState::Stop)
+        self.take_device_to(DeviceState::Stop)
     }
 }

@@ -29,6 +29,7 @@ use predecessor::Predecessor;
 
 use crate::memory::Bytes;
 use crate::transport::Peer;
+use crate::wire::DeviceState;
 
 /// What a context keeps for that. Nearly always there is nothing.
 #[derive(Debug, Default)]
@@ -39,6 +40,8 @@ pub struct HandOver {
     control: Option<Box<Control>>,
     /// What the device says of its state, while it does.
     saving: Option<Bytes>,
+    /// Where its migration callbacks have taken it for that: not where its client knows it to be.
+    taken_to: Option<DeviceState>,
     /// The process that is to be taken over from.
     predecessor: Option<Box<(Peer, Predecessor)>>,
 }

@@ -144,12 +144,8 @@ impl<D: Device> Context<D> {
         if let Err(errno) = listens.and(is_open) {
             log!(self, LOG_ERR, "whether accepting waits is as the other process had it: {errno}");
         }
-        if !self.device.has_own_state()
-            && self.device.can_migrate()
-            && let Err(errno) = self.run_as_it_was()
-        {
+        if let Err(errno) = self.run_as_it_was() {
             log!(self, LOG_ERR, "the device that was taken over does not run: {errno}");
-            self.fail_migration();
         }
         self.device.handed_over(self, true);
         self.irqs.deliver_all();
