@@ -638,7 +638,8 @@ int vfux_get_hand_over_fd(vfu_ctx_t *vfu_ctx);
  *   EBUSY        from inside a callback; something waits for the device to become
  *                quiet; the client is lost; the device is in the migration state
  *                STOP_COPY or RESUMING, or, without save_state, in ERROR, or in
- *                PRE_COPY when the client has read data.
+ *                PRE_COPY when the client has read data; it was set up otherwise
+ *                since the other process has asked what it is.
  *                Or its quiesce callback said so: then this is to be called again
  *                when vfu_device_quiesced() has been, and vfu_run_ctx() fails
  *                with EBUSY until then

@@ -63,6 +63,53 @@ def test_fewer_dma_regions_do_not_fit_and_more_do():
         assert len([e for e in new.events if e[0] == "register"]) == 9
 
 
+def another_ioeventfd(ctx):
+    call("vfu_create_ioeventfd", ctx.p, BAR0, -1, 0, 8, 0, 0, -1, 0)
+
+
+@pytest.mark.parametrize("change", [
+    another_ioeventfd,
+    lambda ctx: ctx.memory_region(BAR2, PAGE),
+    lambda ctx: call("vfu_setup_device_nr_irqs", ctx.p, MSIX, 9),
+    lambda ctx: ctx.add_cap(bytes([9, 0, 8, 0, 1, 2, 3, 4])),
+    lambda ctx: ctx.setup_migration(),
+    lambda ctx: call("vfu_setup_device_dma", ctx.p, 64, None, None),
+    lambda ctx: call("vfux_add_hand_over_fd", ctx.p, b"disk", 0),
+], ids=["ioeventfd", "region", "irqs", "capability", "migration", "dma", "descriptor"])
+@pytest.mark.parametrize("is_quieting", [False, True], ids=["soon", "late"])
+def test_a_device_that_is_set_up_otherwise_meanwhile(change, is_quieting):
+    """The new process has made one as it was; the client may know already what is new."""
+    def make(then=lambda ctx: None, **kw):
+        ctx = Device(quiesce=True, realize=False, **kw)
+        ctx.pci_init()
+        ctx.realize()
+        then(ctx)
+        return ctx
+    old = make().serve_upgrades()
+    with old.connect() as client:
+        made, gate = threading.Event(), threading.Event()
+        upgrade = Upgrade(old, make=make, before=lambda new: made.set() or gate.wait(), pump=False)
+        while not made.is_set():
+            assert old.hand_over() == 0
+        if not is_quieting:
+            change(old)
+        gate.set()
+        if is_quieting:
+            old.quiesce_errno = errno.EBUSY
+            while old.hand_over() != -errno.EBUSY:
+                pass
+            change(old)
+            old.quiesced()
+            old.quiesce_errno = 0
+            upgrade.answers.append(old.hand_over())
+        upgrade.pump(old)
+        upgrade.failed(errno.EBUSY)
+        client.read(BAR0, 0, 4)
+        new = upgraded(old, client, make=make, then=change)
+        client.read(BAR0, 0, 4)
+        new.destroy()
+
+
 # --- callbacks that fail ------------------------------------------------------------
 
 def test_a_device_that_does_not_say_its_state():

@@ -10,9 +10,21 @@ use crate::server::regions::{self, Memory, Region};
 use crate::server::{Context, Device};
 use crate::wire::{Errno, Result};
 
+/// An image, and the descriptors that it names.
+pub type Description = (Vec<u8>, Vec<RawFd>);
+
 impl<D: Device> Context<D> {
     /// The image of what the device is, with its descriptors.
-    pub(super) fn describe(&self) -> Result<(Vec<u8>, Vec<RawFd>)> {
+    pub(super) fn describe(&self) -> Result<Description> {
+        self.describe_with(true)
+    }
+
+    /// The same without what its client changes.
+    pub(super) fn describe_set_up(&self) -> Result<Description> {
+        self.describe_with(false)
+    }
+
+    fn describe_with(&self, config: bool) -> Result<Description> {
         let mut out = Outgoing::new()?;
         out.put(self.device_record()?)?;
         for index in 0..regions::COUNT as u32 {
@@ -26,7 +38,9 @@ impl<D: Device> Context<D> {
         for record in self.capability_records()? {
             out.put(record)?;
         }
-        self.put_config(&mut out)?;
+        if config {
+            self.put_config(&mut out)?;
+        }
         for (mut record, fd) in self.io_eventfd_records()? {
             if let Some(fd) = fd {
                 record.fd = out.fd(fd)?;

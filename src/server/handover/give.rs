@@ -9,6 +9,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::unistd::geteuid;
 
 use super::ahead::Told;
+use super::describe::Description;
 use crate::handover::{Kind, Message};
 use crate::memory::{self, Bytes};
 use crate::server::context::Phase;
@@ -25,8 +26,8 @@ pub struct Control {
     epoll: Epoll,
     listener: Option<Listener>,
     peer: Option<Peer>,
-    /// The peer has been told what the device is, which only some may know.
-    is_introduced: bool,
+    /// What the peer, of those that may know, has been told that the device is.
+    introduced: Option<Description>,
     /// DMA regions that it has been told of.
     told: Option<Told>,
 }
@@ -35,7 +36,7 @@ impl Control {
     /// One that nobody comes to yet.
     fn new() -> Result<Control> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        Ok(Control { epoll, listener: None, peer: None, is_introduced: false, told: None })
+        Ok(Control { epoll, listener: None, peer: None, introduced: None, told: None })
     }
 
     /// Goes on with the listener of a predecessor.
@@ -111,7 +112,7 @@ impl Control {
 
     /// The peer has gone, or is sent away.
     fn drop_peer(&mut self) {
-        self.is_introduced = false;
+        self.introduced = None;
         self.told = None;
         let Some(peer) = self.peer.take() else { return };
         self.forget(peer.socket());
@@ -311,15 +312,16 @@ impl<D: Device> Context<D> {
         Errno::EPERM.unless(may, "only the same user, or root, may take over")?;
         Errno::EINVAL.unless(self.realized.get(), "vfu_realize_ctx() has not been called")?;
         let (image, fds) = self.describe()?;
+        let set_up = self.describe_set_up()?;
         self.with_peer(|peer| peer.send_image(Kind::Device, &image, &fds))?;
         if let Some(control) = &mut self.handover.borrow_mut().control {
-            control.is_introduced = true;
+            control.introduced = Some(set_up);
         }
         Ok(())
     }
 
     fn check_introduced(&self) -> Result<()> {
-        let is_introduced = self.handover.borrow().control.as_ref().is_some_and(|c| c.is_introduced);
+        let is_introduced = self.handover.borrow().control.as_ref().is_some_and(|c| c.introduced.is_some());
         Errno::EPROTO.unless(is_introduced, "a message that does not belong here")
     }
 
@@ -352,6 +354,10 @@ impl<D: Device> Context<D> {
     fn check_may_leave(&self) -> Result<()> {
         let is_pending = self.pending.borrow().is_some();
         Errno::EBUSY.unless(!is_pending, "something waits for the device to become quiet")?;
+        // The client may have been told of it, and the new process has not.
+        let set_up = Some(self.describe_set_up()?);
+        let is_same = self.handover.borrow().control.as_ref().is_some_and(|c| c.introduced == set_up);
+        Errno::EBUSY.unless(is_same, "the device was set up otherwise meanwhile")?;
         self.begin_handed_connection()?;
         self.tell_losses();
         let is_lost = self.flush() == Sent::Lost && self.connection.borrow().is_some();
