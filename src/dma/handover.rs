@@ -9,7 +9,7 @@ use super::dirty::mask;
 use super::facts::Facts;
 use super::file::SharedFile;
 use super::logging::Logging;
-use super::region::{Access, Prot, RegionId};
+use super::region::{Access, Backing, Prot, RegionId, Snapshot};
 use super::sizes::GROUP_WORDS;
 use super::space::{AddressSpace, MAX_REGION_SIZE, MapRequest, Mapped};
 use crate::memory::Words;
@@ -56,6 +56,38 @@ impl AddressSpace {
             }
         });
         outcome
+    }
+
+    /// Goes through the regions that have lost memory, until `visit` fails: the first
+    /// address of each, and where that was noticed first, in bytes from there.
+    pub fn visit_lost(&self, mut visit: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
+        let _state = self.state.lock();
+        let mut outcome = Ok(());
+        self.for_each_region(|region, slot| {
+            if outcome.is_ok() && slot.is_lost(region.tag) {
+                outcome = visit(region.start, self.first_lost(&region));
+            }
+        });
+        outcome
+    }
+
+    /// A region has lost memory in another process, as [`visit_lost`](Self::visit_lost)
+    /// tells of it. `EPROTO` if there is none that can have.
+    pub fn lose(&self, iova: u64, offset: u64) -> Result<()> {
+        let _state = self.state.lock();
+        let is_it = |region: &Snapshot| {
+            region.start == iova && offset < region.size && region.attributes.access() == Access::Mmap
+        };
+        let region = self.region_around(iova).filter(is_it).ok_or_else(|| Errno::EPROTO.because(NO_SPACE))?;
+        let lose =
+            |backing: &mut Backing| backing.watched.as_ref().is_some_and(|watched| watched.lose(offset));
+        if self.slots.with_backing(region.handle, lose) != Some(true)
+            && let Some(slot) = self.slots.get(region.handle.into())
+        {
+            // Nobody is told of what this process does not guard against.
+            slot.set_lost();
+        }
+        Ok(())
     }
 
     /// A file for several regions.

@@ -270,13 +270,18 @@ impl AddressSpace {
                 && slot.take_loss()
                 && let Some(place) = places.next()
             {
-                let first = |backing: &mut Backing| backing.watched.as_ref().map(Watched::first_lost);
-                let offset = self.slots.with_backing(region.handle, first).flatten().unwrap_or(0);
+                let offset = self.first_lost(&region);
                 *place = Loss { region: region.id(), iova: region.start, offset };
                 count += 1;
             }
         });
         count
+    }
+
+    /// Where it was noticed first that a region has lost memory, in bytes from its start.
+    pub(super) fn first_lost(&self, region: &Snapshot) -> u64 {
+        let first = |backing: &mut Backing| backing.watched.as_ref().map(Watched::first_lost);
+        self.slots.with_backing(region.handle, first).flatten().unwrap_or(0)
     }
 
     /// Maps what overlaps a region: fine if it is the same again.

@@ -328,4 +328,12 @@ records! {
         /// other, in ascending order.
         regions: Vec<u64>,
     }
+
+    /// A DMA region that has lost memory.
+    Lost = 31 must {
+        /// The region's first address.
+        iova: u64,
+        /// Bytes from there to where that was noticed first.
+        offset: u64,
+    }
 }

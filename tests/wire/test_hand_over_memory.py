@@ -347,7 +347,10 @@ def dirty(iova, first, *words):
     (dirty(0, 0, 2), "pages that nobody can have written to"),
     (dirty(0, (1 << 64) - 64, 1, 1), "pages that nobody can have written to"),
     (dirty(0, (1 << 64) - 1, 0, 0, 1), "pages that nobody can have written to"),
-], ids=["pages of no size", "no pages", "pages of an odd size", "more than there is", "far more", "no region", "beyond", "far beyond", "at the end"])
+    (record(31, PAGE, 0), "memory that cannot be that of a client"),
+    (record(31, 0, 0), "memory that cannot be that of a client"),
+], ids=["pages of no size", "no pages", "pages of an odd size", "more than there is", "far more", "no region", "beyond", "far beyond", "at the end",
+        "lost where nothing is", "lost behind messages"])
 def test_a_report_and_pages_that_cannot_be(tmp_path, record_, line):
     # All the rest is right: there is no client.
     rest = [record(17, 0, 0, 0, *[1] * 10), record(28, 2), logging(PAGE), kept(0, 1)]

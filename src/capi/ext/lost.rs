@@ -113,7 +113,8 @@ pub extern "C-unwind" fn vfux_guard_dma() -> c_int {
 /// @info: the region; the library's, valid until its unregister callback returns
 /// @offset: where that was noticed first: bytes from the region's start
 ///
-/// Called once for a region, by vfu_run_ctx() or before its unregister callback.
+/// Called once for a region, by vfu_run_ctx() or before its unregister callback; and
+/// once more in a process that has taken the device over (vfux_take_over()).
 /// The device is not quiesced, and the region stays until the client unmaps it. A
 /// device would stop what relies on it: fail the queue that lies there, set its
 /// error bit, interrupt the guest. May call what a region callback may.

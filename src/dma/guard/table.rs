@@ -287,6 +287,14 @@ impl Watched {
         address.saturating_sub(watch.vaddr.load(Relaxed)) as u64
     }
 
+    /// The page at so many bytes from the region's start has been lost in another
+    /// process: as if it had been here. False if that cannot be.
+    pub(in crate::dma) fn lose(&self, offset: u64) -> bool {
+        let Ok(offset) = usize::try_from(offset) else { return false };
+        let address = self.watch.vaddr.load(Relaxed).wrapping_add(offset);
+        self.watch.pin(address).is_some_and(|pinned| pinned.0.mend(address))
+    }
+
     /// No handler touches the region from now on.
     fn end(&self) {
         self.watch.length.store(0, SeqCst);

@@ -52,6 +52,7 @@ impl<D: Device> Context<D> {
         }
         let mut files = Vec::new();
         news.iter().try_for_each(|region| put_region(region, &mut files, out))?;
+        self.dma.visit_lost(|iova, offset| out.put(handover::Lost { iova, offset }))?;
         self.dma.visit_dirty(|iova, first, words| {
             let mut copy = Vec::new();
             memory::reserve(&mut copy, words.len())?;

@@ -94,6 +94,7 @@ impl<D: Device> Context<D> {
                 Errno::EPROTO.unless(is_first, NO_CONTEXT)?;
                 self.import_logging(&record)
             }
+            Record::Lost(record) => self.dma.lose(record.iova, record.offset),
             Record::Dirty(record) => self.dma.mark_pages(record.iova, record.first, &record.words),
             Record::Vector(record) => {
                 let kind = IrqType::from_index(record.kind).map_err(|_| Errno::EPROTO.because(NO_CONTEXT))?;
