@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::dirty::mask;
-use super::facts::Facts;
+use super::facts::{Facts, indivisible};
 use super::file::SharedFile;
 use super::logging::Logging;
 use super::region::{Access, Backing, Prot, RegionId, Snapshot};
@@ -59,13 +59,23 @@ impl AddressSpace {
     }
 
     /// Goes through the regions that have lost memory, until `visit` fails: the first
-    /// address of each, and where that was noticed first, in bytes from there.
+    /// address of each, and where that was noticed first, in bytes from there. Those
+    /// that have lost it and nobody has noticed are among them: behind the end of the
+    /// file, another process would not notice either.
     pub fn visit_lost(&self, mut visit: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
         let _state = self.state.lock();
         let mut outcome = Ok(());
         self.for_each_region(|region, slot| {
-            if outcome.is_ok() && slot.is_lost(region.tag) {
-                outcome = visit(region.start, self.first_lost(&region));
+            let lost = match slot.is_lost(region.tag) {
+                true => Some(self.first_lost(&region)),
+                false => {
+                    self.slots.with_backing(region.handle, |backing| cut_off(backing, &region)).flatten()
+                }
+            };
+            if let Some(offset) = lost
+                && outcome.is_ok()
+            {
+                outcome = visit(region.start, offset);
             }
         });
         outcome
@@ -204,4 +214,17 @@ impl AddressSpace {
         }
         Ok(())
     }
+}
+
+/// Where the file of a guarded region ends by now, in bytes from the region's start, if
+/// it did not when it was mapped.
+fn cut_off(backing: &mut Backing, region: &Snapshot) -> Option<u64> {
+    let (watched, file) = (backing.watched.as_ref()?, backing.file.as_ref()?);
+    let mapped = watched.of_file().min(region.size);
+    let now = file.look_again().ok()?;
+    if !now.ends_before(backing.offset.checked_add(mapped)?) {
+        return None;
+    }
+    let end = now.end(indivisible(file, &now))?.saturating_sub(backing.offset);
+    (end < mapped).then_some(end)
 }

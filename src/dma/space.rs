@@ -453,6 +453,7 @@ impl NewRegion {
             base: mapping.base().addr(),
             length: mapping.length(),
             vaddr: self.vaddr,
+            of_file: region.size.saturating_sub(self.beyond_file.unwrap_or(0)),
             page_size: self.unit?,
             prot: region.attributes.prot(),
         })

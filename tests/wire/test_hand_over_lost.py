@@ -90,6 +90,32 @@ def test_a_region_that_has_lost_memory_has_lost_it_afterwards(told, grown):
     in_a_child(child)
 
 
+def test_memory_that_went_and_nobody_has_touched_is_lost_afterwards():
+    def child():
+        ctx = Told(dma=True).serve_upgrades()
+        client = ctx.connect()
+        files = two_regions(ctx, client)
+        # Of a file that is too short as it is mapped, nothing is lost.
+        short = memfd(3 * PAGE)
+        client.map(BASE + 8 * PAGE, 4 * PAGE, short, offset=PAGE)
+        client.map(BASE + 12 * PAGE, PAGE, short, offset=5 * PAGE + 100)
+        os.ftruncate(files[1], PAGE + 1)
+        for _ in range(2):
+            ctx = upgraded(ctx, client, make=Told, dma=True)
+            assert ctx.run() == 0 and ctx.lost == [(4 * PAGE, 2 * PAGE)]
+            fails(errno.EIO, ctx.read_directly, 6)
+            for page, content in ((2, b"x" * 8), (9, bytes(8)), (10, bytes(8)), (11, bytes(8))):
+                ctx.read_directly(page)
+                assert ctx.touch(page) == (content, False)
+        # Unless it gets shorter still.
+        os.ftruncate(short, 2 * PAGE)
+        ctx = upgraded(ctx, client, make=Told, dma=True)
+        assert ctx.run() == 0 and ctx.lost == [(4 * PAGE, 2 * PAGE), (8 * PAGE, PAGE)]
+        fails(errno.EIO, ctx.read_directly, 9)
+        ctx.destroy()
+    in_a_child(child)
+
+
 def test_an_attempt_that_fails_loses_nothing_more():
     def child():
         old = Told(dma=True).serve_upgrades()

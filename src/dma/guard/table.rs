@@ -72,6 +72,8 @@ pub(in crate::dma) struct Range {
     pub(in crate::dma) length: usize,
     /// Where the region starts in it.
     pub(in crate::dma) vaddr: usize,
+    /// Bytes from there that are the file's; there are zeroes behind its end.
+    pub(in crate::dma) of_file: u64,
     /// What can be replaced by itself, in bytes: a power of two.
     pub(in crate::dma) page_size: u64,
     pub(in crate::dma) prot: Prot,
@@ -80,6 +82,8 @@ pub(in crate::dma) struct Range {
 /// A region's entry in the table, which goes when this is dropped.
 pub(in crate::dma) struct Watched {
     handle: u32,
+    /// How many pages are the file's, with the one that its end is in.
+    of_file: u32,
     watch: &'static Watch,
 }
 
@@ -128,7 +132,11 @@ impl Table {
             writer.handles.give_back(handle);
             return Err(errno);
         }
-        Ok(Watched { handle, watch })
+        let before = if range.of_file == 0 { 0 } else { range.vaddr.saturating_sub(range.base) as u64 };
+        let of_file = range.of_file.saturating_add(before);
+        // More than there can be of a region is all of it.
+        let of_file = u32::try_from(of_file.div_ceil(range.page_size)).unwrap_or(u32::MAX);
+        Ok(Watched { handle, of_file, watch })
     }
 
     /// In a child of fork(2) there are no handlers but its own.
@@ -287,6 +295,13 @@ impl Watched {
         address.saturating_sub(watch.vaddr.load(Relaxed)) as u64
     }
 
+    /// Bytes from the region's start that were the file's when it was mapped.
+    pub(in crate::dma) fn of_file(&self) -> u64 {
+        let bytes = u64::from(self.of_file) << (self.watch.form.load(Relaxed) >> 8);
+        let before = self.watch.vaddr.load(Relaxed).saturating_sub(self.watch.base.load(Relaxed));
+        bytes.saturating_sub(before as u64)
+    }
+
     /// The page at so many bytes from the region's start has been lost in another
     /// process: as if it had been here. False if that cannot be.
     pub(in crate::dma) fn lose(&self, offset: u64) -> bool {
@@ -324,7 +339,8 @@ mod tests {
     const PAGE: usize = 4096;
 
     fn range(base: usize, pages: usize) -> Range {
-        Range { base, length: pages * PAGE, vaddr: base, page_size: PAGE as u64, prot: Prot::READ }
+        let (length, page_size) = (pages * PAGE, PAGE as u64);
+        Range { base, length, vaddr: base, of_file: length as u64, page_size, prot: Prot::READ }
     }
 
     /// Whether both ways of searching find a region here, and the same.
