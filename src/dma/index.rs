@@ -21,6 +21,9 @@ use crate::wire::{Errno, Result};
 /// As many leaves, of 4 KiB, as may well be in the processor's caches, beside much else.
 const NEAR: usize = 64;
 
+/// Entries of a leaf that may well have room in one beside it.
+const SPARSE: usize = LEAF_CAPACITY / 4;
+
 /// What follows the last start of a leaf.
 const UNUSED: u64 = u64::MAX;
 
@@ -222,14 +225,15 @@ impl<T> Leaf<T> {
         self.len.store(len, Relaxed);
     }
 
-    /// Moves the entries from `from` on to an unused leaf.
-    fn split(&self, from: usize, to: &Leaf<T>) {
+    /// Moves the entries from `from` on to another leaf, where they go to `at` and
+    /// end it.
+    fn move_to(&self, from: usize, to: &Leaf<T>, at: usize) {
         let len = self.len();
-        let starts = to.starts.iter().zip(self.starts.iter().take(len).skip(from));
+        let starts = to.starts.iter().skip(at).zip(self.starts.iter().take(len).skip(from));
         starts.for_each(|(to, from)| to.store(from.load(Relaxed), Relaxed));
-        let slots = to.slots.iter().zip(self.slots.iter().take(len).skip(from));
+        let slots = to.slots.iter().skip(at).zip(self.slots.iter().take(len).skip(from));
         slots.for_each(|(to, from)| to.store(from.load(Relaxed), Release));
-        to.len.store(len - from, Relaxed);
+        to.len.store(at + len - from, Relaxed);
         self.truncate(from);
     }
 }
@@ -466,7 +470,7 @@ impl<'a, T> Change<'a, T> {
             let first = leaf.start(middle).ok_or(Errno::EINVAL)?;
             // The new leaf starts with an entry that the split overwrites.
             let upper = self.add_leaf(position + 1, first, ptr::null_mut())?;
-            leaf.split(middle, upper);
+            leaf.move_to(middle, upper, 0);
             match entry.checked_sub(middle) {
                 Some(entry) if entry > 0 => upper.insert(entry, start, slot),
                 _ => leaf.insert(entry, start, slot),
@@ -521,14 +525,41 @@ impl<'a, T> Change<'a, T> {
             return;
         }
         leaf.remove(entry);
-        if leaf.len() > 0 {
-            return self.note_first(position);
+        let len = leaf.len();
+        if len > 0 {
+            self.note_first(position);
+            if len <= SPARSE && top.len() > 1 {
+                self.join(top, position, leaf);
+            }
+            return;
         }
+        self.remove_leaf(top, position, leaf);
+    }
+
+    /// Takes an empty leaf out of the top.
+    fn remove_leaf(&mut self, top: &Top<T>, position: usize, leaf: &Leaf<T>) {
         let len = top.len();
         self.writer.give_back(leaf);
         remove(top.starts.as_slice(), len, position, AtomicU64::load, AtomicU64::store);
         remove(top.leaves.as_slice(), len, position, AtomicPtr::load, AtomicPtr::store);
         top.len.store(len - 1, Relaxed);
+    }
+
+    /// Makes one leaf of one with few entries and of one beside it, if there is much room
+    /// left in that then: a client that maps many regions, and unmaps all but one of each
+    /// leaf, would otherwise have a leaf for each region.
+    #[inline(never)]
+    fn join(&mut self, top: &Top<T>, position: usize, leaf: &Leaf<T>) {
+        let fits = |other: &&Leaf<T>| leaf.len() + other.len() <= LEAF_CAPACITY / 2;
+        let (above, below) = (position + 1, position.wrapping_sub(1));
+        let neighbour = |at: usize| if at < top.len() { top.leaf(at).filter(fits) } else { None };
+        if let Some(other) = neighbour(above) {
+            other.move_to(0, leaf, leaf.len());
+            self.remove_leaf(top, above, other);
+        } else if let Some(other) = neighbour(below) {
+            leaf.move_to(0, other, other.len());
+            self.remove_leaf(top, position, leaf);
+        }
     }
 
     fn discard(&mut self) {
@@ -537,5 +568,13 @@ impl<'a, T> Change<'a, T> {
         tops.iter().for_each(|top| unsafe { &*top.0 }.discard());
         leaves.iter().for_each(|chunk| chunk.discard(Leaf::clear));
         (*used, *unused) = (0, ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+impl<T> Index<T> {
+    /// How many leaves there are, and have been at a time.
+    pub(super) fn leaves(&self) -> (usize, usize) {
+        (self.top().map_or(0, Top::len), self.writer.lock().used)
     }
 }

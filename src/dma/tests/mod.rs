@@ -2,6 +2,7 @@
 
 mod bitmap;
 mod files;
+mod index;
 mod logging;
 mod map;
 mod model;

@@ -169,32 +169,82 @@ fn across(space: &AddressSpace, entries: &mut [SgEntry; 2]) -> Option<Result<Tra
 }
 
 /// Neighbours.
-const LOWER: Place = (0x1000, 1, 0x100);
-const UPPER: Place = (0x2000, 1, 0x200);
+const LOWER: Place = (0x8000, 1, 0x100);
+const UPPER: Place = (0x9000, 1, 0x200);
 
-/// The entries of two neighbours, found while a third region below them comes or goes, which
-/// moves both in the index, are of the two, in order.
-#[test]
-fn neighbours_stay_in_order() {
-    const BELOW: Place = (0, 1, 0x300);
-    explore(1, || {
+/// The entries of two neighbours, found while something is done that moves one of them or
+/// both in the index, are of the two, in order.
+fn neighbours_stay_in_order(
+    prepare: fn(&AddressSpace) -> Option<RegionId>,
+    change: fn(&AddressSpace, Option<RegionId>),
+) {
+    explore(1, move || {
         let space = Arc::new(AddressSpace::new());
-        map(&space, LOWER);
-        map(&space, UPPER);
+        let region = prepare(&space);
         let writer = {
             let space = Arc::clone(&space);
-            spawn(move || space.remove(map(&space, BELOW)))
+            spawn(move || change(&space, region))
         };
         let mut entries = [SgEntry::ZERO; 2];
-        if let Some(found) = across(&space, &mut entries) {
+        let during = across(&space, &mut entries).map(|found| (found, entries));
+        writer.join().unwrap();
+        let after = across(&space, &mut entries).map(|found| (found, entries));
+        assert!(after.is_some());
+        for (found, [lower, upper]) in during.into_iter().chain(after) {
             assert_eq!(found, Ok(Translation::Filled(2)));
-            let [lower, upper] = entries;
             assert_eq!((lower.offset(), upper.offset(), lower.length(), upper.length()), (PAGE - 8, 0, 8, 8));
             assert_eq!(check(&space, &lower, LOWER.0 + PAGE - 8, &[LOWER]), Some(LOWER));
             assert_eq!(check(&space, &upper, UPPER.0, &[UPPER]), Some(UPPER));
         }
-        writer.join().unwrap();
     });
+}
+
+/// A third region below them, which moves both.
+#[test]
+fn neighbours_stay_in_order_while_a_region_comes_and_goes() {
+    const BELOW: Place = (0, 1, 0x300);
+    let prepare = |space: &AddressSpace| {
+        map(space, LOWER);
+        map(space, UPPER);
+        None
+    };
+    neighbours_stay_in_order(prepare, |space, _| space.remove(map(space, BELOW)));
+}
+
+/// Maps both, each the only one of its leaf but for others that are given back: those below and
+/// one above.
+fn in_two_leaves(space: &AddressSpace) -> ([RegionId; 3], RegionId) {
+    let below = [(0, 1, 0x300), (0x2000, 1, 0x400), (0x4000, 1, 0x500)].map(|place| map(space, place));
+    map(space, LOWER);
+    map(space, UPPER);
+    (below, map(space, (0xb000, 1, 0x600)))
+}
+
+fn remove(space: &AddressSpace, region: Option<RegionId>) {
+    space.remove(region.unwrap());
+}
+
+/// The upper one's leaf is made one with the lower one's.
+#[test]
+fn neighbours_stay_in_order_while_the_leaf_above_goes() {
+    let prepare = |space: &AddressSpace| {
+        let (below, above) = in_two_leaves(space);
+        let [last, others @ ..] = below;
+        others.into_iter().chain([above]).for_each(|region| space.remove(region));
+        Some(last)
+    };
+    neighbours_stay_in_order(prepare, remove);
+}
+
+/// The same, found from the other side: it is the leaf that something goes of which goes.
+#[test]
+fn neighbours_stay_in_order_while_the_leaf_goes() {
+    let prepare = |space: &AddressSpace| {
+        let (below, above) = in_two_leaves(space);
+        below.into_iter().for_each(|region| space.remove(region));
+        Some(above)
+    };
+    neighbours_stay_in_order(prepare, remove);
 }
 
 /// Two threads that share a hint find each its own region.
