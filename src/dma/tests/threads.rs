@@ -73,6 +73,106 @@ fn no_page_is_lost_at_coarse_reports() {
     no_mark_is_lost(64 * 64, 3, 3, 300);
 }
 
+/// What a client has that copies the pages which reports of parts tell of, while threads write
+/// to a few places, again and again: each time that they pause, all that was written.
+fn what_is_copied_is_what_was_written(logged_shift: u32, rounds: u32) {
+    const UNITS: u64 = 32_768 * 3 + 1000;
+    const MARKERS: u64 = 3;
+    let (unit, space) = (page(), AddressSpace::new());
+    space.map(request(0, UNITS * unit, Access::FileIo, Some(&memory(unit)))).unwrap();
+    space.logging_start(unit << logged_shift, &[]).unwrap();
+    let written: Vec<AtomicU32> = (0..UNITS).map(|_| AtomicU32::new(0)).collect();
+    let mut copied = vec![0; UNITS as usize];
+    let next = |random: &mut u64, most: u64| {
+        *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*random >> 33) % most
+    };
+    // Close to where words, groups and the region end.
+    let ends = [0, 64, 128, 32_768, 2 * 32_768, 3 * 32_768, UNITS >> logged_shift];
+    let place = |random: &mut u64| {
+        let end = ends[next(random, 7) as usize] << logged_shift;
+        (end + next(random, 12)).saturating_sub(6).min(UNITS - 1)
+    };
+    let mut missing = Vec::new();
+    let (begin, running) = (Barrier::new(MARKERS as usize + 1), AtomicU32::new(0));
+    thread::scope(|scope| {
+        for seed in 1..=MARKERS {
+            let (space, written, begin, running) = (&space, &written, &begin, &running);
+            scope.spawn(move || {
+                let mut random = seed;
+                for _ in 0..rounds {
+                    begin.wait();
+                    for _ in 0..next(&mut random, 100) {
+                        let first = place(&mut random);
+                        let most = if next(&mut random, 8) == 0 { 700 } else { 4 };
+                        let last = (first + next(&mut random, most)).min(UNITS - 1);
+                        for at in first..=last {
+                            written[at as usize].fetch_add(1, Relaxed);
+                        }
+                        let entry = entry(space, first * unit, (last - first + 1) * unit, Prot::WRITE);
+                        // As `vfu_sgl_put` does.
+                        let shift = space.page_shift();
+                        if !space.is_marked(&entry, shift) && !space.try_mark(&entry, shift) {
+                            space.mark_dirty(&entry);
+                        }
+                    }
+                    running.fetch_sub(1, SeqCst);
+                    begin.wait();
+                }
+            });
+        }
+        let mut random = 9;
+        for _ in 0..rounds {
+            running.store(MARKERS as u32, SeqCst);
+            begin.wait();
+            let mut is_last = false;
+            while !is_last {
+                is_last = running.load(SeqCst) == 0;
+                let first = place(&mut random) >> logged_shift << logged_shift;
+                let length = match next(&mut random, 4) {
+                    0 => UNITS,
+                    1 => place(&mut random).saturating_sub(first),
+                    _ => next(&mut random, 200),
+                };
+                let length = length.clamp(1, UNITS - first);
+                let (first, length) = if is_last { (0, UNITS) } else { (first, length) };
+                let shift = (next(&mut random, 4) as u32).min(length.ilog2());
+                let found = report(&space, first * unit, length * unit, unit << shift).unwrap();
+                for (number, word) in found.iter().enumerate().filter(|(_, word)| **word != 0) {
+                    for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
+                        let from = first + ((number as u64 * 64 + bit) << shift);
+                        for at in from..(from + (1 << shift)).min(UNITS) {
+                            copied[at as usize] = written[at as usize].load(Relaxed);
+                        }
+                    }
+                }
+            }
+            for end in ends.map(|end| end << logged_shift) {
+                let near = end.saturating_sub(8)..(end + 720).min(UNITS);
+                missing.extend(near.filter(|at| {
+                    let at = *at as usize;
+                    copied[at] != written[at].load(Relaxed)
+                }));
+            }
+            begin.wait();
+        }
+    });
+    // Not in the loop, where it would leave the markers waiting.
+    assert_eq!(missing, Vec::<u64>::new());
+}
+
+#[test]
+fn what_reports_of_parts_tell_of_is_all_that_was_written() {
+    what_is_copied_is_what_was_written(0, ROUNDS);
+}
+
+#[test]
+fn what_reports_of_parts_of_larger_pages_tell_of_is_all_that_was_written() {
+    what_is_copied_is_what_was_written(2, ROUNDS);
+}
+
+const ROUNDS: u32 = 300;
+
 /// Entries are used while regions come and go: an entry is what was asked for,
 /// or fails.
 #[test]
