@@ -642,3 +642,98 @@ fn any_part_of_large_regions() {
         }
     }
 }
+
+/// Thousands of regions of all sizes that come and go, one by one and all at once, while logging is switched on and off:
+/// what was written to one never shows in another, nor is it lost.
+#[test]
+fn many_regions_come_and_go() {
+    let (p, fd, space) = (page(), memory(page()), AddressSpace::new());
+    let mut random = 3_u64;
+    let mut below = |most: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % most
+    };
+    // Size and dirty pages of each region, by its number, where addresses are 2^40 apart.
+    let mut regions = std::collections::BTreeMap::<u64, (u64, std::collections::BTreeSet<u64>)>::new();
+    let mut logged = None;
+    for step in 0..STEPS {
+        match below(100) {
+            0 => {
+                while let Some(region) = space.first_within(0, u64::MAX) {
+                    space.remove(region);
+                }
+                regions.clear();
+            }
+            1 => {
+                space.logging_stop();
+                logged = None;
+                regions.values_mut().for_each(|region| region.1.clear());
+            }
+            2..8 => {
+                let size = p << below(4);
+                if logged.is_none() {
+                    space.logging_start(size, &[]).unwrap();
+                    logged = Some(size);
+                }
+            }
+            8..11 => {
+                for _ in 0..below(700) {
+                    let at = below(3000);
+                    let size = match below(5) {
+                        0 => 1 + below(9000),
+                        1 => (1 + below(40_000)) * p,
+                        2 => (1 << below(22)) * p,
+                        _ => (1 + below(300)) * p,
+                    };
+                    if let std::collections::btree_map::Entry::Vacant(vacant) = regions.entry(at) {
+                        space.map(request(at << 40, size, Access::FileIo, Some(&fd))).unwrap();
+                        vacant.insert((size, Default::default()));
+                    }
+                }
+            }
+            11..14 => {
+                let at = below(3000);
+                let gone: Vec<_> =
+                    regions.range(at..at + below(800)).map(|(at, region)| (*at, region.0)).collect();
+                for (at, size) in gone {
+                    space.remove(space.find_exact(at << 40, size).unwrap());
+                    regions.remove(&at);
+                }
+            }
+            14..60 => {
+                for _ in 0..20 {
+                    let Some((at, region)) = regions.range_mut(below(3000)..).next() else { continue };
+                    let offset = if below(3) == 0 { region.0 - 1 } else { below(region.0) };
+                    let most = 1 << (1 + below(22));
+                    let length = 1 + below((region.0 - offset).min(most));
+                    mark(&space, (at << 40) + offset, length);
+                    if let Some(logged) = logged {
+                        region.1.extend(offset / logged..=(offset + length - 1) / logged);
+                    }
+                }
+            }
+            _ => {
+                for _ in 0..5 {
+                    let Some((at, region)) = regions.range_mut(below(3000)..).next() else { continue };
+                    let size = logged.unwrap_or(p);
+                    if size > region.0 {
+                        continue;
+                    }
+                    let found = report(&space, at << 40, region.0, size);
+                    let Some(_) = logged else {
+                        assert_eq!(found, Err(Errno::EINVAL));
+                        continue;
+                    };
+                    let mut bits = vec![0_u64; region.0.div_ceil(size).div_ceil(64) as usize];
+                    std::mem::take(&mut region.1)
+                        .iter()
+                        .for_each(|page| bits[(page / 64) as usize] |= 1 << (page % 64));
+                    assert!(found.unwrap() == bits, "{step}: {at:#x}");
+                }
+            }
+        }
+        assert_eq!(space.len(), regions.len() as u64);
+    }
+}
+
+const STEPS: u64 = 4000;
