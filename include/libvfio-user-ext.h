@@ -489,7 +489,8 @@ typedef struct {
  * @callbacks: copied; NULL: none
  *
  * The callbacks may call what a region callback may, but not DMA functions that ask
- * the client by messages. A device without internal state needs none of them; one
+ * the client by messages: these fail with ENOTCONN, also in migration callbacks, until
+ * the device is this process's. A device without internal state needs none of them; one
  * that migrates needs none if its migration state is all that matters. (It is not
  * where the device has to know what the client does not repeat, such as masks that it
  * was told of.) Both processes have to have the same: save_state and load_state, or

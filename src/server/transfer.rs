@@ -146,6 +146,9 @@ impl<D: Device> Context<D> {
     fn start_transfer<'a>(&self, iova: u64, data: Data<'a>) -> Result<Transfer<'a>> {
         let length = data.len() as u64;
         Errno::ENOTCONN.unless(self.attached(), "no client is attached")?;
+        // What is read from its socket would be missing there if the device stays there.
+        let is_ours = !self.is_elsewhere.get();
+        Errno::ENOTCONN.unless(is_ours, "the client is another process's as yet")?;
         if self.is_lost() {
             return Err(Errno::ENOTCONN);
         }

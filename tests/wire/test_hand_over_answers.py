@@ -2,8 +2,9 @@
 reply that is made while it is sent."""
 import pytest
 from dma_peer import *
-from guest import put
-from hand_over import device
+from guest import Guest, put
+from guest import sgl_read as guest_read
+from hand_over import Device, Upgrade, device
 from test_long_reports import PART, report_request, runs
 
 LENGTH = 4096
@@ -51,6 +52,43 @@ def test_an_answer_that_lies_in_the_socket_is_dropped_by_the_new_process(caps):
             new.run()
             reply = client.recv()
             assert reply.flags == F_REPLY | F_ERROR and reply.error == errno.EINVAL
+
+
+class Asks(Device):
+    """It wants to know something of the client before it is its device."""
+
+    def _load(self, *args):
+        try:
+            guest_read(self, self.sgl(0, 8)[1], 8)
+        except Failed as e:
+            self.events.append(("refused", e.errno))
+        return super()._load(*args)
+
+
+@pytest.mark.parametrize("caps", [None, {"twin_socket": {"supported": True}}], ids=["one socket", "twin socket"])
+@pytest.mark.parametrize("stays", [True, False])
+def test_the_client_is_asked_nothing_before_the_device_is_the_new_ones(caps, stays):
+    """What it says meanwhile would be received by a process that may not go on."""
+    with device(dma=True) as old, old.connect(caps=caps) as client:
+        client.map(0, PAGE)
+        msg_id = client.send(GET_INFO, struct.pack("<IIII", 16, 0, 0, 0))
+
+        def spoil(new):
+            new.load_errno = errno.EILSEQ if stays else 0
+        with Guest(client, bytearray(PAGE), sock=client.twin) as guest:
+            upgrade = Upgrade(old, make=Asks, dma=True, before=spoil)
+        assert ("refused", errno.ENOTCONN) in upgrade.new.events and guest.messages == []
+        if stays:
+            upgrade.failed(errno.EILSEQ)
+        else:
+            assert upgrade.answers == [1]
+            client.ctx = upgrade.new
+        client.ctx.executes(1)
+        assert client.recv().msg_id == msg_id
+        with Guest(client, bytearray(b"12345678"), sock=client.twin):
+            assert guest_read(client.ctx, client.ctx.sgl(0, 8)[1], 8) == b"12345678"
+        if not stays:
+            upgrade.new.destroy()
 
 
 def test_a_report_of_dirty_pages_is_made_to_its_end_by_the_new_process():
