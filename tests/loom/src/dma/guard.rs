@@ -45,6 +45,7 @@ pub(super) struct Range {
     pub(super) base: usize,
     pub(super) length: usize,
     pub(super) vaddr: usize,
+    pub(super) of_file: u64,
     pub(super) page_size: u64,
     pub(super) prot: Prot,
 }
