@@ -29,8 +29,6 @@ pub(super) struct Facts {
     pub(super) page_size: u64,
     /// In bytes, when it was asked.
     size: u64,
-    /// It gets no smaller, by a seal that it had when it was asked for.
-    keeps_size: bool,
     /// Which device it is, if it is one.
     device: (u32, u32),
 }
@@ -57,20 +55,9 @@ impl Facts {
             kind: SFlag::from_bits_truncate(u32::from(answer.stx_mode) & SFlag::S_IFMT.bits()),
             page_size: page_size(answer.stx_blksize.into()),
             size: answer.stx_size,
-            keeps_size: false,
             device: (answer.stx_rdev_major, answer.stx_rdev_minor),
         };
         Ok(((device, answer.stx_ino), facts))
-    }
-
-    /// The same, with what is known of the seals, which are for ever.
-    pub(super) fn with_seals(self, fd: impl AsFd) -> Facts {
-        Facts { keeps_size: self.kind == SFlag::S_IFREG && may_not_shrink(fd), ..self }
-    }
-
-    /// The same, with the seals that are known to be there.
-    pub(super) fn with_seals_of(self, before: &Facts) -> Facts {
-        Facts { keeps_size: before.keeps_size, ..self }
     }
 
     /// Whether pread(2) and pwrite(2) do what they are called for here, at once.
@@ -82,11 +69,6 @@ impl Facts {
     /// Whether the file had an end, and it was before this offset.
     pub(super) fn ends_before(&self, offset: u64) -> bool {
         self.kind == SFlag::S_IFREG && self.size < offset
-    }
-
-    /// Whether it may end before this offset by now.
-    pub(super) fn may_end_before(&self, offset: u64) -> bool {
-        self.kind == SFlag::S_IFREG && !(self.keeps_size && self.size >= offset)
     }
 
     /// The first offset, a multiple of `unit`, at or behind the file's end.
@@ -106,14 +88,13 @@ impl Facts {
 /// may let their pages come and go.
 pub(super) fn is_lasting(fd: impl AsFd, facts: &Facts) -> bool {
     match facts.kind {
-        SFlag::S_IFREG => may_not_shrink(&fd) || is_hugetlbfs(fd),
+        SFlag::S_IFREG => {
+            let seals = fcntl(&fd, FcntlArg::F_GET_SEALS).unwrap_or(0);
+            seals & libc::F_SEAL_SHRINK != 0 || is_hugetlbfs(fd)
+        }
         SFlag::S_IFCHR => is_of_subsystem(facts.device, "dax"),
         _ => false,
     }
-}
-
-fn may_not_shrink(fd: impl AsFd) -> bool {
-    fcntl(fd, FcntlArg::F_GET_SEALS).unwrap_or(0) & libc::F_SEAL_SHRINK != 0
 }
 
 /// What sysfs, which is the kernel's own, says of a character device.

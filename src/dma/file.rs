@@ -78,7 +78,6 @@ impl SharedFile {
 
     fn acquire_any(fd: OwnedFd, recent: &mut Recent) -> Result<(SharedFile, Facts)> {
         let (key, facts) = Facts::of(&fd)?;
-        let facts = facts.with_seals(&fd);
         let mut files = FILES.lock();
         let at = files.binary_search_by_key(&key, |inode| inode.key);
         let at = match at {
@@ -127,7 +126,7 @@ impl SharedFile {
         if let Ok(at) = files.binary_search_by_key(&key, |inode| inode.key)
             && let Some(inode) = files.get_mut(at)
         {
-            inode.facts = facts.with_seals_of(&inode.facts);
+            inode.facts = facts;
         }
         Ok(facts)
     }

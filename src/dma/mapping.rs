@@ -141,10 +141,10 @@ pub(super) fn map_file(
 /// Where the first whole page beyond the end of a regular file starts, if that
 /// is before `end`. To be called after mmap(2): hugetlbfs grows the file then.
 ///
-/// It is asked each time, unless a seal keeps the file from shrinking, as that of a
-/// VMM mostly does: what is known of the size is as old as the file's first region.
+/// A size that was large enough is believed: a file that shrinks while regions
+/// of it are mapped takes their memory away, too.
 fn end_of_file(file: &SharedFile, before: &Facts, end: u64) -> Result<Option<u64>> {
-    if !before.may_end_before(end) {
+    if !before.ends_before(end) {
         return Ok(None);
     }
     let now = file.look_again()?;

@@ -1,7 +1,6 @@
 """DMA_MAP: regions of the client's memory come into force."""
 import ctypes as c
 import errno
-import fcntl
 import os
 import resource
 import socket
@@ -681,36 +680,6 @@ def test_a_region_longer_than_its_file(device, file_size, offset, size):
     assert os.pread(f, shared, offset) == b"\xa5" * shared if shared else True
     client.unmap(ADDRESS, size)
     assert file_mappings("short-test") == []
-    os.close(f)
-
-
-@pytest.mark.parametrize("sealed", [False, True])
-def test_a_region_longer_than_its_file_has_become_since_another_was_mapped(device, sealed):
-    """What a file was, when its first region came, is not what it is. A seal keeps it from shrinking only."""
-    ctx, client = device
-    f = os.memfd_create("short-test", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(f, PAGE if sealed else 8 * PAGE)
-    if sealed:
-        fcntl.fcntl(f, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    client.map(ADDRESS, PAGE, f)
-    os.ftruncate(f, 2 * PAGE)
-    os.pwrite(f, b"here" * (PAGE // 2), 0)
-    del ctx.lines[:]
-    for address in (1 << 30, 1 << 31):
-        client.map(address, 8 * PAGE, f)
-        assert len([line for line in ctx.lines if line[0] == 4]) == 1  # or the next lines would end the process
-        del ctx.lines[:]
-        n, sg = ctx.sgl(address, 8 * PAGE)
-        base = ctx.sgl_get(sg)[0].base
-        assert peek(base, 8 * PAGE) == b"here" * (PAGE // 2) + bytes(6 * PAGE)
-        poke(base + 7 * PAGE, b"\x5a" * PAGE)
-    assert os.fstat(f).st_size == 2 * PAGE
-    os.ftruncate(f, 8 * PAGE)
-    client.map(1 << 32, 8 * PAGE, f)
-    assert [line for line in ctx.lines if line[0] <= 4] == []
-    n, sg = ctx.sgl(1 << 32, 8 * PAGE)
-    poke(ctx.sgl_get(sg)[0].base + 7 * PAGE, b"shared")
-    assert os.pread(f, 6, 7 * PAGE) == b"shared"
     os.close(f)
 
 

@@ -151,25 +151,6 @@ fn pages_beyond_the_file_are_harmless() {
     assert_eq!(space.map(empty).unwrap().beyond_file, Some(page()));
 }
 
-/// While a region of the file is mapped that it still has: what is known of the file is older.
-#[test]
-fn pages_beyond_a_file_that_was_cut_short_are_harmless() {
-    let space = AddressSpace::new();
-    let fd = memory(4 * page());
-    space.map(request(0, page(), Access::Mmap, Some(&fd))).unwrap();
-    nix::unistd::ftruncate(&fd, page() as i64).unwrap();
-    for at in [1 << 40, 1 << 41] {
-        let mapped = space.map(request(at, 4 * page(), Access::Mmap, Some(&fd))).unwrap();
-        assert_eq!(mapped.beyond_file, Some(3 * page()));
-        let iov = space.get(&entry(&space, at, 4 * page(), Prot::WRITE)).unwrap();
-        // SAFETY: the region is mapped and nobody else uses it.
-        unsafe { slice::from_raw_parts_mut(iov.iov_base.cast::<u8>(), iov.iov_len) }.fill(1);
-    }
-    nix::unistd::ftruncate(&fd, 4 * page() as i64).unwrap();
-    let mapped = space.map(request(1 << 42, 4 * page(), Access::Mmap, Some(&fd))).unwrap();
-    assert_eq!(mapped.beyond_file, None);
-}
-
 #[test]
 fn a_hundred_thousand_regions() {
     const COUNT: u64 = 100_000;
