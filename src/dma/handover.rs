@@ -65,16 +65,20 @@ impl AddressSpace {
     pub fn visit_lost(&self, mut visit: impl FnMut(u64, u64) -> Result<()>) -> Result<()> {
         let _state = self.state.lock();
         let mut outcome = Ok(());
+        // Mostly the next region is of the same file, and the client waits: it is asked once.
+        let mut asked = None;
         self.for_each_region(|region, slot| {
+            if outcome.is_err() {
+                return;
+            }
             let lost = match slot.is_lost(region.tag) {
                 true => Some(self.first_lost(&region)),
                 false => {
-                    self.slots.with_backing(region.handle, |backing| cut_off(backing, &region)).flatten()
+                    let cut_off = |backing: &mut Backing| cut_off(backing, &region, &mut asked);
+                    self.slots.with_backing(region.handle, cut_off).flatten()
                 }
             };
-            if let Some(offset) = lost
-                && outcome.is_ok()
-            {
+            if let Some(offset) = lost {
                 outcome = visit(region.start, offset);
             }
         });
@@ -217,11 +221,17 @@ impl AddressSpace {
 }
 
 /// Where the file of a guarded region ends by now, in bytes from the region's start, if
-/// it did not when it was mapped.
-fn cut_off(backing: &mut Backing, region: &Snapshot) -> Option<u64> {
+/// it did not when it was mapped. `asked`: the file that was asked last, by the descriptor
+/// that is kept of it, and what came of that.
+fn cut_off(backing: &mut Backing, region: &Snapshot, asked: &mut Option<(RawFd, Facts)>) -> Option<u64> {
     let (watched, file) = (backing.watched.as_ref()?, backing.file.as_ref()?);
     let mapped = watched.of_file().min(region.size);
-    let now = file.look_again().ok()?;
+    let fd = file.as_fd().as_raw_fd();
+    let now = match *asked {
+        Some((known, facts)) if known == fd => facts,
+        _ => file.look_again().ok()?,
+    };
+    *asked = Some((fd, now));
     if !now.ends_before(backing.offset.checked_add(mapped)?) {
         return None;
     }

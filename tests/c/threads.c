@@ -211,6 +211,29 @@ recvmsg(int fd, struct msghdr *message, int flags)
     return got;
 }
 
+/* Set: the thread is not cancelled in a send that has moved something, as with a newer glibc. */
+static _Thread_local bool unhurried;
+
+/* The library's, too. */
+ssize_t
+send(int fd, const void *bytes, size_t length, int flags)
+{
+    static ssize_t (*real)(int, const void *, size_t, int);
+    ssize_t got;
+    int state;
+
+    if (real == NULL) {
+        real = (ssize_t (*)(int, const void *, size_t, int))dlsym(RTLD_NEXT, "send");
+    }
+    if (!unhurried) {
+        return real(fd, bytes, length, flags);
+    }
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+    got = real(fd, bytes, length, flags);
+    pthread_setcancelstate(state, NULL);
+    return got;
+}
+
 static int
 open_descriptors(void)
 {
@@ -296,9 +319,9 @@ enum wait { FOR_A_CLIENT, FOR_ITS_VERSION, FOR_A_REQUEST, FOR_ROOM, WAITS };
 /*
  * After a thread was cancelled in the middle of a reply: a glibc that lets what has moved something come
  * back first (2.41 and later) leaves it known how far that got, and the client gets the rest; otherwise
- * nobody knows, and the connection is lost.
+ * nobody knows, and the connection is lost. Returns whether it is the former.
  */
-static void
+static bool
 the_rest_arrives_or_the_connection_ends(struct waiter *waiter, int client)
 {
     const size_t head = sizeof(struct vfio_user_header) + sizeof(struct vfio_user_region_access), whole = head + BAR_SIZE;
@@ -325,6 +348,7 @@ the_rest_arrives_or_the_connection_ends(struct waiter *waiter, int client)
     for (size_t i = head; i < count; i++) {
         CHECK_EQ(bytes[i], pattern(i - head));
     }
+    return count == whole;
 }
 
 /* Cancels a thread that waits; the context can be destroyed then. */
@@ -372,6 +396,36 @@ a_waiting_thread_can_be_cancelled(void)
         cancel(wait, false);
         cancel(wait, true);
     }
+}
+
+static void *
+run_unhurried(void *argument)
+{
+    unhurried = true;
+    return run_in_thread(argument);
+}
+
+/* A send that has moved something comes back before the thread is cancelled, interrupted: it ends in that call. */
+static void
+a_thread_cancelled_where_its_send_comes_back_ends_in_the_call(void)
+{
+    struct sigaction action = { .sa_handler = on_signal }; /* no SA_RESTART */
+    struct waiter waiter = { .ctx = create(0) };
+    pthread_t thread;
+    void *result;
+    int client;
+
+    CHECK_EQ(sigaction(SIGUSR1, &action, NULL), 0);
+    attach_client(&waiter, &client);
+    client_send_region_read(client, 1, VFU_PCI_DEV_BAR0_REGION_IDX, 0, BAR_SIZE);
+    thread = start(&waiter, run_unhurried);
+    CHECK_EQ(pthread_cancel(thread), 0);
+    CHECK_EQ(pthread_kill(thread, SIGUSR1), 0);
+    CHECK_EQ(pthread_join(thread, &result), 0);
+    CHECK(result == PTHREAD_CANCELED);
+    CHECK(the_rest_arrives_or_the_connection_ends(&waiter, client));
+    vfu_destroy_ctx(waiter.ctx);
+    close(client);
 }
 
 static int enter[2], leave[2];
@@ -764,6 +818,7 @@ main(void)
     make_socket_folder();
     RUN(signals_end_waiting);
     RUN(a_waiting_thread_can_be_cancelled);
+    RUN(a_thread_cancelled_where_its_send_comes_back_ends_in_the_call);
     RUN(a_thread_cancelled_with_a_message_loses_the_client);
     RUN(a_callback_is_never_cut_short);
     RUN(a_call_that_does_not_wait_returns_in_a_cancelled_thread);

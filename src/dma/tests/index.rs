@@ -4,16 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::index::Index;
 use super::super::sizes::LEAF_CAPACITY;
-
-/// Numbers that look random.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % most
-    }
-}
+use super::Random;
 
 struct Both {
     index: Index<u64>,

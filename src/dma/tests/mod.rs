@@ -6,7 +6,9 @@ mod index;
 mod logging;
 mod map;
 mod model;
+mod parts;
 mod random;
+mod reports;
 mod sgl;
 mod threads;
 
@@ -18,6 +20,30 @@ use nix::unistd::ftruncate;
 
 use super::*;
 use crate::wire::{Errno, Result, bitmap_size};
+
+/// Numbers that look random, and are the same each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % most
+    }
+}
+
+/// One to three regions of up to so many pages and a bit, from address 0 on, one behind the other: start and size
+/// of each, and where they end.
+fn some_regions(random: &mut Random, pages: u64) -> (AddressSpace, Vec<(u64, u64)>, u64) {
+    let (space, file, mut end) = (AddressSpace::new(), memory(page()), 0);
+    let mut regions = Vec::new();
+    for _ in 0..=random.below(3) {
+        let size = (1 + random.below(pages)) * page() + random.below(2) * 512;
+        space.map(request(end, size, Access::FileIo, Some(&file))).unwrap();
+        regions.push((end, size));
+        end += size;
+    }
+    (space, regions, end)
+}
 
 /// The host's page size.
 fn page() -> u64 {

@@ -83,15 +83,11 @@ fn what_is_copied_is_what_was_written(logged_shift: u32, rounds: u32) {
     space.logging_start(unit << logged_shift, &[]).unwrap();
     let written: Vec<AtomicU32> = (0..UNITS).map(|_| AtomicU32::new(0)).collect();
     let mut copied = vec![0; UNITS as usize];
-    let next = |random: &mut u64, most: u64| {
-        *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (*random >> 33) % most
-    };
     // Close to where words, groups and the region end.
     let ends = [0, 64, 128, 32_768, 2 * 32_768, 3 * 32_768, UNITS >> logged_shift];
-    let place = |random: &mut u64| {
-        let end = ends[next(random, 7) as usize] << logged_shift;
-        (end + next(random, 12)).saturating_sub(6).min(UNITS - 1)
+    let place = |random: &mut Random| {
+        let end = ends[random.below(7) as usize] << logged_shift;
+        (end + random.below(12)).saturating_sub(6).min(UNITS - 1)
     };
     let mut missing = Vec::new();
     let (begin, running) = (Barrier::new(MARKERS as usize + 1), AtomicU32::new(0));
@@ -99,13 +95,13 @@ fn what_is_copied_is_what_was_written(logged_shift: u32, rounds: u32) {
         for seed in 1..=MARKERS {
             let (space, written, begin, running) = (&space, &written, &begin, &running);
             scope.spawn(move || {
-                let mut random = seed;
+                let mut random = Random(seed);
                 for _ in 0..rounds {
                     begin.wait();
-                    for _ in 0..next(&mut random, 100) {
+                    for _ in 0..random.below(100) {
                         let first = place(&mut random);
-                        let most = if next(&mut random, 8) == 0 { 700 } else { 4 };
-                        let last = (first + next(&mut random, most)).min(UNITS - 1);
+                        let most = if random.below(8) == 0 { 700 } else { 4 };
+                        let last = (first + random.below(most)).min(UNITS - 1);
                         for at in first..=last {
                             written[at as usize].fetch_add(1, Relaxed);
                         }
@@ -121,7 +117,7 @@ fn what_is_copied_is_what_was_written(logged_shift: u32, rounds: u32) {
                 }
             });
         }
-        let mut random = 9;
+        let mut random = Random(9);
         for _ in 0..rounds {
             running.store(MARKERS as u32, SeqCst);
             begin.wait();
@@ -129,14 +125,14 @@ fn what_is_copied_is_what_was_written(logged_shift: u32, rounds: u32) {
             while !is_last {
                 is_last = running.load(SeqCst) == 0;
                 let first = place(&mut random) >> logged_shift << logged_shift;
-                let length = match next(&mut random, 4) {
+                let length = match random.below(4) {
                     0 => UNITS,
                     1 => place(&mut random).saturating_sub(first),
-                    _ => next(&mut random, 200),
+                    _ => random.below(200),
                 };
                 let length = length.clamp(1, UNITS - first);
                 let (first, length) = if is_last { (0, UNITS) } else { (first, length) };
-                let shift = (next(&mut random, 4) as u32).min(length.ilog2());
+                let shift = (random.below(4) as u32).min(length.ilog2());
                 let found = report(&space, first * unit, length * unit, unit << shift).unwrap();
                 for (number, word) in found.iter().enumerate().filter(|(_, word)| **word != 0) {
                     for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
